@@ -1,0 +1,17 @@
+//! Data and rules of an application-consistent snapshot.
+//!
+//! What to freeze, once per superblock and in which order; what a blob request is and what an
+//! answer to it means; the ledger that the run and its watchdog share; and the verdict. Nothing in
+//! this crate does input or output, reads a clock, or is unsafe.
+
+#![forbid(unsafe_code)]
+
+pub mod blob;
+pub mod deadlines;
+pub mod devices;
+pub mod ledger;
+pub mod mountinfo;
+pub mod pattern;
+pub mod plan;
+pub mod report;
+pub mod text;

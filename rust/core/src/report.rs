@@ -1,0 +1,194 @@
+//! The report of a run: plain data with the JSON form that `--json` and `--report` print.
+//!
+//! Instants are text in UTC with `Z`; lengths of time are milliseconds. Nothing here holds a
+//! secret: blob URIs are without their query.
+
+use serde::Serialize;
+
+/// The version of the JSON document; it grows when a key changes its meaning or goes away.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// How much can be said of the snapshots as a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Consistency {
+    /// Applications were quiesced and every filesystem was frozen over all snapshots.
+    Application,
+    /// Every planned filesystem was frozen over all snapshots.
+    Filesystem,
+    /// All snapshots exist, as after a power failure: not everything was known to be frozen.
+    Crash,
+    /// There is no complete set of snapshots.
+    None,
+}
+
+/// What became of one filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FilesystemResult {
+    /// Frozen by us and thawed by us.
+    Thawed,
+    /// Frozen by us, thawed by our watchdog.
+    ThawedByWatchdog,
+    /// Frozen by us, thawed by somebody else while our snapshots were being taken.
+    ThawedByAnother,
+    /// Not frozen: somebody else has frozen it (FIFREEZE answered EBUSY); left alone.
+    FrozenByAnother,
+    /// Not frozen: FIFREEZE answered EOPNOTSUPP.
+    NotFreezable,
+    /// Not frozen: FIFREEZE failed.
+    FreezeFailed,
+    /// Not frozen: the run ended before its turn.
+    NotFrozen,
+    /// FIFREEZE has not returned yet; the watchdog thaws it the moment it does.
+    FreezeHung,
+    /// Frozen by us and **still frozen** when the report was made.
+    NotThawed,
+}
+
+/// Who thawed a filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ThawedBy {
+    /// The run itself.
+    Run,
+    /// The run's watchdog.
+    Watchdog,
+    /// Somebody else: another program's FITHAW.
+    Another,
+}
+
+/// One filesystem of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FilesystemOutcome {
+    /// Where it is mounted; bytes that are not UTF-8 as `\xNN`.
+    pub mount_point: String,
+    /// mountinfo's major:minor.
+    pub device: String,
+    /// The filesystem type.
+    pub filesystem_type: String,
+    /// The freeze level: 0 freezes first and thaws last.
+    pub level: u32,
+    /// What became of it.
+    pub outcome: FilesystemResult,
+    /// When FIFREEZE returned, UTC; none if it never did or failed.
+    pub frozen_at: Option<String>,
+    /// How long FIFREEZE took.
+    pub freeze_ms: Option<f64>,
+    /// When it was thawed, UTC.
+    pub thawed_at: Option<String>,
+    /// From the call of FIFREEZE (when writers begin to stall) to the return of FITHAW.
+    pub frozen_ms: Option<f64>,
+    /// Who thawed it.
+    pub thawed_by: Option<ThawedBy>,
+    /// What the system answered, when something failed.
+    pub error: Option<String>,
+}
+
+/// What became of one snapshot request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BlobResult {
+    /// The service answered 201 and named the snapshot.
+    Created,
+    /// There is no snapshot: the service refused, or the request was never sent.
+    Refused,
+    /// The request was sent, and no usable answer came in time: there may be a snapshot.
+    Unknown,
+}
+
+/// One blob of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BlobOutcome {
+    /// The blob's URI without its query (the query is the secret).
+    pub uri: String,
+    /// What became of the request.
+    pub outcome: BlobResult,
+    /// The snapshot's time as the service wrote it, all seven digits: it names the snapshot.
+    pub snapshot: Option<String>,
+    /// The URI of the snapshot, without the SAS.
+    pub snapshot_uri: Option<String>,
+    /// The HTTP status, when there was an answer.
+    pub http_status: Option<u16>,
+    /// The storage error code (`SnapshotCountExceeded`), or ours: `NotSent`, `NoAnswer`,
+    /// `ConnectionLost`, `BadAnswer`.
+    pub error_code: Option<String>,
+    /// The service's words, or ours.
+    pub message: Option<String>,
+    /// Whether another run may succeed without anything being changed.
+    pub retryable: bool,
+    /// How many times the request was sent: 0, 1 or 2.
+    pub attempts: u32,
+    /// From the moment the request was handed to its connection to the end of the answer.
+    pub answer_ms: Option<f64>,
+}
+
+/// How the window was run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Mode {
+    /// Whether expedited RCU grace periods were on for the length of the window.
+    pub rcu_expedited: bool,
+    /// Why not, when they were not.
+    pub rcu_why_not: Option<String>,
+    /// Whether filesystems of one level were frozen in parallel.
+    pub parallel: bool,
+}
+
+/// What the watchdog says.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WatchdogOutcome {
+    /// Its process id.
+    pub pid: u32,
+    /// Why it thawed, if it did: `parent-gone`, `deadline` or `told`.
+    pub fired: Option<String>,
+    /// Whether it lived to the end and said so.
+    pub released: bool,
+    /// Whether it runs in a control group of its own.
+    pub own_control_group: bool,
+    /// Its peak resident memory.
+    pub peak_memory_kib: Option<u64>,
+}
+
+/// One moment of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TimelineEvent {
+    /// From the start of the window; negative before it.
+    pub at_ms: f64,
+    /// What happened, in the field's terms.
+    pub event: String,
+    /// The mount point or blob it happened to.
+    pub subject: Option<String>,
+}
+
+/// What a run did, and what its snapshots are worth.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// Names the run in `/run/vmsnapshot/`.
+    pub run_id: String,
+    /// When the window began, UTC.
+    pub started_at: String,
+    /// Whether the set of snapshots is complete and consistent.
+    pub consistent: bool,
+    /// What the set of snapshots is worth.
+    pub consistency: Consistency,
+    /// Why not more, in one sentence; none when it is all that was asked for.
+    pub why: Option<String>,
+    /// Whether nothing that we froze is frozen any more.
+    pub all_thawed: bool,
+    /// From the first FIFREEZE called to the last FITHAW returned; none if nothing was frozen.
+    pub window_ms: Option<f64>,
+    /// The hard limit on the window.
+    pub thaw_timeout_ms: f64,
+    /// How the window was run.
+    pub mode: Mode,
+    /// The filesystems, in freeze order.
+    pub filesystems: Vec<FilesystemOutcome>,
+    /// The blobs, in the order they were given.
+    pub blobs: Vec<BlobOutcome>,
+    /// The watchdog's word.
+    pub watchdog: WatchdogOutcome,
+    /// What happened when.
+    pub timeline: Vec<TimelineEvent>,
+}
