@@ -1,1 +1,86 @@
-//! To come.
+//! The three deadlines of a window, computed once before the first freeze and never again.
+
+use std::time::Duration;
+
+/// An instant of `CLOCK_MONOTONIC`, in nanoseconds: the clock that two processes share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Monotonic(pub u64);
+
+impl Monotonic {
+    /// The instant `budget` later; the end of time if that cannot be represented.
+    #[must_use]
+    pub fn plus(self, budget: Duration) -> Monotonic {
+        Monotonic(self.0.saturating_add(nanoseconds(budget)))
+    }
+
+    /// How long it is from `earlier` to here; zero if `earlier` is later.
+    #[must_use]
+    pub fn since(self, earlier: Monotonic) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// The shortest thaw timeout that is accepted: below it the kernel's own scheduling decides.
+pub const THAW_TIMEOUT_MIN: Duration = Duration::from_millis(10);
+/// The longest thaw timeout that is accepted.
+pub const THAW_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+
+/// When the run stops waiting for answers, when it must have thawed, and when the watchdog does.
+///
+/// Invariant: `start < call_by < thaw_by < guard_by`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// The moment before the first FIFREEZE.
+    pub start: Monotonic,
+    /// The run stops waiting, for FIFREEZE and for answers, and starts to thaw.
+    pub call_by: Monotonic,
+    /// The run stops waiting for its own FITHAW calls and leaves the rest to the watchdog.
+    pub thaw_by: Monotonic,
+    /// The watchdog thaws, whatever the run does: `start` plus the thaw timeout.
+    pub guard_by: Monotonic,
+}
+
+impl Deadlines {
+    /// Splits `thaw_timeout`, which lies between [`THAW_TIMEOUT_MIN`] and [`THAW_TIMEOUT_MAX`].
+    ///
+    /// A fifth of it, at most 2 s, is kept for our own FITHAW (2 s were measured on a device with
+    /// 2 s a write: FITHAW writes the superblock), and a tenth, at most 500 ms, for the hand-over.
+    #[must_use]
+    pub fn new(start: Monotonic, thaw_timeout: Duration) -> Deadlines {
+        let guard_by = start.plus(thaw_timeout);
+        let hand_over = (thaw_timeout / 10).min(Duration::from_millis(500));
+        let thaw_room = (thaw_timeout / 5).min(Duration::from_secs(2));
+        let thaw_by = start.plus(thaw_timeout.saturating_sub(hand_over));
+        let call_by = start.plus(thaw_timeout.saturating_sub(hand_over + thaw_room));
+        Deadlines {
+            start,
+            call_by,
+            thaw_by,
+            guard_by,
+        }
+    }
+}
+
+/// `budget` in nanoseconds; the largest number if it does not fit (584 years).
+#[must_use]
+pub fn nanoseconds(budget: Duration) -> u64 {
+    u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn deadlines_keep_their_order(start in 0..u64::MAX / 4, timeout_ms in 10_u64..3_600_000) {
+            let timeout = Duration::from_millis(timeout_ms);
+            let deadlines = Deadlines::new(Monotonic(start), timeout);
+            prop_assert!(deadlines.start < deadlines.call_by);
+            prop_assert!(deadlines.call_by < deadlines.thaw_by);
+            prop_assert!(deadlines.thaw_by < deadlines.guard_by);
+            prop_assert_eq!(deadlines.guard_by.since(deadlines.start), timeout);
+        }
+    }
+}

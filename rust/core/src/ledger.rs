@@ -1,1 +1,545 @@
-//! To come.
+//! The ledger: what a run and its watchdog know of each filesystem, in memory that both map.
+//!
+//! It is a file on tmpfs (`/run/vmsnapshot/<run>.ledger`), so that announcing a freeze is one store
+//! into memory (no system call, no wake-up, inside the window), and so that what was frozen can
+//! still be read when both processes are gone. Every field is an atomic: any bytes are a valid
+//! ledger, and nothing a damaged file holds can be more than wrong.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
+
+use crate::deadlines::Monotonic;
+
+/// The first eight bytes of a ledger; the last one is the version of the layout.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"vmsnapL1");
+/// The most filesystems of one run: each costs the watchdog a page, a descriptor and a thread.
+pub const FILESYSTEMS_MAX: usize = 1024;
+/// The bytes of a mount point that the ledger keeps; recovery goes by device number, not by path.
+pub const MOUNT_POINT_MAX: usize = 4096 - 64;
+/// The bytes of a run's name.
+pub const RUN_ID_MAX: usize = 64;
+
+/// Where a filesystem is between planned and thawed.
+///
+/// ```text
+///            announce            frozen              thaw
+///  Planned ───────────> Announced ─────────> Frozen ─────────> ThawedByRun / ThawedByWatchdog /
+///     │                     │                   │              ThawedByOperator
+///     │ revoke              │ refuse            │ find_thawed
+///     v                     v                   v
+///  Revoked               Refused           ThawedByAnother
+/// ```
+///
+/// A thaw may also follow `Announced` directly: FIFREEZE freezes before its caller can say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FreezeState {
+    /// Nothing was done to it.
+    Planned = 0,
+    /// FIFREEZE is being called, or was and its caller never came back: it may be frozen by us.
+    Announced = 1,
+    /// FIFREEZE succeeded: it is frozen by us.
+    Frozen = 2,
+    /// FIFREEZE failed: it is not frozen by us, and must not be thawed by us.
+    Refused = 3,
+    /// It may not be frozen any more: the run or the watchdog has ended the window.
+    Revoked = 4,
+    /// The run's FITHAW thawed it.
+    ThawedByRun = 5,
+    /// The watchdog's FITHAW thawed it.
+    ThawedByWatchdog = 6,
+    /// It was frozen by us, and FITHAW found it thawed.
+    ThawedByAnother = 7,
+    /// `vmsnapshot thaw` thawed it, both processes being gone.
+    ThawedByOperator = 8,
+}
+
+impl FreezeState {
+    /// Whether our freeze may hold it: the only states in which we may call FITHAW.
+    #[must_use]
+    pub fn may_be_frozen(self) -> bool {
+        matches!(self, FreezeState::Announced | FreezeState::Frozen)
+    }
+
+    /// Its stable name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            FreezeState::Planned => "planned",
+            FreezeState::Announced => "announced",
+            FreezeState::Frozen => "frozen",
+            FreezeState::Refused => "refused",
+            FreezeState::Revoked => "revoked",
+            FreezeState::ThawedByRun => "thawed-by-run",
+            FreezeState::ThawedByWatchdog => "thawed-by-watchdog",
+            FreezeState::ThawedByAnother => "thawed-by-another",
+            FreezeState::ThawedByOperator => "thawed-by-operator",
+        }
+    }
+
+    fn from_raw(raw: u32) -> FreezeState {
+        match raw {
+            1 => FreezeState::Announced,
+            2 => FreezeState::Frozen,
+            3 => FreezeState::Refused,
+            4 => FreezeState::Revoked,
+            5 => FreezeState::ThawedByRun,
+            6 => FreezeState::ThawedByWatchdog,
+            7 => FreezeState::ThawedByAnother,
+            8 => FreezeState::ThawedByOperator,
+            // Also what a damaged ledger says: "do not thaw" is the safe reading of nonsense.
+            _ => FreezeState::Planned,
+        }
+    }
+}
+
+/// Who calls FITHAW.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thawer {
+    /// The run.
+    Run,
+    /// Its watchdog.
+    Watchdog,
+    /// `vmsnapshot thaw`.
+    Operator,
+}
+
+/// Why the watchdog thawed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FireReason {
+    /// The run's process is gone.
+    ParentGone = 1,
+    /// `guard_by` has passed.
+    Deadline = 2,
+    /// The run ended and left something that was not known to be thawed.
+    Told = 3,
+}
+
+impl FireReason {
+    /// Its stable name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            FireReason::ParentGone => "parent-gone",
+            FireReason::Deadline => "deadline",
+            FireReason::Told => "told",
+        }
+    }
+}
+
+/// One filesystem: a page of its own, so that a ledger is a header and an array.
+#[repr(C, align(4096))]
+pub struct Entry {
+    state: AtomicU32,
+    errno: AtomicU32,
+    major: AtomicU32,
+    minor: AtomicU32,
+    announced_ns: AtomicU64,
+    freeze_returned_ns: AtomicU64,
+    thaw_called_ns: AtomicU64,
+    thawed_ns: AtomicU64,
+    mount_point_length: AtomicU32,
+    reserved: [AtomicU32; 3],
+    mount_point: [AtomicU8; MOUNT_POINT_MAX],
+}
+
+impl Entry {
+    /// Names the filesystem, before the ledger is shared.
+    pub fn name(&self, major: u32, minor: u32, mount_point: &[u8]) {
+        self.major.store(major, Ordering::Relaxed);
+        self.minor.store(minor, Ordering::Relaxed);
+        store_bytes(&self.mount_point, &self.mount_point_length, mount_point);
+    }
+
+    /// mountinfo's major:minor.
+    #[must_use]
+    pub fn device(&self) -> crate::plan::DeviceNumber {
+        crate::plan::DeviceNumber {
+            major: self.major.load(Ordering::Relaxed),
+            minor: self.minor.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The mount point, cut at [`MOUNT_POINT_MAX`] bytes.
+    #[must_use]
+    pub fn mount_point(&self) -> Vec<u8> {
+        load_bytes(&self.mount_point, &self.mount_point_length)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn state(&self) -> FreezeState {
+        FreezeState::from_raw(self.state.load(Ordering::SeqCst))
+    }
+
+    /// The error number of the last failed FIFREEZE or FITHAW; 0 if none failed.
+    #[must_use]
+    pub fn errno(&self) -> u32 {
+        self.errno.load(Ordering::Relaxed)
+    }
+
+    /// When FIFREEZE was called.
+    #[must_use]
+    pub fn announced_at(&self) -> Option<Monotonic> {
+        instant(&self.announced_ns)
+    }
+
+    /// When FIFREEZE returned.
+    #[must_use]
+    pub fn freeze_returned_at(&self) -> Option<Monotonic> {
+        instant(&self.freeze_returned_ns)
+    }
+
+    /// When it was thawed, or found thawed.
+    #[must_use]
+    pub fn thawed_at(&self) -> Option<Monotonic> {
+        instant(&self.thawed_ns)
+    }
+
+    /// Says that FIFREEZE is about to be called. False if it must not be: the window is over.
+    #[must_use]
+    pub fn announce(&self, now: Monotonic) -> bool {
+        self.announced_ns.store(now.0, Ordering::Relaxed);
+        self.step(FreezeState::Planned, FreezeState::Announced)
+    }
+
+    /// Says that FIFREEZE succeeded. False if the watchdog has thawed it meanwhile.
+    pub fn frozen(&self, now: Monotonic) -> bool {
+        self.freeze_returned_ns.store(now.0, Ordering::Relaxed);
+        self.step(FreezeState::Announced, FreezeState::Frozen)
+    }
+
+    /// Says that FIFREEZE failed: nobody of ours may thaw it from here on.
+    pub fn refuse(&self, now: Monotonic, errno: u32) {
+        self.errno.store(errno, Ordering::Relaxed);
+        self.freeze_returned_ns.store(now.0, Ordering::Relaxed);
+        self.step(FreezeState::Announced, FreezeState::Refused);
+    }
+
+    /// Forbids the freeze of a filesystem that was not announced yet.
+    pub fn revoke(&self) {
+        self.step(FreezeState::Planned, FreezeState::Revoked);
+    }
+
+    /// Says that FIFREEZE was announced but is known never to have frozen it: its caller is gone,
+    /// or came back by a panic, and FITHAW answered EINVAL.
+    pub fn never_frozen(&self) {
+        self.step(FreezeState::Announced, FreezeState::Revoked);
+    }
+
+    /// Says that FITHAW is about to be called.
+    pub fn thawing(&self, now: Monotonic) {
+        self.thaw_called_ns.store(now.0, Ordering::Relaxed);
+    }
+
+    /// Says that `thawer`'s FITHAW succeeded: exactly one FITHAW succeeds for a freeze, so this
+    /// also corrects a `find_thawed` that another process wrote between that call and this line.
+    pub fn thawed(&self, thawer: Thawer, now: Monotonic) {
+        self.thawed_ns.store(now.0, Ordering::Relaxed);
+        let state = match thawer {
+            Thawer::Run => FreezeState::ThawedByRun,
+            Thawer::Watchdog => FreezeState::ThawedByWatchdog,
+            Thawer::Operator => FreezeState::ThawedByOperator,
+        };
+        self.state.store(state as u32, Ordering::SeqCst);
+    }
+
+    /// Says that FITHAW found a filesystem thawed that we had frozen.
+    pub fn find_thawed(&self, now: Monotonic) {
+        if self.step(FreezeState::Frozen, FreezeState::ThawedByAnother) {
+            self.thawed_ns.store(now.0, Ordering::Relaxed);
+        }
+    }
+
+    /// Keeps the error number of a failed FITHAW.
+    pub fn thaw_failed(&self, errno: u32) {
+        self.errno.store(errno, Ordering::Relaxed);
+    }
+
+    fn step(&self, from: FreezeState, to: FreezeState) -> bool {
+        self.state
+            .compare_exchange(from as u32, to as u32, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    }
+}
+
+/// What a ledger says of the run as a whole.
+#[repr(C, align(4096))]
+pub struct Header {
+    magic: AtomicU64,
+    started_realtime_ns: AtomicU64,
+    started_monotonic_ns: AtomicU64,
+    guard_by_ns: AtomicU64,
+    parent_start_ticks: AtomicU64,
+    watchdog_start_ticks: AtomicU64,
+    parent_pid: AtomicU32,
+    watchdog_pid: AtomicU32,
+    fired: AtomicU32,
+    rcu_previous: AtomicU32,
+    rcu_expedited: AtomicU32,
+    run_id_length: AtomicU32,
+    run_id: [AtomicU8; RUN_ID_MAX],
+}
+
+/// A process, named so that a reused process id is not taken for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessName {
+    /// The process id.
+    pub pid: u32,
+    /// Field 22 of `/proc/PID/stat`: when it was started, in clock ticks since boot.
+    pub start_ticks: u64,
+}
+
+impl Header {
+    /// Names the run, before the ledger is shared.
+    pub fn name(&self, run_id: &str, parent: ProcessName) {
+        store_bytes(&self.run_id, &self.run_id_length, run_id.as_bytes());
+        self.parent_start_ticks
+            .store(parent.start_ticks, Ordering::Relaxed);
+        self.parent_pid.store(parent.pid, Ordering::Relaxed);
+        self.magic.store(MAGIC, Ordering::SeqCst);
+    }
+
+    /// Whether this is a ledger of this layout.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.magic.load(Ordering::SeqCst) == MAGIC
+    }
+
+    /// The run's name.
+    #[must_use]
+    pub fn run_id(&self) -> String {
+        crate::text::bytes_text(&load_bytes(&self.run_id, &self.run_id_length))
+    }
+
+    /// The process of the run.
+    #[must_use]
+    pub fn parent(&self) -> ProcessName {
+        ProcessName {
+            pid: self.parent_pid.load(Ordering::Relaxed),
+            start_ticks: self.parent_start_ticks.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The watchdog's process.
+    #[must_use]
+    pub fn watchdog(&self) -> ProcessName {
+        ProcessName {
+            pid: self.watchdog_pid.load(Ordering::Relaxed),
+            start_ticks: self.watchdog_start_ticks.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Says which process watches.
+    pub fn set_watchdog(&self, watchdog: ProcessName) {
+        self.watchdog_start_ticks
+            .store(watchdog.start_ticks, Ordering::Relaxed);
+        self.watchdog_pid.store(watchdog.pid, Ordering::Relaxed);
+    }
+
+    /// Starts the clock: the window begins now, and the watchdog thaws at `guard_by`.
+    pub fn start(&self, now: Monotonic, realtime_ns: u64, guard_by: Monotonic) {
+        self.started_monotonic_ns.store(now.0, Ordering::Relaxed);
+        self.started_realtime_ns.store(realtime_ns, Ordering::Relaxed);
+        self.guard_by_ns.store(guard_by.0, Ordering::SeqCst);
+    }
+
+    /// When the watchdog thaws; none before the run is armed.
+    #[must_use]
+    pub fn guard_by(&self) -> Option<Monotonic> {
+        instant(&self.guard_by_ns)
+    }
+
+    /// The wall clock of an instant of this run, in nanoseconds since the Unix epoch.
+    #[must_use]
+    pub fn realtime_ns(&self, instant: Monotonic) -> i128 {
+        i128::from(self.started_realtime_ns.load(Ordering::Relaxed)) + i128::from(instant.0)
+            - i128::from(self.started_monotonic_ns.load(Ordering::Relaxed))
+    }
+
+    /// When the window began; none if it has not.
+    #[must_use]
+    pub fn started_at(&self) -> Option<Monotonic> {
+        instant(&self.started_monotonic_ns)
+    }
+
+    /// Says that the watchdog thaws, and why; the first reason stays.
+    pub fn fire(&self, reason: FireReason) {
+        let _ = self.fired.compare_exchange(
+            0,
+            reason as u32,
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        );
+    }
+
+    /// Why the watchdog thawed, if it did.
+    #[must_use]
+    pub fn fired(&self) -> Option<FireReason> {
+        match self.fired.load(Ordering::SeqCst) {
+            1 => Some(FireReason::ParentGone),
+            2 => Some(FireReason::Deadline),
+            3 => Some(FireReason::Told),
+            _ => None,
+        }
+    }
+
+    /// Says that expedited RCU is about to be switched on, and what to put back.
+    pub fn rcu_switched_on(&self, previous: u32) {
+        self.rcu_previous.store(previous, Ordering::Relaxed);
+        self.rcu_expedited.store(1, Ordering::SeqCst);
+    }
+
+    /// Says that what was read has been put back.
+    pub fn rcu_put_back(&self) {
+        self.rcu_expedited.store(0, Ordering::SeqCst);
+    }
+
+    /// What has to be put back into `/sys/kernel/rcu_expedited`, if we owe it.
+    #[must_use]
+    pub fn rcu_owed(&self) -> Option<u32> {
+        (self.rcu_expedited.load(Ordering::SeqCst) == 1)
+            .then(|| self.rcu_previous.load(Ordering::Relaxed))
+    }
+}
+
+/// A header and one entry a filesystem, in the order of the plan.
+#[repr(C)]
+pub struct Ledger {
+    /// The run.
+    pub header: Header,
+    /// The filesystems.
+    pub entries: [Entry],
+}
+
+impl Ledger {
+    /// The size of a ledger of `count` filesystems.
+    #[must_use]
+    pub fn size_bytes(count: usize) -> usize {
+        size_of::<Header>() + count * size_of::<Entry>()
+    }
+
+    /// How many filesystems a ledger of `size_bytes` holds; none if no ledger has that size.
+    #[must_use]
+    pub fn count_in(size_bytes: usize) -> Option<usize> {
+        let entries = size_bytes.checked_sub(size_of::<Header>())?;
+        let count = entries / size_of::<Entry>();
+        (entries % size_of::<Entry>() == 0 && count <= FILESYSTEMS_MAX).then_some(count)
+    }
+
+    /// Whether some filesystem may still be frozen by this run.
+    #[must_use]
+    pub fn may_be_frozen(&self) -> bool {
+        self.entries.iter().any(|entry| entry.state().may_be_frozen())
+    }
+
+    /// Ends the window for every filesystem whose turn has not come.
+    pub fn revoke_planned(&self) {
+        for entry in &self.entries {
+            entry.revoke();
+        }
+    }
+}
+
+fn instant(nanoseconds: &AtomicU64) -> Option<Monotonic> {
+    match nanoseconds.load(Ordering::SeqCst) {
+        0 => None,
+        value => Some(Monotonic(value)),
+    }
+}
+
+fn store_bytes(field: &[AtomicU8], length: &AtomicU32, bytes: &[u8]) {
+    let mut stored = 0;
+    for (place, byte) in field.iter().zip(bytes) {
+        place.store(*byte, Ordering::Relaxed);
+        stored += 1;
+    }
+    length.store(stored, Ordering::Relaxed);
+}
+
+fn load_bytes(field: &[AtomicU8], length: &AtomicU32) -> Vec<u8> {
+    let length = usize::try_from(length.load(Ordering::Relaxed)).unwrap_or(0);
+    field
+        .iter()
+        .take(length)
+        .map(|byte| byte.load(Ordering::Relaxed))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry() -> Entry {
+        Entry {
+            state: AtomicU32::new(0),
+            errno: AtomicU32::new(0),
+            major: AtomicU32::new(0),
+            minor: AtomicU32::new(0),
+            announced_ns: AtomicU64::new(0),
+            freeze_returned_ns: AtomicU64::new(0),
+            thaw_called_ns: AtomicU64::new(0),
+            thawed_ns: AtomicU64::new(0),
+            mount_point_length: AtomicU32::new(0),
+            reserved: [const { AtomicU32::new(0) }; 3],
+            mount_point: [const { AtomicU8::new(0) }; MOUNT_POINT_MAX],
+        }
+    }
+
+    const NOW: Monotonic = Monotonic(1);
+
+    #[test]
+    fn an_entry_and_the_header_are_one_page_each() {
+        assert_eq!(size_of::<Entry>(), 4096);
+        assert_eq!(size_of::<Header>(), 4096);
+        assert_eq!(Ledger::count_in(Ledger::size_bytes(7)), Some(7));
+        assert_eq!(Ledger::count_in(Ledger::size_bytes(7) + 1), None);
+        assert_eq!(Ledger::count_in(Ledger::size_bytes(FILESYSTEMS_MAX + 1)), None);
+    }
+
+    #[test]
+    fn a_revoked_filesystem_cannot_be_announced() {
+        let entry = entry();
+        entry.revoke();
+        assert!(!entry.announce(NOW));
+        assert_eq!(entry.state(), FreezeState::Revoked);
+    }
+
+    #[test]
+    fn a_refused_filesystem_may_not_be_thawed() {
+        let entry = entry();
+        assert!(entry.announce(NOW));
+        entry.refuse(NOW, 16);
+        assert!(!entry.state().may_be_frozen());
+        assert_eq!(entry.errno(), 16);
+    }
+
+    #[test]
+    fn a_freeze_that_the_watchdog_thawed_first_is_not_called_frozen() {
+        let entry = entry();
+        assert!(entry.announce(NOW));
+        entry.thawed(Thawer::Watchdog, NOW);
+        assert!(!entry.frozen(NOW));
+        assert_eq!(entry.state(), FreezeState::ThawedByWatchdog);
+    }
+
+    #[test]
+    fn the_fithaw_that_succeeded_has_the_last_word() {
+        let entry = entry();
+        assert!(entry.announce(NOW));
+        assert!(entry.frozen(NOW));
+        entry.find_thawed(NOW);
+        entry.thawed(Thawer::Run, NOW);
+        assert_eq!(entry.state(), FreezeState::ThawedByRun);
+        entry.find_thawed(NOW);
+        assert_eq!(entry.state(), FreezeState::ThawedByRun);
+    }
+
+    #[test]
+    fn a_mount_point_that_is_too_long_is_cut_and_not_lost() {
+        let entry = entry();
+        entry.name(7, 1, &vec![b'a'; MOUNT_POINT_MAX + 5]);
+        assert_eq!(entry.mount_point().len(), MOUNT_POINT_MAX);
+        assert_eq!(entry.device().to_string(), "7:1");
+    }
+}

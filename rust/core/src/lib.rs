@@ -9,6 +9,7 @@
 pub mod blob;
 pub mod deadlines;
 pub mod devices;
+pub mod frames;
 pub mod ledger;
 pub mod mountinfo;
 pub mod pattern;

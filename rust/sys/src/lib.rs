@@ -1,1 +1,12 @@
-//! To come.
+//! The system calls of vmsnapshot, shared by the run and its watchdog: the only unsafe code.
+//!
+//! Each module is one thing that the kernel does for us. There is no policy here.
+
+pub mod channel;
+pub mod clock;
+pub mod kernel;
+pub mod ledger_file;
+pub mod process;
+pub mod signal;
+
+pub use rustix::io::Errno;

@@ -1,1 +1,383 @@
-//! To come.
+//! The watchdog: a process of its own that thaws what a run froze when the run cannot.
+//!
+//! It is started before anything is frozen and is given all it needs: the ledger, a descriptor of
+//! each filesystem, one of the run's process, one of `rcu_expedited`. From the moment it has said
+//! that it is armed it opens nothing, writes no file, starts no thread. It thaws only what the
+//! ledger says the run has announced, and only when the run is gone, late, or says so.
+
+pub mod control_group;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{poll, PollFd, PollFlags};
+use vmsnapshot_core::deadlines::Monotonic;
+use vmsnapshot_core::frames::Frame;
+use vmsnapshot_core::ledger::{FireReason, FreezeState, Thawer};
+use vmsnapshot_sys::channel::{Channel, Received};
+use vmsnapshot_sys::kernel::Kernel;
+use vmsnapshot_sys::ledger_file::LedgerFile;
+use vmsnapshot_sys::signal::Signal;
+use vmsnapshot_sys::{clock, process, Errno};
+
+/// How long a companion waits for what it needs; the run gives up long before.
+const INTRODUCTION_LIMIT: Duration = Duration::from_secs(30);
+/// How often a fired watchdog looks whether the run's process is gone.
+const FIRED_TICK: Duration = Duration::from_millis(2);
+/// The longest pause between two FITHAW calls that were answered EINVAL.
+const ASK_AGAIN_MAX: Duration = Duration::from_millis(8);
+/// The longest pause between two FITHAW calls that failed.
+const TRY_AGAIN_MAX: Duration = Duration::from_millis(200);
+/// A thaw worker calls one ioctl; 64 of these are 4 MiB of addresses and a few pages of memory.
+const WORKER_STACK_BYTES: usize = 64 * 1024;
+
+/// What the workers share.
+struct Watch {
+    ledger: LedgerFile,
+    kernel: Arc<dyn Kernel>,
+    directories: Vec<OwnedFd>,
+    /// Whether no thread of the run can be inside FIFREEZE any more.
+    freezer_is_gone: AtomicBool,
+    /// 0 while there is nothing to do, 1 from the moment of thawing on.
+    fired: Signal,
+    /// How many workers know that their filesystem is not frozen by us.
+    settled: Signal,
+}
+
+/// Watches one run, to its end. Returns when nothing that it announced is frozen.
+///
+/// # Errors
+/// What is missing at the start; the run then never freezes. Nothing ends it once it is armed.
+pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
+    let introduction = Introduction::receive(channel)?;
+    let watch = Arc::new(Watch {
+        ledger: introduction.ledger,
+        kernel,
+        directories: introduction.directories,
+        freezer_is_gone: AtomicBool::new(false),
+        fired: Signal::new(0),
+        settled: Signal::new(0),
+    });
+    let own_control_group = control_group::enter();
+    // None of these three is a condition of thawing; each makes it surer on a machine in trouble.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    let _ = process::run_before_others();
+    let _ = process::lock_memory();
+    for index in 0..watch.directories.len() {
+        let watch = Arc::clone(&watch);
+        std::thread::Builder::new()
+            .stack_size(WORKER_STACK_BYTES)
+            .spawn(move || {
+                watch.fired.wait_until(None, |fired| fired == 1);
+                watch.settle(index);
+                watch.settled.add_one();
+                watch.settled.wake_all();
+            })?;
+    }
+    let name = process::own_name();
+    watch.ledger.header.set_watchdog(name);
+    channel.send(
+        Frame::Ready {
+            pid: name.pid,
+            own_control_group: own_control_group.is_some(),
+        },
+        &[],
+    )?;
+    Vigil {
+        watch: &watch,
+        channel: Some(channel),
+        run: introduction.run,
+        rcu: introduction.rcu,
+        is_armed: false,
+    }
+    .keep();
+    if let Some(group) = own_control_group {
+        group.leave();
+    }
+    Ok(())
+}
+
+/// Calls `syncfs` on each directory, each in a thread of its own, and says when each is done.
+///
+/// This is a process of its own, and not the run's, because a syncfs can hang as long as the disk
+/// does, and no process ends before its threads do.
+///
+/// # Errors
+/// What is missing at the start.
+pub fn sync(channel: &Arc<Channel>, kernel: &Arc<dyn Kernel>) -> io::Result<()> {
+    let directories = match receive(channel)? {
+        (Frame::Hello { directories, .. }, _) => receive_directories(channel, directories)?,
+        _ => return Err(unexpected()),
+    };
+    let mut workers = Vec::new();
+    for (index, directory) in (0_u32..).zip(directories) {
+        let (channel, kernel) = (Arc::clone(channel), Arc::clone(kernel));
+        workers.push(std::thread::spawn(move || {
+            let errno = match kernel.sync(directory.as_fd()) {
+                Ok(()) => 0,
+                Err(errno) => errno.raw_os_error().unsigned_abs(),
+            };
+            // The run may have stopped waiting; nothing depends on this answer.
+            let _ = channel.send(Frame::Synced { index, errno }, &[]);
+        }));
+    }
+    for worker in workers {
+        // A worker that panicked has not answered, and the run's time limit covers that.
+        let _ = worker.join();
+    }
+    Ok(())
+}
+
+/// What a watchdog is given before it is armed.
+struct Introduction {
+    ledger: LedgerFile,
+    run: Option<OwnedFd>,
+    rcu: Option<OwnedFd>,
+    directories: Vec<OwnedFd>,
+}
+
+impl Introduction {
+    fn receive(channel: &Channel) -> io::Result<Introduction> {
+        let (frame, descriptors) = receive(channel)?;
+        let Frame::Hello {
+            directories,
+            has_pidfd,
+            has_rcu,
+        } = frame
+        else {
+            return Err(unexpected());
+        };
+        let mut descriptors = descriptors.into_iter();
+        let ledger = LedgerFile::open(descriptors.next().ok_or_else(unexpected)?)?;
+        let run = has_pidfd.then(|| descriptors.next()).flatten();
+        let rcu = has_rcu.then(|| descriptors.next()).flatten();
+        let directories = receive_directories(channel, directories)?;
+        if directories.len() != ledger.entries.len()
+            || run.is_some() != has_pidfd
+            || rcu.is_some() != has_rcu
+        {
+            return Err(unexpected());
+        }
+        Ok(Introduction {
+            ledger,
+            run,
+            rcu,
+            directories,
+        })
+    }
+}
+
+fn receive(channel: &Channel) -> io::Result<(Frame, Vec<OwnedFd>)> {
+    match channel.receive(clock::monotonic().plus(INTRODUCTION_LIMIT))? {
+        Received::Frame(frame, descriptors) => Ok((frame, descriptors)),
+        Received::Closed => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+fn receive_directories(channel: &Channel, count: u32) -> io::Result<Vec<OwnedFd>> {
+    let count = usize::try_from(count).map_err(|_| unexpected())?;
+    let mut directories = Vec::new();
+    while directories.len() < count {
+        match receive(channel)? {
+            (Frame::Directories { .. }, descriptors) if !descriptors.is_empty() => {
+                directories.extend(descriptors);
+            }
+            _ => return Err(unexpected()),
+        }
+    }
+    Ok(directories)
+}
+
+fn unexpected() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the run sent something unexpected")
+}
+
+/// The main thread of a watchdog: it waits, and decides when to thaw; the workers thaw.
+struct Vigil<'a> {
+    watch: &'a Watch,
+    /// None from the moment the run's end is closed.
+    channel: Option<&'a Channel>,
+    /// The run's pidfd; none on a kernel without, and from the moment the run is gone.
+    run: Option<OwnedFd>,
+    rcu: Option<OwnedFd>,
+    is_armed: bool,
+}
+
+impl Vigil<'_> {
+    /// Waits until the run has released the watchdog, or is gone, and nothing is left to thaw.
+    fn keep(mut self) {
+        let mut is_released = false;
+        loop {
+            let is_over = is_released || self.channel.is_none();
+            if is_over && !self.watch.ledger.may_be_frozen() {
+                break;
+            }
+            self.wait();
+            if self.run_is_gone() {
+                self.watch.freezer_is_gone.store(true, Ordering::SeqCst);
+                self.fire(FireReason::ParentGone);
+            }
+            is_released |= self.hear();
+            if is_released && self.watch.ledger.may_be_frozen() {
+                self.fire(FireReason::Told);
+            }
+            if self.is_late() {
+                self.fire(FireReason::Deadline);
+            }
+        }
+        self.put_rcu_back();
+        // Nothing of ours is frozen any more: files may be read again.
+        let peak_memory_kib = process::peak_memory_kib()
+            .and_then(|kib| u32::try_from(kib).ok())
+            .unwrap_or(0);
+        if let Some(channel) = self.channel {
+            let _ = channel.send(Frame::Released { peak_memory_kib }, &[]);
+        }
+    }
+
+    /// Waits for a word of the run, for its end, for the deadline, or for the next look.
+    fn wait(&self) {
+        let limit = if self.watch.fired.value() == 1 {
+            // Once all is thawed only the run's last word is missing.
+            self.watch.ledger.may_be_frozen().then_some(FIRED_TICK)
+        } else {
+            self.guard_by()
+                .map(|deadline| deadline.since(clock::monotonic()))
+        };
+        let mut waiting = Vec::with_capacity(2);
+        if let Some(channel) = self.channel {
+            waiting.push(PollFd::from_borrowed_fd(
+                channel.descriptor(),
+                PollFlags::IN,
+            ));
+        }
+        if let Some(run) = &self.run {
+            waiting.push(PollFd::new(run, PollFlags::IN));
+        }
+        // Whatever it answers, the caller looks at everything again.
+        let _ = poll(&mut waiting, limit.map(clock::timespec).as_ref());
+    }
+
+    fn guard_by(&self) -> Option<Monotonic> {
+        self.watch
+            .ledger
+            .header
+            .guard_by()
+            .filter(|_| self.is_armed)
+    }
+
+    fn is_late(&self) -> bool {
+        self.guard_by()
+            .is_some_and(|deadline| clock::monotonic() >= deadline)
+            && self.watch.fired.value() == 0
+    }
+
+    /// Whether the run's process has just been found gone, with every thread it had.
+    fn run_is_gone(&mut self) -> bool {
+        let Some(run) = &self.run else {
+            return false;
+        };
+        let mut waiting = [PollFd::new(run, PollFlags::IN)];
+        let is_gone = matches!(poll(&mut waiting, Some(&clock::timespec(Duration::ZERO))), Ok(1));
+        if is_gone {
+            self.run = None;
+            self.channel = None;
+        }
+        is_gone
+    }
+
+    /// Takes what the run says. True if it released us.
+    fn hear(&mut self) -> bool {
+        let Some(channel) = self.channel else {
+            return false;
+        };
+        match channel.receive_now() {
+            Ok(Received::Frame(Frame::Arm, _)) => {
+                self.is_armed = true;
+                let _ = channel.send(Frame::Armed, &[]);
+                false
+            }
+            Ok(Received::Frame(Frame::Release, _)) => true,
+            // Anything else is not a word that the run has for an introduced watchdog.
+            Ok(Received::Frame(..)) | Err(Errno::AGAIN | Errno::INTR) => false,
+            Ok(Received::Closed) | Err(_) => {
+                // A descriptor is closed when the last thread of its process ends, so without a
+                // pidfd this is what says that no FIFREEZE can be running.
+                if self.run.is_none() {
+                    self.watch.freezer_is_gone.store(true, Ordering::SeqCst);
+                }
+                self.channel = None;
+                self.fire(FireReason::ParentGone);
+                false
+            }
+        }
+    }
+
+    /// Ends the window: nothing more may be frozen, and every worker thaws its own.
+    fn fire(&self, reason: FireReason) {
+        if self.watch.fired.value() == 1 {
+            return;
+        }
+        if self.watch.ledger.may_be_frozen() {
+            self.watch.ledger.header.fire(reason);
+        }
+        self.watch.ledger.revoke_planned();
+        self.watch.fired.set(1);
+        self.put_rcu_back();
+    }
+
+    fn put_rcu_back(&self) {
+        let header = &self.watch.ledger.header;
+        if let (Some(rcu), Some(previous)) = (&self.rcu, header.rcu_owed()) {
+            if rustix::io::pwrite(rcu, previous.to_string().as_bytes(), 0).is_ok() {
+                header.rcu_put_back();
+            }
+        }
+    }
+}
+
+impl Watch {
+    /// Thaws one filesystem, and returns when it is known not to be frozen by us.
+    fn settle(&self, index: usize) {
+        let (Some(entry), Some(directory)) =
+            (self.ledger.entries.get(index), self.directories.get(index))
+        else {
+            return;
+        };
+        let mut pause = Duration::from_millis(1);
+        loop {
+            // Both are read *before* the FITHAW: an EINVAL says "not frozen" only when no FIFREEZE
+            // can follow it (a FIFREEZE that waits for a writer lets FITHAW answer EINVAL, and
+            // freezes seconds later).
+            let freezer_is_gone = self.freezer_is_gone.load(Ordering::SeqCst);
+            let state = entry.state();
+            if !state.may_be_frozen() {
+                return;
+            }
+            entry.thawing(clock::monotonic());
+            match self.kernel.thaw(directory.as_fd()) {
+                Ok(()) => {
+                    entry.thawed(Thawer::Watchdog, clock::monotonic());
+                    return;
+                }
+                Err(Errno::INVAL) if state == FreezeState::Frozen => {
+                    entry.find_thawed(clock::monotonic());
+                    return;
+                }
+                Err(Errno::INVAL) if freezer_is_gone => {
+                    entry.never_frozen();
+                    return;
+                }
+                Err(Errno::INVAL) => pause = (pause * 2).min(ASK_AGAIN_MAX),
+                Err(errno) => {
+                    entry.thaw_failed(errno.raw_os_error().unsigned_abs());
+                    pause = (pause * 2).min(TRY_AGAIN_MAX);
+                }
+            }
+            std::thread::sleep(pause);
+        }
+    }
+}

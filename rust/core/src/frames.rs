@@ -1,0 +1,160 @@
+//! The words between a run and its companion processes: fixed-size frames on a packet socket.
+//!
+//! All that has to be known in a hurry is in the ledger; the frames only hand over descriptors and
+//! say when a step is done.
+
+/// The size of every frame.
+pub const FRAME_BYTES: usize = 12;
+
+/// One word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// Run to watchdog: the ledger, the run's pidfd (if `has_pidfd`) and the descriptor of
+    /// `rcu_expedited` (if `has_rcu`) come with it, and `directories` descriptors follow.
+    Hello {
+        /// How many filesystems there are.
+        directories: u32,
+        /// Whether a pidfd of the run is among the descriptors.
+        has_pidfd: bool,
+        /// Whether a descriptor of `/sys/kernel/rcu_expedited` is among the descriptors.
+        has_rcu: bool,
+    },
+    /// Run to companion: the next directories' descriptors come with it.
+    Directories {
+        /// How many come with this frame.
+        count: u32,
+    },
+    /// Watchdog to run: everything is held, nothing is missing.
+    Ready {
+        /// The watchdog's process id.
+        pid: u32,
+        /// Whether it runs in a control group of its own.
+        own_control_group: bool,
+    },
+    /// Run to watchdog: the ledger has a deadline; from here on it holds.
+    Arm,
+    /// Watchdog to run: armed. The only permission to freeze.
+    Armed,
+    /// Run to watchdog: the window is over.
+    Release,
+    /// Watchdog to run: the window is over here too; this is the last word.
+    Released {
+        /// Peak resident memory.
+        peak_memory_kib: u32,
+    },
+    /// Companion to run: `syncfs` of a directory returned.
+    Synced {
+        /// Which one.
+        index: u32,
+        /// 0, or the error number.
+        errno: u32,
+    },
+}
+
+/// How many descriptors go with one `Directories` frame (the kernel takes 253 at most).
+pub const DIRECTORIES_PER_FRAME: usize = 128;
+
+impl Frame {
+    /// The frame's bytes.
+    #[must_use]
+    pub fn encode(self) -> [u8; FRAME_BYTES] {
+        let (kind, first, second) = match self {
+            Frame::Hello {
+                directories,
+                has_pidfd,
+                has_rcu,
+            } => (
+                1,
+                directories,
+                u32::from(has_pidfd) | u32::from(has_rcu) << 1,
+            ),
+            Frame::Directories { count } => (2, count, 0),
+            Frame::Ready {
+                pid,
+                own_control_group,
+            } => (3, pid, u32::from(own_control_group)),
+            Frame::Arm => (4, 0, 0),
+            Frame::Armed => (5, 0, 0),
+            Frame::Release => (6, 0, 0),
+            Frame::Released { peak_memory_kib } => (7, peak_memory_kib, 0),
+            Frame::Synced { index, errno } => (8, index, errno),
+        };
+        let mut bytes = [0; FRAME_BYTES];
+        let words = [kind, first, second].map(u32::to_le_bytes);
+        for (place, byte) in bytes.iter_mut().zip(words.as_flattened()) {
+            *place = *byte;
+        }
+        bytes
+    }
+
+    /// The frame that `bytes` are; none if they are none.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Frame> {
+        let bytes: &[u8; FRAME_BYTES] = bytes.try_into().ok()?;
+        let (words, _) = bytes.as_chunks::<4>();
+        let [kind, first, second] = words else {
+            return None;
+        };
+        let [kind, first, second] = [kind, first, second].map(|word| u32::from_le_bytes(*word));
+        match (kind, first, second) {
+            (1, directories, flags @ 0..=3) => Some(Frame::Hello {
+                directories,
+                has_pidfd: flags & 1 == 1,
+                has_rcu: flags & 2 == 2,
+            }),
+            (2, count, 0) => Some(Frame::Directories { count }),
+            (3, pid, own @ 0..=1) => Some(Frame::Ready {
+                pid,
+                own_control_group: own == 1,
+            }),
+            (4, 0, 0) => Some(Frame::Arm),
+            (5, 0, 0) => Some(Frame::Armed),
+            (6, 0, 0) => Some(Frame::Release),
+            (7, peak_memory_kib, 0) => Some(Frame::Released { peak_memory_kib }),
+            (8, index, errno) => Some(Frame::Synced { index, errno }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frames() -> impl Strategy<Value = Frame> {
+        prop_oneof![
+            (any::<u32>(), any::<bool>(), any::<bool>()).prop_map(
+                |(directories, has_pidfd, has_rcu)| Frame::Hello {
+                    directories,
+                    has_pidfd,
+                    has_rcu
+                }
+            ),
+            any::<u32>().prop_map(|count| Frame::Directories { count }),
+            (any::<u32>(), any::<bool>()).prop_map(|(pid, own_control_group)| Frame::Ready {
+                pid,
+                own_control_group
+            }),
+            Just(Frame::Arm),
+            Just(Frame::Armed),
+            Just(Frame::Release),
+            any::<u32>().prop_map(|peak_memory_kib| Frame::Released { peak_memory_kib }),
+            (any::<u32>(), any::<u32>()).prop_map(|(index, errno)| Frame::Synced { index, errno }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn decode_of_encode_is_the_same_frame(frame in frames()) {
+            prop_assert_eq!(Frame::decode(&frame.encode()), Some(frame));
+        }
+
+        #[test]
+        fn bytes_that_decode_are_the_bytes_of_that_frame(bytes in any::<[u8; FRAME_BYTES]>()) {
+            if let Some(frame) = Frame::decode(&bytes) {
+                prop_assert_eq!(frame.encode(), bytes);
+            }
+        }
+    }
+}

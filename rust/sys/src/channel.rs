@@ -1,0 +1,132 @@
+//! One end of the packet socket between a run and a companion process: frames and descriptors.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{poll, PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    recvmsg, sendmsg, socketpair, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage,
+    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use vmsnapshot_core::deadlines::Monotonic;
+use vmsnapshot_core::frames::{Frame, DIRECTORIES_PER_FRAME, FRAME_BYTES};
+
+use crate::clock;
+
+/// One end of a channel; closing it is heard at the other end.
+#[derive(Debug)]
+pub struct Channel(OwnedFd);
+
+/// What came from the other end.
+#[derive(Debug)]
+pub enum Received {
+    /// A frame, and the descriptors that came with it.
+    Frame(Frame, Vec<OwnedFd>),
+    /// The other end is closed.
+    Closed,
+}
+
+impl Channel {
+    /// Both ends; both are closed on exec.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn pair() -> Result<(Channel, OwnedFd), Errno> {
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        Ok((Channel(ours), theirs))
+    }
+
+    /// The end that this process was given.
+    #[must_use]
+    pub fn from_descriptor(descriptor: OwnedFd) -> Channel {
+        Channel(descriptor)
+    }
+
+    /// The descriptor, to wait on.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Sends a frame and, with it, descriptors (at most [`DIRECTORIES_PER_FRAME`]).
+    ///
+    /// *Blocking*: never; a full socket is an error, and ours hold a few frames at most.
+    ///
+    /// # Errors
+    /// What the kernel answers: EPIPE when the other end is closed.
+    pub fn send(&self, frame: Frame, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DIRECTORIES_PER_FRAME))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors))
+        {
+            return Err(Errno::TOOBIG);
+        }
+        let bytes = frame.encode();
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, flags).map(|_| ())
+    }
+
+    /// Waits for the next frame until `deadline`.
+    ///
+    /// # Errors
+    /// ETIMEDOUT after the deadline; EBADMSG for bytes that are no frame; what the kernel answers.
+    pub fn receive(&self, deadline: Monotonic) -> Result<Received, Errno> {
+        loop {
+            let left = deadline.since(clock::monotonic());
+            if left.is_zero() {
+                return Err(Errno::TIMEDOUT);
+            }
+            let mut waiting = [PollFd::new(&self.0, PollFlags::IN)];
+            match poll(&mut waiting, Some(&clock::timespec(left))) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return self.receive_now(),
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    /// Takes the frame that is there.
+    ///
+    /// # Errors
+    /// EAGAIN when there is none; EBADMSG for bytes that are no frame; what the kernel answers.
+    pub fn receive_now(&self) -> Result<Received, Errno> {
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DIRECTORIES_PER_FRAME))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut bytes = [0; FRAME_BYTES];
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let message = match recvmsg(
+            &self.0,
+            &mut [IoSliceMut::new(&mut bytes)],
+            &mut ancillary,
+            flags,
+        ) {
+            Ok(message) => message,
+            // The other end died with unread frames of ours in its socket.
+            Err(Errno::CONNRESET) => return Ok(Received::Closed),
+            Err(errno) => return Err(errno),
+        };
+        if message.bytes == 0 {
+            return Ok(Received::Closed);
+        }
+        let mut descriptors = Vec::new();
+        for part in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(received) = part {
+                descriptors.extend(received);
+            }
+        }
+        let frame = bytes
+            .get(..message.bytes)
+            .and_then(Frame::decode)
+            .ok_or(Errno::BADMSG)?;
+        Ok(Received::Frame(frame, descriptors))
+    }
+}
