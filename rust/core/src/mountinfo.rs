@@ -1,1 +1,208 @@
-//! To come.
+//! What `/proc/PID/mountinfo` says: one entry a mount, and which mount a path leads to.
+//!
+//! Everything here works on the bytes that the kernel wrote and on nothing else: no mount point is
+//! ever looked at, because a stat of a dead network mount can hang for ever.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use crate::plan::{DeviceNumber, PlanError};
+use crate::text::bytes_text;
+
+/// One line of mountinfo, with the octal escapes decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountEntry {
+    /// Names the mount while it exists; unique over all mount namespaces.
+    pub mount_id: u32,
+    /// The mount that this one is mounted on; may lie outside of what the process can see.
+    pub parent_id: u32,
+    /// Names the superblock: the same for bind mounts, second mounts and btrfs subvolumes.
+    pub device: DeviceNumber,
+    /// The directory or file of the filesystem that is seen at the mount point; `/` is all of it.
+    pub root: PathBuf,
+    /// Where it is mounted, from the root directory of the process whose mountinfo this is.
+    pub mount_point: PathBuf,
+    /// The options of this mount, comma separated.
+    pub mount_options: String,
+    /// The tagged fields (`shared:1`, `master:2`), of which there is any number.
+    pub optional_fields: Vec<String>,
+    /// The filesystem type, with its subtype: `ext4`, `fuse.sshfs`.
+    pub filesystem_type: String,
+    /// What was mounted: `/dev/sda1`, or any text at all.
+    pub source: String,
+    /// The options of the superblock, comma separated; the first one is `rw` or `ro`.
+    pub super_options: String,
+}
+
+impl MountEntry {
+    /// Returns whether the superblock is read-only, whatever this mount of it is.
+    #[must_use]
+    pub fn superblock_is_read_only(&self) -> bool {
+        // The kernel (fs/proc_namespace.c, show_mountinfo) writes this word first, always. Later
+        // words are the filesystem's own and may say anything.
+        self.super_options.split(',').next() == Some("ro")
+    }
+
+    /// Returns whether the superblock lies on a local block device, decided from this line alone.
+    #[must_use]
+    pub fn is_on_local_block_device(&self) -> bool {
+        // fuseblk has the device number of its disk, but a process of its own answers for it.
+        let is_fuse = self.filesystem_type.starts_with("fuse");
+        // btrfs and bcachefs can span devices, so the kernel gives them a number without a device
+        // (major 0). Neither can be mounted from anything but block devices, and their source may
+        // be a name that nobody can resolve (`/dev/root`), so the type decides, not the source.
+        let spans_devices = matches!(self.filesystem_type.as_str(), "btrfs" | "bcachefs");
+        !is_fuse && (self.device.major != 0 || spans_devices)
+    }
+}
+
+/// The mounts of one mount namespace, as one of its processes sees them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountNamespace {
+    /// A process in it; none for the namespace of our own process.
+    pub pid: Option<u32>,
+    /// Its mounts, in the order of mountinfo.
+    pub mounts: Vec<MountEntry>,
+}
+
+/// Parses the content of a mountinfo file.
+///
+/// # Errors
+///
+/// [`PlanError::MalformedMountinfo`] names the first line that is not as proc(5) has it.
+pub fn parse(mountinfo: &[u8]) -> Result<Vec<MountEntry>, PlanError> {
+    mountinfo
+        .split(|byte| *byte == b'\n')
+        .zip(1..)
+        .filter(|(line, _)| !line.is_empty())
+        .map(|(line, number)| {
+            parse_line(line).map_err(|cause| PlanError::MalformedMountinfo {
+                line: number,
+                cause,
+            })
+        })
+        .collect()
+}
+
+fn parse_line(line: &[u8]) -> Result<MountEntry, &'static str> {
+    // Fields are parted by exactly one space each: the source of a mount may be empty.
+    let mut fields = line.split(|byte| *byte == b' ');
+    let mut next = |missing: &'static str| fields.next().ok_or(missing);
+    let mount_id = number(next("no mount id")?).ok_or("the mount id is not a number")?;
+    let parent_id = number(next("no parent id")?).ok_or("the parent id is not a number")?;
+    let device =
+        device_number(next("no device number")?).ok_or("the device number is not major:minor")?;
+    let root = path(next("no root")?)?;
+    let mount_point = path(next("no mount point")?)?;
+    if !mount_point.is_absolute() {
+        return Err("the mount point is not an absolute path");
+    }
+    let mount_options = text(next("no mount options")?)?;
+    let mut optional_fields = Vec::new();
+    loop {
+        match next("no `-` after the optional fields")? {
+            b"-" => break,
+            field => optional_fields.push(text(field)?),
+        }
+    }
+    Ok(MountEntry {
+        mount_id,
+        parent_id,
+        device,
+        root,
+        mount_point,
+        mount_options,
+        optional_fields,
+        filesystem_type: text(next("no filesystem type")?)?,
+        source: text(next("no mount source")?)?,
+        super_options: text(next("no superblock options")?)?,
+    })
+}
+
+fn number(field: &[u8]) -> Option<u32> {
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+fn device_number(field: &[u8]) -> Option<DeviceNumber> {
+    std::str::from_utf8(field).ok()?.parse().ok()
+}
+
+fn path(field: &[u8]) -> Result<PathBuf, &'static str> {
+    Ok(PathBuf::from(OsString::from_vec(unescape(field)?)))
+}
+
+fn text(field: &[u8]) -> Result<String, &'static str> {
+    Ok(bytes_text(&unescape(field)?))
+}
+
+/// Decodes `\040` and its like. The kernel escapes the backslash too (`\134`), so one that is not
+/// followed by three octal digits was not written by it.
+fn unescape(field: &[u8]) -> Result<Vec<u8>, &'static str> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, after @ ..] = rest {
+        rest = after;
+        if *first != b'\\' {
+            bytes.push(*first);
+            continue;
+        }
+        match after {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] => {
+                bytes.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
+                rest = after;
+            }
+            _ => return Err("a backslash is not followed by three octal digits"),
+        }
+    }
+    Ok(bytes)
+}
+
+/// Where a path leads among the mounts of one namespace.
+pub(crate) struct MountTree<'a> {
+    /// What is mounted on which mount (none: on one that the process cannot see) at which path.
+    children: HashMap<(Option<u32>, &'a Path), &'a MountEntry>,
+}
+
+impl<'a> MountTree<'a> {
+    pub(crate) fn new(mounts: &'a [MountEntry]) -> Self {
+        let ids: std::collections::HashSet<u32> =
+            mounts.iter().map(|mount| mount.mount_id).collect();
+        let children = mounts.iter().map(|mount| {
+            // The parent of an initial root file system is that mount itself.
+            let parent =
+                Some(mount.parent_id).filter(|id| *id != mount.mount_id && ids.contains(id));
+            ((parent, mount.mount_point.as_path()), mount)
+        });
+        Self {
+            children: children.collect(),
+        }
+    }
+
+    /// Follows `path` from the root directory as the kernel does and returns the mounts that it
+    /// passes, the last of which is the one that `path` lies on.
+    ///
+    /// A mount is hidden exactly when the way to its own mount point does not end on it. That is
+    /// one rule for a mount stacked on its mount point, one on a directory further up, and all
+    /// that lies below either.
+    pub(crate) fn way_to(&self, path: &Path) -> Vec<&'a MountEntry> {
+        let mut way: Vec<&MountEntry> = Vec::new();
+        let mut prefixes: Vec<&Path> = path.ancestors().collect();
+        prefixes.reverse();
+        for prefix in prefixes {
+            // Mounts can be stacked on one mount point; the kernel goes to the topmost. No way is
+            // longer than the number of mounts, unless the parents in a bad input go in a circle.
+            while let Some(mount) = self
+                .children
+                .get(&(way.last().map(|mount| mount.mount_id), prefix))
+            {
+                if way.len() > self.children.len() {
+                    break;
+                }
+                way.push(mount);
+            }
+        }
+        way
+    }
+}

@@ -1,0 +1,262 @@
+//! Reads what is mounted, and on what, from `/proc` and `/sys`, and from nowhere else.
+//!
+//! No mount point is opened or looked at, and no device either: a stat of a dead network mount can
+//! hang for ever. Links in `/proc` and `/sys` are followed within those two only.
+
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use vmsnapshot_core::devices::{BlockDevice, DeviceGraph};
+use vmsnapshot_core::mountinfo::{self, MountEntry, MountNamespace};
+use vmsnapshot_core::plan::{DeviceNumber, Plan, PlanError, PlannedFilesystem, Selection};
+use vmsnapshot_core::text::{bytes_text, path_text};
+
+/// Where the kernel's tables are; tests hand in a tree of their own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Roots {
+    /// `/proc`.
+    pub proc: PathBuf,
+    /// `/sys`.
+    pub sys: PathBuf,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self { proc: PathBuf::from("/proc"), sys: PathBuf::from("/sys") }
+    }
+}
+
+/// Why a directory that was opened cannot be taken for the planned filesystem.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MountError {
+    /// Another filesystem is mounted there by now.
+    #[error("a different filesystem is now mounted at `{}`: {found} instead of {planned}", path_text(mount_point))]
+    Changed {
+        /// The mount point.
+        mount_point: PathBuf,
+        /// The device number when the plan was made.
+        planned: DeviceNumber,
+        /// The device number now.
+        found: DeviceNumber,
+    },
+    /// Nothing is mounted there any more.
+    #[error("nothing is mounted at `{}` any more", path_text(mount_point))]
+    Vanished {
+        /// The mount point.
+        mount_point: PathBuf,
+    },
+    /// The kernel's tables could not be read.
+    #[error(transparent)]
+    Tables(#[from] PlanError),
+}
+
+impl MountError {
+    /// The stable name of the error, for programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Changed { .. } => "mount-changed",
+            Self::Vanished { .. } => "mount-vanished",
+            Self::Tables(error) => error.code(),
+        }
+    }
+
+    /// What the reader can do about it, when there is something.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Changed { .. } | Self::Vanished { .. } => Some("make a new plan".to_owned()),
+            Self::Tables(error) => error.hint(),
+        }
+    }
+}
+
+/// Plans what to freeze on this machine; touches none of it.
+///
+/// # Errors
+///
+/// For a pattern that has no meaning, matches nothing or names what cannot be frozen, and when
+/// the kernel's tables cannot be read.
+pub fn plan(include: &[String], exclude: &[String]) -> Result<Plan, PlanError> {
+    let selection = Selection::parse(include, exclude)?;
+    let roots = Roots::default();
+    Plan::make(&namespaces(&roots)?, &device_graph(&roots)?, &selection)
+}
+
+/// Reads the mounts of our own mount namespace, then those of all others that can be seen.
+///
+/// # Errors
+///
+/// When our own mountinfo cannot be read, or any is malformed.
+pub fn namespaces(roots: &Roots) -> Result<Vec<MountNamespace>, PlanError> {
+    let own = roots.proc.join("self");
+    let mut namespaces = vec![MountNamespace { pid: None, mounts: mounts_of(&own)? }];
+    // The link's text (`mnt:[4026531840]`) names the namespace by its inode.
+    let mut seen: HashSet<PathBuf> = fs::read_link(own.join("ns/mnt")).into_iter().collect();
+    let mut pids: Vec<u32> =
+        names_in(&roots.proc)?.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
+    // The oldest process first: of a container that is most likely the one that lives longest.
+    pids.sort_unstable();
+    for pid in pids {
+        let process = roots.proc.join(pid.to_string());
+        // A process may be gone, a zombie, or not ours to look into; the next one of the same
+        // namespace is then asked.
+        let Ok(namespace) = fs::read_link(process.join("ns/mnt")) else { continue };
+        if seen.contains(&namespace) {
+            continue;
+        }
+        match mounts_of(&process) {
+            Ok(mounts) => {
+                seen.insert(namespace);
+                namespaces.push(MountNamespace { pid: Some(pid), mounts });
+            }
+            Err(PlanError::Unreadable { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(namespaces)
+}
+
+/// Reads from sysfs which block devices there are and what each is stacked on.
+///
+/// # Errors
+///
+/// When the list of block devices cannot be read. A device that goes away meanwhile is left out.
+pub fn device_graph(roots: &Roots) -> Result<DeviceGraph, PlanError> {
+    let list = roots.sys.join("dev/block");
+    let devices = names_in(&list)?
+        .iter()
+        .filter_map(|name| block_device(name.to_str()?.parse().ok()?, &list.join(name)))
+        .collect();
+    // No such directory: btrfs is not loaded.
+    let filesystems = roots.sys.join("fs/btrfs");
+    let btrfs = names_in(&filesystems).unwrap_or_default();
+    let members = btrfs.iter().map(|name| devices_in(&filesystems.join(name).join("devices")));
+    Ok(DeviceGraph::new(devices, members.filter(|set| !set.is_empty()).collect()))
+}
+
+/// Checks that `directory`, opened on the plan's path, is a directory of the planned filesystem.
+///
+/// Between plan and open something else may have been mounted there. The mount that the open went
+/// to cannot change any more, so what is found here holds for as long as `directory` is open.
+/// (`st_dev` could not tell: it is not mountinfo's number on btrfs.)
+///
+/// # Errors
+///
+/// [`MountError::Changed`] and [`MountError::Vanished`].
+pub fn verify_open(directory: impl AsFd, planned: &PlannedFilesystem) -> Result<(), MountError> {
+    verify_open_in(&Roots::default(), directory, planned)
+}
+
+fn verify_open_in(
+    roots: &Roots,
+    directory: impl AsFd,
+    planned: &PlannedFilesystem,
+) -> Result<(), MountError> {
+    let vanished = || MountError::Vanished { mount_point: planned.mount_point.clone() };
+    let process = roots.proc.join("self");
+    let fdinfo = read(&process.join(format!("fdinfo/{}", directory.as_fd().as_raw_fd())))?;
+    let fdinfo = bytes_text(&fdinfo);
+    let mount_id: u32 = fdinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
+        .ok_or_else(vanished)?;
+    let mut mounts = mounts_of(&process)?;
+    if let Some(pid) = other_namespace(&planned.open_path) {
+        // The process may have ended, and its namespace with it.
+        mounts.extend(mounts_of(&roots.proc.join(pid)).unwrap_or_default());
+    }
+    let mount = mounts.iter().find(|mount| mount.mount_id == mount_id).ok_or_else(vanished)?;
+    if mount.device == planned.device {
+        Ok(())
+    } else if mount.mount_point == planned.mount_point {
+        Err(MountError::Changed {
+            mount_point: planned.mount_point.clone(),
+            planned: planned.device,
+            found: mount.device,
+        })
+    } else {
+        // The open went to the directory below, which belongs to the mount further up.
+        Err(vanished())
+    }
+}
+
+/// The PID of an open path `/proc/PID/root/...`.
+fn other_namespace(open_path: &Path) -> Option<String> {
+    let mut below_proc = open_path.strip_prefix("/proc").ok()?.iter();
+    let pid = below_proc.next()?.to_str()?;
+    (below_proc.next()? == "root").then(|| pid.to_owned())
+}
+
+fn mounts_of(process: &Path) -> Result<Vec<MountEntry>, PlanError> {
+    mountinfo::parse(&read(&process.join("mountinfo"))?)
+}
+
+/// Reads one device's directory in sysfs; none if it is gone.
+fn block_device(number: DeviceNumber, link: &Path) -> Option<BlockDevice> {
+    // `../../devices/virtual/block/loop0`; a `/` in a kernel name is a `!` in sysfs.
+    let target = fs::read_link(link).ok()?;
+    let name = bytes_text(target.file_name()?.as_bytes()).replace('!', "/");
+    let mut names = vec![format!("/dev/{name}")];
+    let line = |file: &str| fs::read(link.join(file)).ok().map(without_newline);
+    if let Some(mapped) = line("dm/name").map(|name| bytes_text(&name)) {
+        if line("dm/uuid").is_some_and(|uuid| uuid.starts_with(b"LVM-")) {
+            names.extend(lvm_name(&mapped));
+        }
+        names.push(format!("/dev/mapper/{mapped}"));
+    }
+    let mut parents = devices_in(&link.join("slaves"));
+    if line("partition").is_some() {
+        parents.extend(device_at(&link.join("..")));
+    }
+    Some(BlockDevice {
+        number,
+        names,
+        parents: parents.into_iter().collect(),
+        backing_file: line("loop/backing_file").map(|path| PathBuf::from(OsString::from_vec(path))),
+    })
+}
+
+/// `/dev/VG/LV` of a device-mapper name `VG-LV`, in which LVM doubles every other hyphen.
+fn lvm_name(mapped: &str) -> Option<String> {
+    const HYPHEN: char = '\0';
+    let mapped = mapped.replace("--", &HYPHEN.to_string());
+    let (group, volume) = mapped.split_once('-')?;
+    Some(format!("/dev/{group}/{volume}").replace(HYPHEN, "-"))
+}
+
+/// The devices that the entries of a sysfs directory are; none if there is no such directory.
+fn devices_in(directory: &Path) -> BTreeSet<DeviceNumber> {
+    let names = names_in(directory).unwrap_or_default();
+    names.iter().filter_map(|name| device_at(&directory.join(name))).collect()
+}
+
+fn device_at(directory: &Path) -> Option<DeviceNumber> {
+    String::from_utf8(without_newline(fs::read(directory.join("dev")).ok()?)).ok()?.parse().ok()
+}
+
+/// sysfs ends a value with one newline; a file name can end with one of its own.
+fn without_newline(mut value: Vec<u8>) -> Vec<u8> {
+    if value.last() == Some(&b'\n') {
+        value.pop();
+    }
+    value
+}
+
+fn names_in(directory: &Path) -> Result<Vec<OsString>, PlanError> {
+    let names: io::Result<Vec<OsString>> =
+        fs::read_dir(directory).and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
+    names.map_err(|error| unreadable(directory, &error))
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, PlanError> {
+    fs::read(file).map_err(|error| unreadable(file, &error))
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> PlanError {
+    PlanError::Unreadable { path: path.to_owned(), cause: error.kind() }
+}
