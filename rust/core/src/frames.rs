@@ -9,8 +9,8 @@ pub const FRAME_BYTES: usize = 12;
 /// One word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// Run to watchdog: the ledger, the run's pidfd (if `has_pidfd`) and the descriptor of
-    /// `rcu_expedited` (if `has_rcu`) come with it, and `directories` descriptors follow.
+    /// Run to watchdog: the ledger, the lock of the run, its pidfd (if `has_pidfd`) and the
+    /// descriptor of `rcu_expedited` (if `has_rcu`) come with it; `directories` more follow.
     Hello {
         /// How many filesystems there are.
         directories: u32,

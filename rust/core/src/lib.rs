@@ -15,4 +15,5 @@ pub mod mountinfo;
 pub mod pattern;
 pub mod plan;
 pub mod report;
+pub mod status;
 pub mod text;

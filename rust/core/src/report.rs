@@ -192,3 +192,17 @@ pub struct Report {
     /// What happened when.
     pub timeline: Vec<TimelineEvent>,
 }
+
+/// An instant as people and programs read it: UTC with microseconds and `Z`.
+#[must_use]
+pub fn utc_text(unix_ns: i128) -> String {
+    use time::macros::format_description;
+    let format = format_description!(
+        "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z"
+    );
+    time::OffsetDateTime::from_unix_timestamp_nanos(unix_ns)
+        .ok()
+        .and_then(|instant| instant.format(&format).ok())
+        // Only for an instant outside the years -9999 to 9999.
+        .unwrap_or_else(|| format!("{unix_ns} ns since 1970"))
+}

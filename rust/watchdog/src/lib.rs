@@ -97,6 +97,7 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
     if let Some(group) = own_control_group {
         group.leave();
     }
+    drop(introduction.lock);
     Ok(())
 }
 
@@ -134,6 +135,8 @@ pub fn sync(channel: &Arc<Channel>, kernel: &Arc<dyn Kernel>) -> io::Result<()> 
 /// What a watchdog is given before it is armed.
 struct Introduction {
     ledger: LedgerFile,
+    /// The lock that keeps a second run out: held until this process ends, if need be.
+    lock: OwnedFd,
     run: Option<OwnedFd>,
     rcu: Option<OwnedFd>,
     directories: Vec<OwnedFd>,
@@ -152,6 +155,7 @@ impl Introduction {
         };
         let mut descriptors = descriptors.into_iter();
         let ledger = LedgerFile::open(descriptors.next().ok_or_else(unexpected)?)?;
+        let lock = descriptors.next().ok_or_else(unexpected)?;
         let run = has_pidfd.then(|| descriptors.next()).flatten();
         let rcu = has_rcu.then(|| descriptors.next()).flatten();
         let directories = receive_directories(channel, directories)?;
@@ -163,6 +167,7 @@ impl Introduction {
         }
         Ok(Introduction {
             ledger,
+            lock,
             run,
             rcu,
             directories,

@@ -1,0 +1,193 @@
+//! Why a run could not be prepared, or what it left could not be thawed.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use vmsnapshot_core::blob::BlobError;
+use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
+use vmsnapshot_core::plan::PlanError;
+use vmsnapshot_core::text::path_text;
+use vmsnapshot_sys::Errno;
+
+use crate::connect::ConnectError;
+use crate::scan::MountError;
+
+/// Why nothing was frozen.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// This process may not freeze.
+    #[error("could not prepare a freeze: this process has no CAP_SYS_ADMIN")]
+    NotPrivileged,
+    /// The thaw timeout is not between 10 ms and an hour.
+    #[error("thaw timeout {} s is not between 0.01 s and 3600 s", .0.as_secs_f64())]
+    ThawTimeout(Duration),
+    /// There are too many filesystems for one run.
+    #[error("the plan has {0} filesystems, and a run takes {FILESYSTEMS_MAX} at most")]
+    TooManyFilesystems(usize),
+    /// A blob's URI or the metadata cannot be used.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// A blob's server cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// What is mounted is not what was planned.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// A filesystem's directory could not be opened.
+    #[error("could not open `{}`: {}", path_text(mount_point), errno_text(*errno))]
+    Open {
+        /// Where it is mounted.
+        mount_point: PathBuf,
+        /// What the system answered.
+        errno: Errno,
+    },
+    /// Another run holds the lock.
+    #[error("another run of vmsnapshot is under way on this machine")]
+    AnotherRun,
+    /// A run that is gone with its watchdog left something frozen.
+    #[error("run {run_id} left `{mount_point}` frozen, and neither it nor its watchdog is alive")]
+    LeftFrozen {
+        /// The run.
+        run_id: String,
+        /// The first of what it left.
+        mount_point: String,
+    },
+    /// The state of runs could not be kept.
+    #[error("could not use `{}`: {}", path_text(path), cause_text(cause))]
+    State {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system answered.
+        cause: io::Error,
+    },
+    /// The watchdog could not be started or armed; without one nothing is frozen.
+    #[error("could not {step} the watchdog: {}", cause_text(cause))]
+    Watchdog {
+        /// `start` or `arm`.
+        step: &'static str,
+        /// What the system answered.
+        cause: io::Error,
+    },
+    /// Something that every process is given could not be had: threads, descriptors, memory.
+    #[error("could not {step}: {}", cause_text(cause))]
+    Resources {
+        /// What was tried.
+        step: &'static str,
+        /// What the system answered.
+        cause: io::Error,
+    },
+    /// The caller ended the preparation.
+    #[error("the preparation was interrupted")]
+    Interrupted,
+}
+
+impl PrepareError {
+    /// The stable name of the error, for programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            PrepareError::NotPrivileged => "not-privileged",
+            PrepareError::ThawTimeout(_) => "bad-thaw-timeout",
+            PrepareError::TooManyFilesystems(_) => "too-many-filesystems",
+            PrepareError::Blob(error) => error.code(),
+            PrepareError::Connect(error) => error.code(),
+            PrepareError::Mount(error) => error.code(),
+            PrepareError::Open { .. } => "open-failed",
+            PrepareError::AnotherRun => "another-run",
+            PrepareError::LeftFrozen { .. } => "left-frozen",
+            PrepareError::State { .. } => "state-unusable",
+            PrepareError::Watchdog { .. } => "no-watchdog",
+            PrepareError::Resources { .. } => "no-resources",
+            PrepareError::Interrupted => "interrupted",
+        }
+    }
+
+    /// What the reader can do, when there is something.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            PrepareError::NotPrivileged => Some("run as root".to_owned()),
+            PrepareError::Blob(error) => error.hint().map(str::to_owned),
+            PrepareError::Connect(error) => error.hint().map(str::to_owned),
+            PrepareError::Mount(error) => error.hint(),
+            PrepareError::AnotherRun => Some(
+                "wait for it to end; `vmsnapshot status` shows it".to_owned(),
+            ),
+            PrepareError::LeftFrozen { .. } => Some("run `vmsnapshot thaw`".to_owned()),
+            PrepareError::Watchdog { cause, .. }
+                if cause.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Some("the kernel may forbid programs in memory: see `vm.memfd_noexec`".to_owned())
+            }
+            PrepareError::TooManyFilesystems(_) => {
+                Some("choose fewer with include or exclude patterns".to_owned())
+            }
+            PrepareError::ThawTimeout(_)
+            | PrepareError::Open { .. }
+            | PrepareError::State { .. }
+            | PrepareError::Watchdog { .. }
+            | PrepareError::Resources { .. }
+            | PrepareError::Interrupted => None,
+        }
+    }
+}
+
+/// Why `vmsnapshot thaw` could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ThawError {
+    /// The runs' ledgers could not be read.
+    #[error("could not read `{}`: {}", crate::state::DIRECTORY, cause_text(.0))]
+    State(io::Error),
+    /// What is mounted could not be read.
+    #[error(transparent)]
+    Plan(PlanError),
+}
+
+impl ThawError {
+    /// The stable name of the error, for programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            ThawError::State(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                "not-privileged"
+            }
+            ThawError::State(_) => "state-unusable",
+            ThawError::Plan(error) => error.code(),
+        }
+    }
+
+    /// What the reader can do, when there is something.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            ThawError::State(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Some("run as root".to_owned())
+            }
+            ThawError::State(_) => None,
+            ThawError::Plan(error) => error.hint(),
+        }
+    }
+}
+
+/// The system's words, without the number that `std` adds.
+pub(crate) fn cause_text(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => errno_text(Errno::from_raw_os_error(number)),
+        None => error.to_string(),
+    }
+}
+
+/// The system's words for an error number: `device or resource busy`.
+pub(crate) fn errno_text(errno: Errno) -> String {
+    let text = io::Error::from(errno).to_string();
+    let words = text.split(" (os error").next().unwrap_or(&text);
+    let mut letters = words.chars();
+    match (letters.next(), letters.clone().next()) {
+        // "I/O error" keeps its capital.
+        (Some(first), Some(second)) if second.is_lowercase() => {
+            first.to_lowercase().chain(letters).collect()
+        }
+        _ => words.to_owned(),
+    }
+}

@@ -1,0 +1,213 @@
+//! One thread a filesystem: it calls FIFREEZE when its level may freeze, and FITHAW when it may thaw.
+//!
+//! A thread each, because either call can hang, and one that hangs must not hold up another. The
+//! threads exist, and wait, before the window; inside it nothing is allocated, and what happened is
+//! written into the ledger and nowhere else.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmsnapshot_core::deadlines::Monotonic;
+use vmsnapshot_core::ledger::{FreezeState, Thawer};
+use vmsnapshot_sys::kernel::Kernel;
+use vmsnapshot_sys::ledger_file::LedgerFile;
+use vmsnapshot_sys::signal::Signal;
+use vmsnapshot_sys::{clock, process, Errno};
+
+/// The threads call two ioctls each.
+const STACK_BYTES: usize = 128 * 1024;
+/// The order from which on levels thaw; below it, levels freeze.
+const THAW: u32 = 1 << 30;
+/// How long a level may thaw before the next one is told to as well. The order of thawing is a
+/// courtesy (an upper FITHAW writes through the lower filesystem, and waits for it by itself), so
+/// one slow disk does not keep the others frozen.
+const LEVEL_THAW_LIMIT: Duration = Duration::from_millis(50);
+/// The pause between two FITHAW calls that failed for another reason than "not frozen".
+const TRY_AGAIN: Duration = Duration::from_millis(5);
+
+/// The freeze threads of a run, in their orders.
+///
+/// Dropping it thaws whatever it may have frozen, and lets the threads end.
+pub(crate) struct Freezers {
+    shared: Arc<Shared>,
+    level_count: u32,
+}
+
+struct Shared {
+    ledger: Arc<LedgerFile>,
+    kernel: Arc<dyn Kernel>,
+    directories: Vec<OwnedFd>,
+    /// `n` below [`THAW`]: levels 0 to n-1 freeze. `THAW + n`: the last n levels thaw.
+    order: Signal,
+    /// How many threads are done with FIFREEZE, and at which count somebody waits.
+    freezes_done: Signal,
+    freezes_awaited: AtomicU32,
+    /// How many threads are done with FITHAW, and at which count somebody waits.
+    thaws_done: Signal,
+    thaws_awaited: AtomicU32,
+    /// From this instant on, in nanoseconds, a failing FITHAW is left to the watchdog.
+    thaw_by_ns: std::sync::atomic::AtomicU64,
+}
+
+impl Freezers {
+    /// Starts the threads; `levels` gives each directory's level, and has no gaps.
+    ///
+    /// # Errors
+    /// What the kernel answers when a thread cannot be started.
+    pub(crate) fn start(
+        ledger: Arc<LedgerFile>,
+        kernel: Arc<dyn Kernel>,
+        directories: Vec<OwnedFd>,
+        levels: &[u32],
+    ) -> io::Result<Freezers> {
+        let level_count = levels.iter().max().map_or(0, |highest| highest + 1);
+        let freezers = Freezers {
+            shared: Arc::new(Shared {
+                ledger,
+                kernel,
+                directories,
+                order: Signal::new(0),
+                freezes_done: Signal::new(0),
+                freezes_awaited: AtomicU32::new(0),
+                thaws_done: Signal::new(0),
+                thaws_awaited: AtomicU32::new(0),
+                thaw_by_ns: std::sync::atomic::AtomicU64::new(u64::MAX),
+            }),
+            level_count,
+        };
+        for (index, level) in levels.iter().copied().enumerate() {
+            let shared = Arc::clone(&freezers.shared);
+            std::thread::Builder::new()
+                .name("vmsnapshot-freeze".to_owned())
+                .stack_size(STACK_BYTES)
+                .spawn(move || shared.serve(index, level, level_count))?;
+        }
+        Ok(freezers)
+    }
+
+    /// How many levels there are.
+    pub(crate) fn level_count(&self) -> u32 {
+        self.level_count
+    }
+
+    /// Lets the levels up to and with `level` freeze, and waits until FIFREEZE has returned on all
+    /// `expected` filesystems of these levels. False if `deadline` passed first.
+    pub(crate) fn freeze_level(&self, level: u32, expected: u32, deadline: Monotonic) -> bool {
+        let shared = &self.shared;
+        shared.freezes_awaited.store(expected, Ordering::SeqCst);
+        shared.order.set(level + 1);
+        shared
+            .freezes_done
+            .wait_until(Some(deadline), |done| done >= expected)
+    }
+
+    /// Thaws what may be frozen, the last level first, and waits for it until `deadline`.
+    ///
+    /// `in_order` says whether a level waits (a little) for the one below it.
+    pub(crate) fn thaw(&self, levels: &[u32], in_order: bool, deadline: Monotonic) {
+        let shared = &self.shared;
+        shared.thaw_by_ns.store(deadline.0, Ordering::SeqCst);
+        shared.ledger.revoke_planned();
+        let mut expected = 0;
+        for (released, level) in (1..).zip((0..self.level_count).rev()) {
+            let of_level = levels.iter().filter(|other| **other == level).count();
+            expected += u32::try_from(of_level).unwrap_or(u32::MAX);
+            let is_last = level == 0;
+            if !in_order && !is_last {
+                continue;
+            }
+            let limit = if is_last {
+                deadline
+            } else {
+                deadline.min(clock::monotonic().plus(LEVEL_THAW_LIMIT))
+            };
+            shared.thaws_awaited.store(expected, Ordering::SeqCst);
+            shared.order.set(THAW + released);
+            shared
+                .thaws_done
+                .wait_until(Some(limit), |done| done >= expected);
+        }
+    }
+}
+
+impl Drop for Freezers {
+    fn drop(&mut self) {
+        self.shared.ledger.revoke_planned();
+        self.shared.order.set(u32::MAX);
+    }
+}
+
+impl Shared {
+    fn serve(&self, index: usize, level: u32, level_count: u32) {
+        // A signal that ended the process here would leave the thaw to the watchdog alone.
+        let _ = process::block_signals();
+        self.order.wait_until(None, |order| order > level);
+        if self.order.value() < THAW {
+            self.freeze(index);
+        }
+        if self.freezes_done.add_one() >= self.freezes_awaited.load(Ordering::SeqCst) {
+            self.freezes_done.wake_all();
+        }
+        self.order
+            .wait_until(None, |order| order >= THAW + level_count - level);
+        self.thaw(index);
+        if self.thaws_done.add_one() >= self.thaws_awaited.load(Ordering::SeqCst) {
+            self.thaws_done.wake_all();
+        }
+    }
+
+    fn freeze(&self, index: usize) {
+        let (Some(entry), Some(directory)) =
+            (self.ledger.entries.get(index), self.directories.get(index))
+        else {
+            return;
+        };
+        if !entry.announce(clock::monotonic()) {
+            return;
+        }
+        match catch_unwind(AssertUnwindSafe(|| self.kernel.freeze(directory.as_fd()))) {
+            Ok(Ok(())) => {
+                entry.frozen(clock::monotonic());
+            }
+            Ok(Err(errno)) => {
+                entry.refuse(clock::monotonic(), errno.raw_os_error().unsigned_abs());
+            }
+            // It may or may not be frozen: it stays announced, and FITHAW will tell.
+            Err(_) => {}
+        }
+    }
+
+    fn thaw(&self, index: usize) {
+        let (Some(entry), Some(directory)) =
+            (self.ledger.entries.get(index), self.directories.get(index))
+        else {
+            return;
+        };
+        loop {
+            let state = entry.state();
+            if !state.may_be_frozen() {
+                return;
+            }
+            entry.thawing(clock::monotonic());
+            match catch_unwind(AssertUnwindSafe(|| self.kernel.thaw(directory.as_fd()))) {
+                Ok(Ok(())) => return entry.thawed(Thawer::Run, clock::monotonic()),
+                Ok(Err(Errno::INVAL)) if state == FreezeState::Frozen => {
+                    return entry.find_thawed(clock::monotonic());
+                }
+                // The only FIFREEZE there can be was this thread's, and it is over.
+                Ok(Err(Errno::INVAL)) => return entry.never_frozen(),
+                Ok(Err(errno)) => entry.thaw_failed(errno.raw_os_error().unsigned_abs()),
+                Err(_) => {}
+            }
+            if clock::monotonic().0 >= self.thaw_by_ns.load(Ordering::SeqCst) {
+                // The watchdog goes on asking.
+                return;
+            }
+            std::thread::sleep(TRY_AGAIN);
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The window: freeze, call, thaw. Read it from top to bottom.
+//!
+//! Nothing is opened, resolved, written, logged or started here; Python does not exist here. What
+//! happens is in the ledger and in the answers, and is made sense of afterwards.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+use vmsnapshot_core::blob::may_retry_in_window;
+use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
+use vmsnapshot_core::ledger::FreezeState;
+use vmsnapshot_sys::ledger_file::LedgerFile;
+use vmsnapshot_sys::{clock, Errno};
+
+use crate::connect::{PreparedRequest, RawAnswer, SendFailure, WarmConnection};
+use crate::freezers::Freezers;
+use crate::rcu::Rcu;
+use crate::watchdog::ArmedWatchdog;
+
+/// How much of a refusal's body is kept.
+const BODY_LIMIT_BYTES: usize = crate::connect::BODY_LIMIT_BYTES;
+
+/// One snapshot request on its open connection.
+pub(crate) struct Call {
+    pub(crate) connection: WarmConnection,
+    pub(crate) request: PreparedRequest,
+    /// The same request for a second attempt, made before the window.
+    pub(crate) again: PreparedRequest,
+}
+
+/// What became of one call, unjudged.
+pub(crate) struct CallRecord {
+    pub(crate) attempts: u32,
+    pub(crate) sent_at: Monotonic,
+    pub(crate) ended_at: Monotonic,
+    pub(crate) result: Result<RawAnswer, SendFailure>,
+    /// Whether the result is a second attempt's, and the first may have made a snapshot.
+    pub(crate) first_was_lost: bool,
+}
+
+/// What happened in a window, beside what the ledger says.
+pub(crate) struct WindowRecord {
+    /// Whether grace periods were expedited because of us.
+    pub(crate) rcu_expedited: bool,
+    /// Whether every filesystem was frozen, and the requests were sent.
+    pub(crate) froze_all: bool,
+    /// Whether the watchdog went away while something was frozen.
+    pub(crate) watchdog_lost: bool,
+    /// A call each, in the order of the blobs; none for one that had not ended when the waiting
+    /// ended. Empty when nothing was sent.
+    pub(crate) calls: Vec<Option<CallRecord>>,
+    /// When everything was thawed that we could thaw.
+    pub(crate) ended_at: Monotonic,
+}
+
+/// What the window works with: all of it made, opened and armed before.
+pub(crate) struct Prepared<'a> {
+    pub(crate) watchdog: &'a ArmedWatchdog,
+    pub(crate) deadlines: Deadlines,
+    pub(crate) ledger: &'a Arc<LedgerFile>,
+    pub(crate) levels: &'a [u32],
+    pub(crate) freezers: &'a Freezers,
+    pub(crate) rcu: &'a Rcu,
+    pub(crate) runtime: &'a Runtime,
+    pub(crate) calls: Vec<Call>,
+}
+
+/// Freezes, sends every request at once, waits until `call_by`, and thaws.
+///
+/// *Blocking*: until `thaw_by` at most, whatever hangs.
+pub(crate) fn open(prepared: Prepared<'_>) -> WindowRecord {
+    let Prepared {
+        watchdog,
+        deadlines,
+        ledger,
+        levels,
+        freezers,
+        rcu,
+        runtime,
+        calls,
+    } = prepared;
+    let expedited = rcu.expedite(ledger);
+    let thaw_on_return = ThawOnReturn {
+        freezers,
+        levels,
+        deadlines,
+    };
+
+    let froze_all = freeze(freezers, levels, ledger, deadlines.call_by);
+    let mut record = WindowRecord {
+        rcu_expedited: expedited.is_on(),
+        froze_all,
+        watchdog_lost: false,
+        calls: Vec::new(),
+        ended_at: deadlines.start,
+    };
+    if froze_all {
+        (record.calls, record.watchdog_lost) =
+            runtime.block_on(call_all(calls, watchdog, deadlines.call_by));
+    }
+    thaw_on_return.thaw(froze_all);
+
+    record.ended_at = clock::monotonic();
+    drop(expedited);
+    record
+}
+
+/// Freezes level by level, in parallel within a level. False as soon as one cannot be frozen.
+fn freeze(
+    freezers: &Freezers,
+    levels: &[u32],
+    ledger: &LedgerFile,
+    deadline: Monotonic,
+) -> bool {
+    for level in 0..freezers.level_count() {
+        let so_far = levels.iter().filter(|other| **other <= level).count();
+        let expected = u32::try_from(so_far).unwrap_or(u32::MAX);
+        if !freezers.freeze_level(level, expected, deadline) {
+            return false;
+        }
+        let mut of_level = ledger
+            .entries
+            .iter()
+            .zip(levels)
+            .filter(|(_, other)| **other == level);
+        if !of_level.all(|(entry, _)| match entry.state() {
+            FreezeState::Frozen => true,
+            // A type that cannot be frozen is a skip with a reason, not a failure.
+            FreezeState::Refused => {
+                Errno::from_raw_os_error(entry.errno().cast_signed()) == Errno::OPNOTSUPP
+            }
+            FreezeState::Planned
+            | FreezeState::Announced
+            | FreezeState::Revoked
+            | FreezeState::ThawedByRun
+            | FreezeState::ThawedByWatchdog
+            | FreezeState::ThawedByAnother
+            | FreezeState::ThawedByOperator => false,
+        }) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Thaws when the window ends in any way, a panic included.
+struct ThawOnReturn<'a> {
+    freezers: &'a Freezers,
+    levels: &'a [u32],
+    deadlines: Deadlines,
+}
+
+impl ThawOnReturn<'_> {
+    fn thaw(self, in_order: bool) {
+        self.freezers
+            .thaw(self.levels, in_order, self.deadlines.thaw_by);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for ThawOnReturn<'_> {
+    fn drop(&mut self) {
+        self.freezers
+            .thaw(self.levels, false, self.deadlines.thaw_by);
+    }
+}
+
+/// Sends every request at once; waits for all answers, until `call_by`, or until the watchdog is
+/// gone (a window has two who can thaw, or it ends). Says what became of each, and of the watchdog.
+async fn call_all(
+    calls: Vec<Call>,
+    watchdog: &ArmedWatchdog,
+    call_by: Monotonic,
+) -> (Vec<Option<CallRecord>>, bool) {
+    let count = calls.len();
+    let mut records: Vec<Option<CallRecord>> = Vec::with_capacity(count);
+    records.resize_with(count, || None);
+    let deadline = Instant::now() + call_by.since(clock::monotonic());
+    let mut running = JoinSet::new();
+    for (index, call) in calls.into_iter().enumerate() {
+        running.spawn(async move { (index, call.send(deadline).await) });
+    }
+    let watchdog = AsyncFd::with_interest(watchdog.descriptor().as_fd(), Interest::READABLE);
+    let all_ended = async {
+        while let Some(ended) = running.join_next().await {
+            if let Ok((index, record)) = ended {
+                if let Some(place) = records.get_mut(index) {
+                    *place = Some(record);
+                }
+            }
+        }
+    };
+    let watchdog_lost = async {
+        match &watchdog {
+            // An armed watchdog says nothing before it is released: what can be read is its end.
+            Ok(descriptor) => {
+                let _ = descriptor.readable().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    let is_lost = first_of(all_ended, watchdog_lost).await;
+    (records, is_lost)
+}
+
+/// Waits for `work`, or for `end` if that comes first: then true.
+async fn first_of(work: impl Future<Output = ()>, end: impl Future<Output = ()>) -> bool {
+    let (mut work, mut end) = (std::pin::pin!(work), std::pin::pin!(end));
+    std::future::poll_fn(|context| {
+        if work.as_mut().poll(context).is_ready() {
+            std::task::Poll::Ready(false)
+        } else {
+            end.as_mut().poll(context).map(|()| true)
+        }
+    })
+    .await
+}
+
+impl Call {
+    /// Sends the request, and once more if that may help: no back-off, and never after `deadline`.
+    async fn send(self, deadline: Instant) -> CallRecord {
+        let Call {
+            connection: WarmConnection {
+                dialer,
+                mut connection,
+            },
+            request,
+            again,
+        } = self;
+        let mut record = CallRecord {
+            attempts: 1,
+            sent_at: clock::monotonic(),
+            ended_at: Monotonic(0),
+            result: connection.send(request, BODY_LIMIT_BYTES, deadline).await,
+            first_was_lost: false,
+        };
+        let may_try_again = match &record.result {
+            Ok(answer) => may_retry_in_window(answer.status),
+            Err(SendFailure::NotSent { .. }) => {
+                record.attempts = 0;
+                true
+            }
+            Err(SendFailure::Lost { .. }) => true,
+            Err(SendFailure::BadAnswer { .. } | SendFailure::NoAnswer) => false,
+        };
+        if may_try_again {
+            // The address is resolved and the trust roots are loaded: a socket is opened, no file.
+            if !connection.is_open() {
+                if let Ok(fresh) = dialer.dial(deadline).await {
+                    connection = fresh;
+                }
+            }
+            if connection.is_open() && Instant::now() < deadline {
+                match connection.send(again, BODY_LIMIT_BYTES, deadline).await {
+                    // The first attempt's result says more.
+                    Err(SendFailure::NotSent { .. }) => {}
+                    result => {
+                        record.attempts += 1;
+                        record.first_was_lost =
+                            matches!(record.result, Err(SendFailure::Lost { .. }));
+                        record.result = result;
+                    }
+                }
+            }
+        }
+        record.ended_at = clock::monotonic();
+        record
+    }
+}
