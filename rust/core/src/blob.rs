@@ -370,6 +370,7 @@ impl SasUri {
             return Ok(None);
         };
         percent_decoded(value)
+            .and_then(|bytes| String::from_utf8(bytes).ok())
             .and_then(|text| parse_instant(&text))
             .map(Some)
             .ok_or_else(|| BlobError::BadSas {
@@ -728,7 +729,9 @@ fn split_authority(authority: &str) -> Result<(&str, Option<u16>), BlobError> {
     }
 }
 
-fn percent_decoded(text: &str) -> Option<String> {
+/// Undoes percent-encoding; none if a `%` is not followed by two hexadecimal digits.
+#[must_use]
+pub fn percent_decoded(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
@@ -740,7 +743,7 @@ fn percent_decoded(text: &str) -> Option<String> {
             bytes.push(byte);
         }
     }
-    String::from_utf8(bytes).ok()
+    Some(bytes)
 }
 
 /// Reads the forms a SAS may have: a date, which is its first moment, or a date and a time to the

@@ -1,1 +1,5 @@
-//! To come.
+//! Prepare, freeze, snapshot, thaw: everything that touches the machine, for plain Rust callers.
+
+#![forbid(unsafe_code)]
+
+pub mod connect;
