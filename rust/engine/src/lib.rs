@@ -1,5 +1,19 @@
-//! Everything that touches the machine: what is mounted, and in time the run itself.
+//! Prepare, freeze, snapshot, thaw: everything that touches the machine, for plain Rust callers.
+//!
+//! [`scan::plan`] says what to freeze, [`session::prepare`] does all that can be done before the
+//! window, [`session::Session::run`] opens it and gives the report; [`state`] knows what runs left.
 
 #![forbid(unsafe_code)]
 
+mod companion;
+pub mod connect;
+pub mod error;
+mod freezers;
+mod rcu;
 pub mod scan;
+pub mod session;
+pub mod state;
+mod sync;
+mod verdict;
+mod watchdog;
+mod window;

@@ -1,0 +1,217 @@
+//! One open connection, and the one thing the window does with it.
+
+use std::fmt;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderName, HeaderValue, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Body, Incoming};
+use hyper::client::conn::http1::SendRequest;
+use hyper::rt::{Read, Write};
+use tokio::task::AbortHandle;
+use tokio::time::timeout_at;
+
+use super::PreparedRequest;
+
+const SNAPSHOT: HeaderName = HeaderName::from_static("x-ms-snapshot");
+const ERROR_CODE: HeaderName = HeaderName::from_static("x-ms-error-code");
+
+/// An open HTTP/1.1 connection. A task of the runtime that dialled it reads and writes it; the
+/// task ends with this value.
+pub struct Connection {
+    sender: SendRequest<Empty<Bytes>>,
+    task: AbortHandle,
+}
+
+/// What the server answered, as it came: it is judged after the thaw.
+#[derive(Clone)]
+pub struct RawAnswer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The header `x-ms-snapshot`.
+    pub snapshot: Option<HeaderValue>,
+    /// The header `x-ms-error-code`.
+    pub error_code: Option<HeaderValue>,
+    /// The body, as far as it came and was wanted. That of a 201 is not waited for: the headers
+    /// say all, and the window is open.
+    pub body: Bytes,
+    /// Whether `body` is the whole body.
+    pub complete: bool,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SendFailure {
+    /// Nothing of the request was written; here it is back.
+    #[error("the request was not sent: {cause}")]
+    NotSent {
+        /// The request, to be sent on another connection.
+        request: Box<PreparedRequest>,
+        /// What happened to the connection.
+        cause: String,
+    },
+    /// The request was written, in whole or in part, and the connection ended without an answer.
+    #[error("the connection was lost after the request was sent: {cause}")]
+    Lost {
+        /// What happened to the connection.
+        cause: String,
+    },
+    /// The request was written, and what came back is not HTTP.
+    #[error("the answer is not HTTP: {cause}")]
+    BadAnswer {
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// The request was written, and there was no answer in time.
+    #[error("there was no answer in time")]
+    NoAnswer,
+}
+
+impl Connection {
+    /// Begins HTTP/1.1 on `stream`, on the current tokio runtime. Nothing is sent.
+    pub(super) async fn begin<Stream>(stream: Stream) -> hyper::Result<Self>
+    where
+        Stream: Read + Write + Unpin + Send + 'static,
+    {
+        let (sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+        let task = tokio::spawn(async move {
+            // How it ends is told to whoever waits for an answer; if nobody does, nobody asks.
+            let _ = connection.await;
+        });
+        Ok(Self {
+            sender,
+            task: task.abort_handle(),
+        })
+    }
+
+    /// Says whether the server still held the connection open when the runtime last looked at its
+    /// sockets; [`notice_closes`](super::notice_closes) makes it look.
+    ///
+    /// *In the window*: allowed.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
+    /// Sends `request` and waits for the answer until `call_by`, to the millisecond above it.
+    ///
+    /// Of the body of a refusal at most `body_limit_bytes` are kept; when `call_by` passes or the
+    /// connection ends inside a body, what is there is the answer.
+    ///
+    /// *Blocking*: until `call_by`. *In the window*: allowed; it resolves and opens nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFailure`], which says whether the server can have seen the request.
+    pub async fn send(
+        &mut self,
+        request: PreparedRequest,
+        body_limit_bytes: usize,
+        call_by: Instant,
+    ) -> Result<RawAnswer, SendFailure> {
+        let call_by = tokio::time::Instant::from_std(call_by);
+        if !self.sender.is_ready() {
+            let cause = match timeout_at(call_by, self.sender.ready()).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(chain_text(&error)),
+                Err(_) => Some("the connection was busy".to_owned()),
+            };
+            if let Some(cause) = cause {
+                return Err(SendFailure::NotSent {
+                    request: Box::new(request),
+                    cause,
+                });
+            }
+        }
+        let response = match timeout_at(call_by, self.sender.try_send_request(request.0)).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(mut failure)) => {
+                let cause = chain_text(failure.error());
+                // hyper gives the request back if and only if it has not begun to write it.
+                return Err(match failure.take_message() {
+                    Some(request) => SendFailure::NotSent {
+                        request: Box::new(PreparedRequest(request)),
+                        cause,
+                    },
+                    None if failure.error().is_parse() => SendFailure::BadAnswer { cause },
+                    None => SendFailure::Lost { cause },
+                });
+            }
+            Err(_) => return Err(SendFailure::NoAnswer),
+        };
+        let (mut head, body) = response.into_parts();
+        let mut answer = RawAnswer {
+            status: head.status.as_u16(),
+            snapshot: head.headers.remove(&SNAPSHOT),
+            error_code: head.headers.remove(&ERROR_CODE),
+            body: Bytes::new(),
+            complete: body.is_end_stream(),
+        };
+        if head.status != StatusCode::CREATED && !answer.complete {
+            let mut kept = BytesMut::new();
+            answer.complete = timeout_at(call_by, read_body(body, &mut kept, body_limit_bytes))
+                .await
+                .unwrap_or(false);
+            answer.body = kept.freeze();
+        }
+        Ok(answer)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Connection")
+            .field("is_open", &self.is_open())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RawAnswer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The body may repeat our URI; only `blob::verdict` prints parts of it, cleaned.
+        formatter
+            .debug_struct("RawAnswer")
+            .field("status", &self.status)
+            .field("snapshot", &self.snapshot)
+            .field("error_code", &self.error_code)
+            .field("body_bytes", &self.body.len())
+            .field("complete", &self.complete)
+            .finish()
+    }
+}
+
+/// Reads `body` into `kept`; says whether all of it is there.
+async fn read_body(mut body: Incoming, kept: &mut BytesMut, limit_bytes: usize) -> bool {
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return false };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        let room = limit_bytes - kept.len();
+        kept.extend_from_slice(data.get(..room).unwrap_or(&data));
+        if data.len() > room {
+            return false;
+        }
+    }
+    true
+}
+
+/// hyper's own text is of the kind "connection error"; what happened is in its sources.
+fn chain_text(error: &hyper::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,287 @@
+//! The HTTP proxy between us and the blob service.
+//!
+//! For an HTTPS blob the proxy opens a tunnel (CONNECT) and sees no more of it. For an HTTP blob it
+//! gets the request itself in absolute form (RFC 9112, 3.2.2), as many proxies allow CONNECT to
+//! port 443 only; such a proxy sees the SAS, as does everybody else on the way of an HTTP request.
+
+use std::fmt;
+
+use http::uri::Authority;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use vmsnapshot_core::blob::percent_decoded;
+
+use super::ConnectError;
+
+const ANSWER_LIMIT_BYTES: usize = 16 * 1024;
+
+/// An HTTP proxy; neither `Display` nor `Debug` shows its user name and password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Proxy {
+    host: String,
+    port: u16,
+    authorization: Option<String>,
+}
+
+impl Proxy {
+    /// Reads `http://HOST:PORT` or `http://USER:PASSWORD@HOST:PORT`, user name and password
+    /// percent-encoded; the port is 80 if none is named.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::BadProxy`].
+    pub fn parse(text: &str) -> Result<Self, ConnectError> {
+        let bad = |cause| ConnectError::BadProxy { cause };
+        let text = text.trim();
+        let (scheme, rest) = text
+            .split_once("://")
+            .ok_or_else(|| bad("it has no scheme"))?;
+        if !scheme.eq_ignore_ascii_case("http") {
+            return Err(bad("its scheme is not http"));
+        }
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        if rest.contains(['/', '?', '#']) {
+            return Err(bad("it has a path, query or fragment"));
+        }
+        let (user_info, address) = match rest.rsplit_once('@') {
+            Some((user_info, address)) => (Some(user_info), address),
+            None => (None, rest),
+        };
+        let authority: Authority = address
+            .parse()
+            .map_err(|_| bad("its host or port cannot be read"))?;
+        let port = match address.strip_prefix(authority.host()) {
+            Some("") => 80,
+            Some(_) => authority
+                .port_u16()
+                .filter(|port| *port != 0)
+                .ok_or_else(|| bad("its port is not a number from 1 to 65535"))?,
+            None => return Err(bad("its host or port cannot be read")),
+        };
+        let host = authority.host();
+        let host = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+            .unwrap_or(host);
+        if host.is_empty() {
+            return Err(bad("it has no host"));
+        }
+        let authorization = match user_info {
+            Some(user_info) => {
+                let credentials = percent_decoded(user_info)
+                    .ok_or_else(|| bad("its user name or password is not percent-encoded"))?;
+                Some(format!("Basic {}", base64(&credentials)))
+            }
+            None => None,
+        };
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+            authorization,
+        })
+    }
+
+    /// Returns the proxy's host, an IPv6 address without brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Returns the proxy's port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Returns the value of `Proxy-Authorization`, a secret.
+    pub(super) fn authorization(&self) -> Option<&str> {
+        self.authorization.as_deref()
+    }
+
+    /// Asks for a tunnel to `host_and_port`; on success the stream is that of the server.
+    pub(super) async fn open_tunnel<Stream>(
+        &self,
+        stream: &mut Stream,
+        host_and_port: &str,
+    ) -> Result<(), String>
+    where
+        Stream: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut request = format!("CONNECT {host_and_port} HTTP/1.1\r\nHost: {host_and_port}\r\n");
+        if let Some(authorization) = self.authorization() {
+            request.push_str("Proxy-Authorization: ");
+            request.push_str(authorization);
+            request.push_str("\r\n");
+        }
+        request.push_str("\r\n");
+        stream
+            .write_all(request.as_bytes())
+            .await
+            .map_err(|error| error.to_string())?;
+        let mut answer = Vec::new();
+        loop {
+            if stream
+                .read_buf(&mut answer)
+                .await
+                .map_err(|error| error.to_string())?
+                == 0
+            {
+                return Err("it closed the connection".to_owned());
+            }
+            if let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") {
+                return judge_tunnel(&answer, end + 4);
+            }
+            if answer.len() > ANSWER_LIMIT_BYTES {
+                return Err("its answer has no end".to_owned());
+            }
+        }
+    }
+}
+
+fn judge_tunnel(answer: &[u8], head_length: usize) -> Result<(), String> {
+    let status = answer
+        .strip_prefix(b"HTTP/1.")
+        .and_then(|rest| rest.get(2..5))
+        .and_then(|digits| std::str::from_utf8(digits).ok())
+        .and_then(|digits| digits.parse::<u16>().ok());
+    match status {
+        // The server behind a tunnel is silent until it has our hello.
+        Some(200..=299) if answer.len() > head_length => {
+            Err("it sent more than an answer to CONNECT".to_owned())
+        }
+        Some(200..=299) => Ok(()),
+        Some(407) => Err("it asks for another name and password (407)".to_owned()),
+        Some(status) => Err(format!("it answered {status} to CONNECT")),
+        None => Err("its answer is not HTTP".to_owned()),
+    }
+}
+
+impl fmt::Display for Proxy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(formatter, "http://[{}]:{}", self.host, self.port)
+        } else {
+            write!(formatter, "http://{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Proxy({self})")
+    }
+}
+
+/// RFC 4648, section 4; here because one header does not pay for a dependency.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let group = (0..3).fold(0_usize, |group, index| {
+            group << 8 | usize::from(chunk.get(index).copied().unwrap_or(0))
+        });
+        for index in 0..4 {
+            let letter = ALPHABET
+                .get(group >> (18 - 6 * index) & 0x3f)
+                .copied()
+                .unwrap_or(b'=');
+            text.push(if index <= chunk.len() {
+                char::from(letter)
+            } else {
+                '='
+            });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn base64_is_that_of_rfc_4648() {
+        for (plain, encoded) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("fooba", "Zm9vYmE="),
+            ("foobar", "Zm9vYmFy"),
+            ("Aladdin:open sesame", "QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),
+        ] {
+            assert_eq!(base64(plain.as_bytes()), encoded);
+        }
+    }
+
+    #[test]
+    fn proxy_hides_its_password() {
+        let proxy = Proxy::parse("http://Aladdin:open%20sesame@proxy.example:3128/").unwrap();
+        assert_eq!(
+            proxy.authorization(),
+            Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==")
+        );
+        assert_eq!(proxy.to_string(), "http://proxy.example:3128");
+        assert_eq!(format!("{proxy:?}"), "Proxy(http://proxy.example:3128)");
+    }
+
+    #[test]
+    fn proxy_may_be_an_ipv6_address_or_have_no_port() {
+        let proxy = Proxy::parse("http://[::1]:8080").unwrap();
+        assert_eq!(
+            (proxy.host(), proxy.port(), proxy.to_string().as_str()),
+            ("::1", 8080, "http://[::1]:8080")
+        );
+        assert_eq!(Proxy::parse("http://proxy").unwrap().port(), 80);
+    }
+
+    #[test]
+    fn proxy_that_cannot_be_read_is_refused_without_repeating_it() {
+        for text in [
+            "",
+            "proxy:8080",
+            "https://user:secret@proxy",
+            "socks5://user:secret@proxy",
+            "http://",
+            "http://user:secret@",
+            "http://user:secret@:80",
+            "http://user:secret@proxy:0",
+            "http://user:secret@proxy:",
+            "http://user:secret@proxy:99999",
+            "http://user:secret@proxy:x",
+            "http://user:secret@proxy/path",
+            "http://user:secret%zz@proxy",
+            "http://user:secret@pro xy",
+        ] {
+            let error = Proxy::parse(text).unwrap_err();
+            assert_eq!(error.code(), "bad-proxy", "{text}");
+            assert!(!format!("{error} {error:?}").contains("secret"));
+        }
+    }
+
+    #[test]
+    fn tunnel_needs_a_2xx_answer_and_nothing_behind_it() {
+        for (answer, is_good) in [
+            ("HTTP/1.1 200 OK\r\n\r\n", true),
+            (
+                "HTTP/1.0 200 Connection established\r\nVia: x\r\n\r\n",
+                true,
+            ),
+            ("HTTP/1.1 200 OK\r\n\r\nmore", false),
+            ("HTTP/1.1 407 x\r\n\r\n", false),
+            ("HTTP/1.1 502 x\r\n\r\n", false),
+            ("HTTP/2 200\r\n\r\n", false),
+            ("220 smtp\r\n\r\n", false),
+            ("\r\n\r\n", false),
+        ] {
+            let end = answer.find("\r\n\r\n").unwrap() + 4;
+            assert_eq!(
+                judge_tunnel(answer.as_bytes(), end).is_ok(),
+                is_good,
+                "{answer}"
+            );
+        }
+    }
+}
