@@ -5,9 +5,12 @@
 //! still be read when both processes are gone. Every field is an atomic: any bytes are a valid
 //! ledger, and nothing a damaged file holds can be more than wrong.
 
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
 
 use crate::deadlines::Monotonic;
+use crate::plan::DeviceNumber;
 
 /// The first eight bytes of a ledger; the last one is the version of the layout.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"vmsnapL1");
@@ -145,16 +148,17 @@ pub struct Entry {
 
 impl Entry {
     /// Names the filesystem, before the ledger is shared.
-    pub fn name(&self, major: u32, minor: u32, mount_point: &[u8]) {
-        self.major.store(major, Ordering::Relaxed);
-        self.minor.store(minor, Ordering::Relaxed);
-        store_bytes(&self.mount_point, &self.mount_point_length, mount_point);
+    pub fn name(&self, device: DeviceNumber, mount_point: &Path) {
+        self.major.store(device.major, Ordering::Relaxed);
+        self.minor.store(device.minor, Ordering::Relaxed);
+        let bytes = mount_point.as_os_str().as_bytes();
+        store_bytes(&self.mount_point, &self.mount_point_length, bytes);
     }
 
     /// mountinfo's major:minor.
     #[must_use]
-    pub fn device(&self) -> crate::plan::DeviceNumber {
-        crate::plan::DeviceNumber {
+    pub fn device(&self) -> DeviceNumber {
+        DeviceNumber {
             major: self.major.load(Ordering::Relaxed),
             minor: self.minor.load(Ordering::Relaxed),
         }
@@ -188,6 +192,12 @@ impl Entry {
     #[must_use]
     pub fn freeze_returned_at(&self) -> Option<Monotonic> {
         instant(&self.freeze_returned_ns)
+    }
+
+    /// When FITHAW was called last.
+    #[must_use]
+    pub fn thaw_called_at(&self) -> Option<Monotonic> {
+        instant(&self.thaw_called_ns)
     }
 
     /// When it was thawed, or found thawed.
@@ -538,7 +548,8 @@ mod tests {
     #[test]
     fn a_mount_point_that_is_too_long_is_cut_and_not_lost() {
         let entry = entry();
-        entry.name(7, 1, &vec![b'a'; MOUNT_POINT_MAX + 5]);
+        let device = DeviceNumber { major: 7, minor: 1 };
+        entry.name(device, Path::new(&"a".repeat(MOUNT_POINT_MAX + 5)));
         assert_eq!(entry.mount_point().len(), MOUNT_POINT_MAX);
         assert_eq!(entry.device().to_string(), "7:1");
     }

@@ -65,29 +65,26 @@ impl Rcu {
 
     /// Switches expedited grace periods on, until the result is dropped.
     pub(crate) fn expedite(&self, ledger: &Arc<LedgerFile>) -> Expedited<'_> {
-        let off = Expedited {
-            setting: None,
+        let with = |setting| Expedited {
+            setting,
             ledger: Arc::clone(ledger),
         };
         let Rcu::Available(setting) = self else {
-            return off;
+            return with(None);
         };
         let mut text = [0; 1];
         // Anything but 0 is on already, and stays as it is. (The kernel counts nested users of its
         // own beside this file; what is read here is what sysfs writes set.)
         if !matches!(pread(setting, &mut text, 0), Ok(1)) || text != *b"0" {
-            return off;
+            return with(None);
         }
         // The ledger first: whatever happens after this line, it is known what to put back.
         ledger.header.rcu_switched_on(0);
         if pwrite(setting, b"1", 0).is_err() {
             ledger.header.rcu_put_back();
-            return off;
+            return with(None);
         }
-        Expedited {
-            setting: Some(setting),
-            ..off
-        }
+        with(Some(setting))
     }
 }
 

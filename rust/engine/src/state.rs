@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::fs::{flock, statfs, FlockOperation};
 use rustix::mount::{mount, MountFlags};
-use vmsnapshot_core::ledger::{Entry, FreezeState, Thawer};
+use vmsnapshot_core::ledger::{FreezeState, Thawer};
 use vmsnapshot_core::plan::Plan;
 use vmsnapshot_core::report::utc_text;
 use vmsnapshot_core::status::{
@@ -70,7 +70,7 @@ pub(crate) fn lock() -> Result<Lock, PrepareError> {
     }
     // Whoever holds the lock knows that no other run is under way: all these are of the past.
     for (path, ledger) in ledgers().map_err(|cause| state_error(Path::new(DIRECTORY), cause))? {
-        if let Some(entry) = ledger.entries.iter().find(|entry| may_be_frozen(entry)) {
+        if let Some(entry) = ledger.entries.iter().find(|entry| entry.state().may_be_frozen()) {
             return Err(PrepareError::LeftFrozen {
                 run_id: ledger.header.run_id(),
                 mount_point: bytes_text(&entry.mount_point()),
@@ -122,7 +122,7 @@ pub fn status() -> io::Result<Status> {
             run.filesystems
                 .iter()
                 .zip(&ledger.entries)
-                .filter(|(_, entry)| may_be_frozen(entry))
+                .filter(|(_, entry)| entry.state().may_be_frozen())
                 .map(|(filesystem, entry)| FrozenFilesystem {
                     mount_point: filesystem.mount_point.clone(),
                     device: filesystem.device.clone(),
@@ -163,7 +163,7 @@ pub fn thaw() -> Result<ThawResult, ThawError> {
             continue;
         }
         for (index, entry) in ledger.entries.iter().enumerate() {
-            if !may_be_frozen(entry) {
+            if !entry.state().may_be_frozen() {
                 continue;
             }
             let mount_point = bytes_text(&entry.mount_point());
@@ -320,15 +320,11 @@ fn remove(path: &Path) {
     let _ = fs::remove_file(path);
 }
 
-fn may_be_frozen(entry: &&Entry) -> bool {
-    entry.state().may_be_frozen()
-}
-
 fn frozen_mount_points(ledger: &LedgerFile) -> String {
     let names: Vec<String> = ledger
         .entries
         .iter()
-        .filter(may_be_frozen)
+        .filter(|entry| entry.state().may_be_frozen())
         .map(|entry| bytes_text(&entry.mount_point()))
         .collect();
     names.join(", ")

@@ -1,12 +1,16 @@
 //! Writing out dirty data before the window, for as long as we are willing to wait.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::frames::Frame;
 use vmsnapshot_sys::channel::Received;
+use vmsnapshot_sys::{clock, Errno};
 
 use crate::companion;
+use crate::error::PrepareError;
+use crate::session::{Observer, INTERRUPTION_TICK};
 
 /// Calls `syncfs` on every directory, in parallel, in a process of its own, and says of each
 /// whether it was done by `deadline`.
@@ -14,33 +18,48 @@ use crate::companion;
 /// A FIFREEZE of 64 MiB dirty data takes seconds on a slow disk, straight after a sync almost
 /// nothing. What is not done in time is left behind with the process that does it: a syncfs that
 /// hangs in our own process would keep this one from ever ending.
-pub(crate) fn sync(directories: &[BorrowedFd<'_>], deadline: Monotonic) -> Vec<bool> {
+///
+/// # Errors
+/// [`PrepareError::Interrupted`], and what keeps the process from being started.
+pub(crate) fn sync(
+    directories: &[BorrowedFd<'_>],
+    deadline: Monotonic,
+    observer: &mut dyn Observer,
+) -> Result<Vec<bool>, PrepareError> {
     let mut synced = vec![false; directories.len()];
-    let Ok(count) = u32::try_from(directories.len()) else {
-        return synced;
+    let failed = |cause: io::Error| PrepareError::Resources {
+        step: "start the process that writes out dirty data",
+        cause,
     };
-    let Ok(channel) = companion::start("sync") else {
-        return synced;
-    };
+    let count = u32::try_from(directories.len()).map_err(|_| failed(Errno::TOOBIG.into()))?;
+    let channel = companion::start("sync").map_err(failed)?;
     let hello = Frame::Hello {
         directories: count,
         has_pidfd: false,
         has_rcu: false,
     };
-    if channel.send(hello, &[]).is_err()
-        || companion::send_directories(&channel, directories).is_err()
-    {
-        return synced;
-    }
-    for _ in 0..count {
-        let Ok(Received::Frame(Frame::Synced { index, errno }, _)) = channel.receive(deadline)
-        else {
-            break;
-        };
-        let place = usize::try_from(index).ok();
-        if let Some(place) = place.and_then(|index| synced.get_mut(index)) {
-            *place = errno == 0;
+    channel
+        .send(hello, &[])
+        .and_then(|()| companion::send_directories(&channel, directories))
+        .map_err(|errno| failed(errno.into()))?;
+    let mut answers = 0;
+    while answers < count && clock::monotonic() < deadline {
+        let tick = clock::monotonic().plus(INTERRUPTION_TICK).min(deadline);
+        match channel.receive(tick) {
+            Ok(Received::Frame(Frame::Synced { index, errno }, _)) => {
+                answers += 1;
+                let place = usize::try_from(index).ok();
+                if let Some(place) = place.and_then(|index| synced.get_mut(index)) {
+                    *place = errno == 0;
+                }
+            }
+            Err(Errno::TIMEDOUT) if observer.is_interrupted() => {
+                return Err(PrepareError::Interrupted)
+            }
+            Err(Errno::TIMEDOUT) => {}
+            // The process is gone: what it has not said is not known to be synced.
+            Ok(_) | Err(_) => break,
         }
     }
-    synced
+    Ok(synced)
 }

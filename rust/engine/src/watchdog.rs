@@ -7,6 +7,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::frames::Frame;
 use vmsnapshot_core::report::WatchdogOutcome;
@@ -30,7 +32,10 @@ pub(crate) struct Watchdog {
 
 /// A watchdog that thaws when the ledger's deadline passes, or when this process is gone: the
 /// permission to freeze.
-pub(crate) struct ArmedWatchdog(Watchdog);
+pub(crate) struct ArmedWatchdog {
+    watchdog: Watchdog,
+    end: UnixStream,
+}
 
 impl Watchdog {
     /// Starts it and hands it all it needs.
@@ -74,19 +79,29 @@ impl Watchdog {
         }
     }
 
-    /// Arms it. The ledger must hold the deadline.
+    /// Arms it. The ledger must hold the deadline; its end will be heard on `runtime`.
     ///
     /// *Blocking*: two process switches; 2 s at most.
     ///
     /// # Errors
     /// What the kernel answers, and `UnexpectedEof` when the watchdog is gone; nothing is frozen.
-    pub(crate) fn arm(self) -> io::Result<ArmedWatchdog> {
+    pub(crate) fn arm(self, runtime: &Runtime) -> io::Result<ArmedWatchdog> {
+        let end = std::os::unix::net::UnixStream::from(
+            self.channel.descriptor().try_clone_to_owned()?,
+        );
+        end.set_nonblocking(true)?;
         self.channel.send(Frame::Arm, &[])?;
         match self
             .channel
             .receive(clock::monotonic().plus(ARMED_LIMIT))?
         {
-            Received::Frame(Frame::Armed, _) => Ok(ArmedWatchdog(self)),
+            Received::Frame(Frame::Armed, _) => {
+                let _entered = runtime.enter();
+                Ok(ArmedWatchdog {
+                    end: UnixStream::from_std(end)?,
+                    watchdog: self,
+                })
+            }
             Received::Frame(..) => Err(io::ErrorKind::InvalidData.into()),
             Received::Closed => Err(io::ErrorKind::UnexpectedEof.into()),
         }
@@ -95,8 +110,8 @@ impl Watchdog {
 
 impl ArmedWatchdog {
     /// What becomes readable when the watchdog is gone.
-    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.0.channel.descriptor()
+    pub(crate) fn end(&self) -> &UnixStream {
+        &self.end
     }
 
     /// Tells it that the window is over, and takes its word, until `deadline`.
@@ -107,7 +122,7 @@ impl ArmedWatchdog {
             channel,
             pid,
             own_control_group,
-        } = self.0;
+        } = self.watchdog;
         let mut outcome = WatchdogOutcome {
             pid,
             fired: None,

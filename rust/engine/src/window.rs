@@ -3,12 +3,11 @@
 //! Nothing is opened, resolved, written, logged or started here; Python does not exist here. What
 //! happens is in the ledger and in the answers, and is made sense of afterwards.
 
-use std::os::fd::AsFd;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::io::unix::AsyncFd;
-use tokio::io::Interest;
+use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use vmsnapshot_core::blob::may_retry_in_window;
@@ -101,7 +100,7 @@ pub(crate) fn open(prepared: Prepared<'_>) -> WindowRecord {
     };
     if froze_all {
         (record.calls, record.watchdog_lost) =
-            runtime.block_on(call_all(calls, watchdog, deadlines.call_by));
+            runtime.block_on(call_all(calls, watchdog.end(), deadlines.call_by));
     }
     thaw_on_return.thaw(froze_all);
 
@@ -174,7 +173,7 @@ impl Drop for ThawOnReturn<'_> {
 /// gone (a window has two who can thaw, or it ends). Says what became of each, and of the watchdog.
 async fn call_all(
     calls: Vec<Call>,
-    watchdog: &ArmedWatchdog,
+    watchdog: &UnixStream,
     call_by: Monotonic,
 ) -> (Vec<Option<CallRecord>>, bool) {
     let count = calls.len();
@@ -185,7 +184,6 @@ async fn call_all(
     for (index, call) in calls.into_iter().enumerate() {
         running.spawn(async move { (index, call.send(deadline).await) });
     }
-    let watchdog = AsyncFd::with_interest(watchdog.descriptor().as_fd(), Interest::READABLE);
     let all_ended = async {
         while let Some(ended) = running.join_next().await {
             if let Ok((index, record)) = ended {
@@ -196,12 +194,9 @@ async fn call_all(
         }
     };
     let watchdog_lost = async {
-        match &watchdog {
-            // An armed watchdog says nothing before it is released: what can be read is its end.
-            Ok(descriptor) => {
-                let _ = descriptor.readable().await;
-            }
-            Err(_) => std::future::pending().await,
+        // An armed watchdog says nothing before it is released: what can be read is its end.
+        if watchdog.readable().await.is_err() {
+            std::future::pending::<()>().await;
         }
     };
     let is_lost = first_of(all_ended, watchdog_lost).await;

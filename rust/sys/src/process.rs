@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::mm::{mlockall, MlockAllFlags};
 use rustix::process::{pidfd_open, Pid, PidfdFlags};
+use rustix::thread::CapabilitySet;
 use vmsnapshot_core::ledger::ProcessName;
 
 /// A descriptor that becomes readable when this process is gone with all its threads; none on
@@ -124,6 +125,13 @@ fn start_ticks(pid: Pid) -> Option<u64> {
     }
     // `state` was field 3.
     fields.nth(18)?.parse().ok()
+}
+
+/// Whether this process has CAP_SYS_ADMIN, which FIFREEZE and FITHAW ask for.
+#[must_use]
+pub fn may_freeze() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
 /// The most memory this process ever had, in KiB, from `/proc/self/status` (not `getrusage`, whose

@@ -1,0 +1,422 @@
+//! A run: prepared, then run once. Every phase of it but the window is here.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::fs::{open, Mode, OFlags};
+use time::OffsetDateTime;
+use tokio::runtime::Runtime;
+use vmsnapshot_core::blob::{check_distinct, Metadata, SasUri};
+use vmsnapshot_core::deadlines::{Deadlines, THAW_TIMEOUT_MAX, THAW_TIMEOUT_MIN};
+use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
+use vmsnapshot_core::plan::{Plan, PlannedFilesystem};
+use vmsnapshot_core::report::Report;
+use vmsnapshot_sys::kernel::{Kernel, Linux};
+use vmsnapshot_sys::ledger_file::LedgerFile;
+use vmsnapshot_sys::{clock, process};
+
+use crate::connect::{self, ConnectOptions, PreparedRequest, WarmConnection};
+use crate::error::PrepareError;
+use crate::freezers::Freezers;
+use crate::rcu::Rcu;
+use crate::state::{self, Lock};
+use crate::verdict::{self, Facts};
+use crate::watchdog::Watchdog;
+use crate::window::{self, Call};
+use crate::{scan, sync};
+
+/// How often a preparation looks whether it was interrupted.
+pub(crate) const INTERRUPTION_TICK: Duration = Duration::from_millis(50);
+/// How long the run waits for the watchdog's last word after its deadline.
+const LAST_WORD_LIMIT: Duration = Duration::from_millis(250);
+
+/// What a run is to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What the snapshots carry.
+    pub metadata: Metadata,
+    /// The hard limit on the window, 10 ms to an hour: after it, the watchdog thaws.
+    pub thaw_timeout: Duration,
+    /// How long to wait for dirty data to be written before the window; none: not at all.
+    pub sync_timeout: Option<Duration>,
+    /// How to connect to the blobs.
+    pub connect: ConnectOptions,
+    /// Whether to switch expedited RCU on for the length of the window.
+    pub expedite_rcu: bool,
+}
+
+/// Who is told where a run is, and may end it before anything is frozen.
+pub trait Observer {
+    /// A phase begins. Never called inside the window.
+    fn phase(&mut self, sentence: &str);
+    /// Whether to give up. Asked often, and never from the window on.
+    fn is_interrupted(&mut self) -> bool;
+}
+
+/// An observer that only watches.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn phase(&mut self, _: &str) {}
+
+    fn is_interrupted(&mut self) -> bool {
+        false
+    }
+}
+
+/// A prepared run. Nothing is frozen; dropping it gives everything back.
+pub struct Session {
+    run_id: String,
+    plan: Plan,
+    options: Options,
+    uris: Vec<SasUri>,
+    directories: Vec<OwnedFd>,
+    levels: Vec<u32>,
+    ledger: Arc<LedgerFile>,
+    rcu: Rcu,
+    // In the order in which they have to go: the threads before the watchdog, so that it hears the
+    // channel close when nothing can be frozen any more; the lock last.
+    freezers: Freezers,
+    watchdog: Watchdog,
+    connections: Vec<WarmConnection>,
+    requests: Vec<PreparedRequest>,
+    runtime: Runtime,
+    _ledger_on_disk: PublishedLedger,
+    _lock: Lock,
+}
+
+/// Prepares a run on the kernel that runs us; see [`prepare_on`].
+///
+/// # Errors
+/// [`PrepareError`]; nothing is frozen.
+pub fn prepare(
+    plan: &Plan,
+    uris: Vec<SasUri>,
+    options: Options,
+    observer: &mut dyn Observer,
+) -> Result<Session, PrepareError> {
+    prepare_on(Arc::new(Linux), plan, uris, options, observer)
+}
+
+/// Does all that can be done before the window, and freezes nothing: checks, opens and verifies the
+/// directories, connects to the blobs, starts the watchdog and the freeze threads.
+///
+/// *Blocking*: the limit on connecting, and some milliseconds.
+///
+/// # Errors
+/// [`PrepareError`]; nothing is frozen.
+pub fn prepare_on(
+    kernel: Arc<dyn Kernel>,
+    plan: &Plan,
+    uris: Vec<SasUri>,
+    options: Options,
+    observer: &mut dyn Observer,
+) -> Result<Session, PrepareError> {
+    check(plan, &uris, &options)?;
+    let lock = state::lock()?;
+
+    observer.phase("opening the filesystems");
+    let directories = plan
+        .filesystems
+        .iter()
+        .map(open_planned)
+        .collect::<Result<Vec<_>, _>>()?;
+
+    observer.phase("connecting to the blobs");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(|cause| resources("start the input and output of the run", cause))?;
+    let connections = wait_for(
+        &runtime,
+        observer,
+        connect::connect_all(&uris, &options.connect),
+    )?;
+    let requests = uris
+        .iter()
+        .map(|uri| {
+            PreparedRequest::new(uri, &options.metadata, options.connect.proxy.as_ref())
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+
+    observer.phase("starting the watchdog");
+    let run_id = run_id();
+    let state_error = |cause| PrepareError::State {
+        path: Path::new(state::DIRECTORY).to_owned(),
+        cause,
+    };
+    let ledger = state::create_ledger(&run_id, directories.len()).map_err(state_error)?;
+    let ledger_on_disk = PublishedLedger(run_id.clone());
+    for (entry, planned) in ledger.entries.iter().zip(&plan.filesystems) {
+        entry.name(planned.device, &planned.mount_point);
+    }
+    let ledger = Arc::new(ledger);
+    let rcu = Rcu::open(options.expedite_rcu);
+    let borrowed = borrow(&directories);
+    let watchdog = Watchdog::start(&ledger, lock.descriptor(), rcu.descriptor(), &borrowed)
+        .map_err(|cause| PrepareError::Watchdog {
+            step: "start",
+            cause,
+        })?;
+    let levels: Vec<u32> = plan.filesystems.iter().map(|planned| planned.level).collect();
+    let freezers = Freezers::start(
+        Arc::clone(&ledger),
+        kernel,
+        duplicate(&directories).map_err(|cause| resources("duplicate a descriptor", cause))?,
+        &levels,
+    )
+    .map_err(|cause| resources("start a freeze thread", cause))?;
+    Ok(Session {
+        run_id,
+        plan: plan.clone(),
+        options,
+        uris,
+        directories,
+        levels,
+        ledger,
+        rcu,
+        freezers,
+        watchdog,
+        connections,
+        requests,
+        runtime,
+        _ledger_on_disk: ledger_on_disk,
+        _lock: lock,
+    })
+}
+
+impl Session {
+    /// The run's name in `/run/vmsnapshot/`.
+    #[must_use]
+    pub fn run_id(&self) -> &str {
+        &self.run_id
+    }
+
+    /// Syncs, freezes, snapshots, thaws, and reports.
+    ///
+    /// *Blocking*: the limits on sync and connecting, then the thaw timeout.
+    ///
+    /// # Errors
+    /// [`PrepareError`], before anything is frozen. From the first freeze on it reports: several
+    /// things can fail at once, and one of them may be "not thawed".
+    pub fn run(self, observer: &mut dyn Observer) -> Result<Report, PrepareError> {
+        let Session {
+            run_id,
+            plan,
+            options,
+            uris,
+            directories,
+            levels,
+            ledger,
+            rcu,
+            freezers,
+            watchdog,
+            mut connections,
+            requests,
+            runtime,
+            _ledger_on_disk: ledger_on_disk,
+            _lock: lock,
+        } = self;
+
+        let mut synced = vec![true; directories.len()];
+        if let Some(limit) = options.sync_timeout {
+            observer.phase("writing out dirty data");
+            let deadline = clock::monotonic().plus(limit);
+            synced = sync::sync(&borrow(&directories), deadline, observer)?;
+        }
+        let refreshed = connect::refresh(&mut connections, options.connect.time_limit);
+        wait_for(&runtime, observer, refreshed)?;
+        let calls: Vec<Call> = connections
+            .into_iter()
+            .zip(requests)
+            .map(|(connection, request)| Call {
+                connection,
+                again: request.clone(),
+                request,
+            })
+            .collect();
+        if observer.is_interrupted() {
+            return Err(PrepareError::Interrupted);
+        }
+
+        observer.phase("freezing");
+        let quiet = Quiet::begin();
+        let start = clock::monotonic();
+        let deadlines = Deadlines::new(start, options.thaw_timeout);
+        ledger
+            .header
+            .start(start, clock::realtime_ns(), deadlines.guard_by);
+        let watchdog = watchdog.arm(&runtime).map_err(|cause| PrepareError::Watchdog {
+            step: "arm",
+            cause,
+        })?;
+        let record = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            window::open(window::Prepared {
+                watchdog: &watchdog,
+                deadlines,
+                ledger: &ledger,
+                levels: &levels,
+                freezers: &freezers,
+                rcu: &rcu,
+                runtime: &runtime,
+                calls,
+            })
+        }));
+        drop(quiet);
+
+        // A watchdog with something left to thaw does not answer before it has; waiting for it is
+        // pointless then, and it goes on without us.
+        let patience = if ledger.may_be_frozen() {
+            clock::monotonic().max(deadlines.guard_by)
+        } else {
+            clock::monotonic()
+        };
+        let watchdog = watchdog.release(patience.plus(LAST_WORD_LIMIT), &ledger);
+        drop(freezers);
+        let report = verdict::report(Facts {
+            run_id: &run_id,
+            plan: &plan,
+            uris: &uris,
+            thaw_timeout: options.thaw_timeout,
+            deadlines,
+            ledger: &ledger,
+            synced: &synced,
+            rcu: &rcu,
+            record: record.ok(),
+            watchdog,
+        });
+        // A run that went as it should has said all in its report.
+        if !report.all_thawed || report.watchdog.fired.is_some() || !report.watchdog.released {
+            ledger_on_disk.keep();
+        }
+        drop(lock);
+        // Resolving may still wait for a name server in a thread of its own.
+        runtime.shutdown_background();
+        Ok(report)
+    }
+}
+
+/// Opens a planned filesystem's directory and makes sure that it is the planned one.
+///
+/// *Blocking*: not on local filesystems, and nothing else is ever planned.
+///
+/// # Errors
+/// [`PrepareError::Open`], [`PrepareError::Mount`].
+pub(crate) fn open_planned(planned: &PlannedFilesystem) -> Result<OwnedFd, PrepareError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOATIME;
+    // NOATIME: opening is not to make a filesystem dirty. Root, or nobody, may use it.
+    let directory = open(&planned.open_path, flags, Mode::empty()).map_err(|errno| {
+        PrepareError::Open {
+            mount_point: planned.mount_point.clone(),
+            errno,
+        }
+    })?;
+    scan::verify_open(&directory, planned)?;
+    Ok(directory)
+}
+
+fn check(plan: &Plan, uris: &[SasUri], options: &Options) -> Result<(), PrepareError> {
+    if !(THAW_TIMEOUT_MIN..=THAW_TIMEOUT_MAX).contains(&options.thaw_timeout) {
+        return Err(PrepareError::ThawTimeout(options.thaw_timeout));
+    }
+    if plan.filesystems.len() > FILESYSTEMS_MAX {
+        return Err(PrepareError::TooManyFilesystems(plan.filesystems.len()));
+    }
+    let now = OffsetDateTime::now_utc();
+    for uri in uris {
+        uri.check(now)?;
+    }
+    check_distinct(uris)?;
+    if process::may_freeze() {
+        Ok(())
+    } else {
+        Err(PrepareError::NotPrivileged)
+    }
+}
+
+/// Runs `work` to its end, or to the caller's interruption.
+fn wait_for<Output>(
+    runtime: &Runtime,
+    observer: &mut dyn Observer,
+    work: impl Future<Output = Result<Output, connect::ConnectError>>,
+) -> Result<Output, PrepareError> {
+    runtime.block_on(async {
+        let mut work = std::pin::pin!(work);
+        loop {
+            match tokio::time::timeout(INTERRUPTION_TICK, &mut work).await {
+                Ok(result) => return Ok(result?),
+                Err(_) if observer.is_interrupted() => return Err(PrepareError::Interrupted),
+                Err(_) => {}
+            }
+        }
+    })
+}
+
+/// Names a run: its ledgers sort by time, and two processes never choose the same.
+fn run_id() -> String {
+    let now = vmsnapshot_core::report::utc_text(i128::from(clock::realtime_ns()));
+    format!("{}-{}", now.replace([':', '.'], ""), std::process::id())
+}
+
+fn borrow(directories: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
+    directories.iter().map(AsFd::as_fd).collect()
+}
+
+fn duplicate(directories: &[OwnedFd]) -> io::Result<Vec<OwnedFd>> {
+    directories.iter().map(OwnedFd::try_clone).collect()
+}
+
+fn resources(step: &'static str, cause: io::Error) -> PrepareError {
+    PrepareError::Resources { step, cause }
+}
+
+/// The ledger's file, which goes with its run unless it has something to tell.
+struct PublishedLedger(String);
+
+impl PublishedLedger {
+    fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for PublishedLedger {
+    fn drop(&mut self) {
+        state::remove_ledger(&self.0);
+    }
+}
+
+/// While it lives, no signal ends this thread and no panic prints: the file that standard error is
+/// may be on a frozen filesystem, and the panic would wait there instead of thawing.
+struct Quiet {
+    mask: process::SignalMask,
+    hook: Option<PanicHook>,
+}
+
+type PanicHook = Box<dyn Fn(&std::panic::PanicHookInfo<'_>) + Sync + Send + 'static>;
+
+impl Quiet {
+    fn begin() -> Quiet {
+        let mask = process::block_signals();
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        Quiet {
+            mask,
+            hook: Some(hook),
+        }
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        if let Some(hook) = self.hook.take() {
+            std::panic::set_hook(hook);
+        }
+        process::restore_signals(&self.mask);
+    }
+}
