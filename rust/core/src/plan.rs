@@ -69,7 +69,8 @@ pub struct PlannedFilesystem {
     /// another mount namespace only.
     #[serde(serialize_with = "path_as_text")]
     pub open_path: PathBuf,
-    /// Every other mount point of the same superblock in the same mount namespace.
+    /// Every other mount point of the same superblock in the same mount namespace, but for those
+    /// that another mount covers.
     #[serde(serialize_with = "paths_as_text")]
     pub also_mounted_at: Vec<PathBuf>,
     /// mountinfo's major:minor: what names a superblock (never `st_dev`, which differs on btrfs).
