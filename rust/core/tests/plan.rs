@@ -480,6 +480,23 @@ fn root_freezes_before_what_lies_below_it_and_after_all_else() {
 }
 
 #[test]
+fn what_lies_below_root_waits_for_all_that_root_waits_for() {
+    // Two wait for nothing, so `/` has more right before it than `/host` does: counting only what
+    // is right before a filesystem would put `/host` first.
+    let mountinfo = "\
+1 0 7:0 / / rw - ext4 /dev/loop0 rw
+2 1 8:1 / /host rw - xfs /dev/sda1 rw
+3 1 8:17 / /data rw - ext4 /dev/sdb1 rw
+4 1 8:18 / /more rw - ext4 /dev/sdb2 rw
+";
+    let plan = plan_on(mountinfo, &loops(&[("7:0", "/host/root.img")]));
+    assert_eq!(
+        frozen(&plan),
+        [("/data", 0), ("/more", 0), ("/", 1), ("/host", 2)]
+    );
+}
+
+#[test]
 fn devices_that_go_in_a_circle_end() {
     let mountinfo = on_root(&[
         mount(2, 1, "7:0", "/", "/a", "ext4 /dev/loop0 rw"),
