@@ -206,3 +206,132 @@ impl<'a> MountTree<'a> {
         way
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    fn entry(line: &[u8]) -> MountEntry {
+        parse(line).unwrap().remove(0)
+    }
+
+    fn refused_line(mountinfo: &[u8]) -> usize {
+        match parse(mountinfo) {
+            Err(PlanError::MalformedMountinfo { line, .. }) => line,
+            other => panic!("not refused as malformed: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_field_of_a_line_is_read() {
+        let mount = entry(b"36 35 98:0 /mnt1 /mnt2 rw,noatime shared:1 master:2 - ext3 /dev/root rw,errors=continue\n");
+        assert_eq!(
+            mount,
+            MountEntry {
+                mount_id: 36,
+                parent_id: 35,
+                device: DeviceNumber {
+                    major: 98,
+                    minor: 0
+                },
+                root: "/mnt1".into(),
+                mount_point: "/mnt2".into(),
+                mount_options: "rw,noatime".into(),
+                optional_fields: vec!["shared:1".into(), "master:2".into()],
+                filesystem_type: "ext3".into(),
+                source: "/dev/root".into(),
+                super_options: "rw,errors=continue".into(),
+            }
+        );
+    }
+
+    #[test]
+    fn a_line_without_optional_fields_is_read() {
+        assert!(entry(b"1 0 8:1 / / rw - ext4 /dev/sda1 rw")
+            .optional_fields
+            .is_empty());
+    }
+
+    #[test]
+    fn an_empty_mount_source_is_kept_apart_from_what_follows() {
+        let mount = entry(b"1 0 0:9 / /run rw - tmpfs  ro,size=1k");
+        assert_eq!(
+            (mount.source.as_str(), mount.super_options.as_str()),
+            ("", "ro,size=1k")
+        );
+    }
+
+    #[test]
+    fn octal_escapes_are_decoded_in_every_text() {
+        let mount = entry(
+            b"1 0 8:1 /a\\040b /c\\011d\\012e\\134f\\043g rw - fuse.x\\040y s\\040t rw,u\\054v",
+        );
+        assert_eq!(mount.root, Path::new("/a b"));
+        assert_eq!(mount.mount_point, Path::new("/c\td\ne\\f#g"));
+        assert_eq!(mount.filesystem_type, "fuse.x y");
+        assert_eq!(mount.source, "s t");
+    }
+
+    #[test]
+    fn a_mount_point_that_is_not_utf8_keeps_its_bytes() {
+        let mount = entry(b"1 0 8:1 / /srv/\xff\xfe rw - ext4 /dev/sda1 rw");
+        assert_eq!(mount.mount_point.as_os_str().as_bytes(), b"/srv/\xff\xfe");
+    }
+
+    #[test]
+    fn a_malformed_line_is_named_by_its_number() {
+        let good = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n";
+        for bad in [
+            "x 0 8:1 / / rw - ext4 /dev/sda1 rw",
+            "1 x 8:1 / / rw - ext4 /dev/sda1 rw",
+            "1 0 8 / / rw - ext4 /dev/sda1 rw",
+            "1 0 8:99999999999 / / rw - ext4 /dev/sda1 rw",
+            "1 0 8:1 / relative rw - ext4 /dev/sda1 rw",
+            "1 0 8:1 / /a\\04 rw - ext4 /dev/sda1 rw",
+            "1 0 8:1 / /a\\777 rw - ext4 /dev/sda1 rw",
+            "1 0 8:1 / / rw shared:1 ext4 /dev/sda1 rw",
+            "1 0 8:1 / / rw - ext4 /dev/sda1",
+            "1 0 8:1 /",
+        ] {
+            assert_eq!(
+                refused_line(format!("{good}{good}{bad}\n").as_bytes()),
+                3,
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_superblock_is_read_only_by_its_first_option_only() {
+        assert!(entry(b"1 0 8:1 / / rw - ext4 /dev/sda1 ro,x=rw").superblock_is_read_only());
+        assert!(!entry(b"1 0 8:1 / / ro - ext4 /dev/sda1 rw,x,ro").superblock_is_read_only());
+    }
+
+    #[test]
+    fn a_path_leads_through_what_is_mounted_on_the_way() {
+        let mounts = parse(
+            b"1 1 8:1 / / rw - ext4 a rw\n2 1 8:2 / /srv rw - ext4 b rw\n3 2 8:3 / /srv rw - ext4 c rw\n",
+        )
+        .unwrap();
+        let way = |path: &str| -> Vec<u32> {
+            MountTree::new(&mounts)
+                .way_to(Path::new(path))
+                .iter()
+                .map(|mount| mount.mount_id)
+                .collect()
+        };
+        assert_eq!(way("/srv/x"), [1, 2, 3]);
+        assert_eq!(way("/srvx"), [1]);
+    }
+
+    #[test]
+    fn parents_that_go_in_a_circle_end() {
+        let mounts = parse(b"1 2 8:1 / / rw - ext4 a rw\n2 1 8:2 / / rw - ext4 b rw\n").unwrap();
+        assert!(MountTree::new(&mounts).way_to(Path::new("/a")).len() <= 4);
+        assert_eq!(mounts[0].mount_id, 1);
+    }
+}

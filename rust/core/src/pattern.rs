@@ -304,3 +304,174 @@ fn class(text: &str) -> Option<(Token, &str)> {
     }
     Some((Token::Class { ranges, negated }, text.get(end + 1..)?))
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn names_mount(pattern: &str, mount_point: &str) -> bool {
+        let subject = Subject {
+            mount_points: vec![Path::new(mount_point)],
+            ..Subject::default()
+        };
+        Pattern::parse(pattern).unwrap().matches(&subject)
+    }
+
+    fn names_type(pattern: &str, filesystem_type: &str) -> bool {
+        Pattern::parse(pattern).unwrap().matches(&Subject {
+            filesystem_type,
+            ..Subject::default()
+        })
+    }
+
+    fn names_device(pattern: &str) -> bool {
+        let subject = Subject {
+            device_names: vec!["/dev/dm-0", "/dev/mapper/data"],
+            device_numbers: vec![DeviceNumber {
+                major: 254,
+                minor: 0,
+            }],
+            ..Subject::default()
+        };
+        Pattern::parse(pattern).unwrap().matches(&subject)
+    }
+
+    #[test]
+    fn a_literal_path_names_that_mount_point_only() {
+        assert!(names_mount("/srv", "/srv"));
+        assert!(names_mount("/srv/", "/srv"));
+        assert!(names_mount("/", "/"));
+        assert!(!names_mount("/srv", "/srv/a"));
+        assert!(!names_mount("/srv", "/"));
+    }
+
+    #[test]
+    fn one_star_stays_within_a_name() {
+        assert!(names_mount("/srv/*", "/srv/a"));
+        assert!(names_mount("/s*v", "/srv"));
+        assert!(!names_mount("/srv/*", "/srv/a/b"));
+        assert!(!names_mount("/srv*", "/srv/a"));
+    }
+
+    #[test]
+    fn two_stars_cross_directories() {
+        assert!(names_mount("/srv/**", "/srv/a/b"));
+        assert!(!names_mount("/srv/**", "/srv"));
+        assert!(names_mount("/srv**", "/srv/a"));
+    }
+
+    #[test]
+    fn two_stars_between_slashes_are_any_number_of_directories() {
+        assert!(names_mount("/a/**/b", "/a/b"));
+        assert!(names_mount("/a/**/b", "/a/x/y/b"));
+        assert!(!names_mount("/a/**/b", "/a/xb"));
+        assert!(names_mount("/**/b", "/b"));
+    }
+
+    #[test]
+    fn a_question_mark_and_a_class_are_one_character_that_is_no_slash() {
+        assert!(names_mount("/d?", "/dé"));
+        assert!(!names_mount("/a?b", "/a/b"));
+        assert!(names_mount("/d[0-3x]", "/d2") && names_mount("/d[0-3x]", "/dx"));
+        assert!(!names_mount("/d[0-3]", "/d4"));
+        assert!(names_mount("/d[!0-3]", "/d4") && !names_mount("/d[^0-3]", "/d3"));
+        assert!(!names_mount("/a[!x]b", "/a/b"));
+        assert!(names_mount("/d[]]", "/d]") && names_mount("/d[a-]", "/d-"));
+    }
+
+    #[test]
+    fn a_mount_point_with_pattern_characters_matches_itself_spelled_out() {
+        assert!(names_mount("/a[b]*", "/a[b]*"));
+    }
+
+    #[test]
+    fn a_byte_that_is_not_utf8_is_matched_as_the_plan_shows_it() {
+        use std::os::unix::ffi::OsStrExt;
+        let path = Path::new(std::ffi::OsStr::from_bytes(b"/srv/\xff"));
+        let subject = Subject {
+            mount_points: vec![path],
+            ..Subject::default()
+        };
+        assert!(Pattern::parse("/srv/\\xff").unwrap().matches(&subject));
+    }
+
+    #[test]
+    fn a_path_below_dev_names_a_device_by_any_of_its_names() {
+        assert!(
+            names_device("/dev/mapper/data")
+                && names_device("/dev/dm-0")
+                && names_device("/dev/dm-*")
+        );
+        assert!(names_device("device=/dev/mapper/*"));
+        assert!(!names_device("/dev/sda1"));
+        assert!(!names_device("mount=/dev/dm-0"));
+    }
+
+    #[test]
+    fn a_path_below_dev_can_be_a_mount_point() {
+        assert!(names_mount("/dev/shm", "/dev/shm"));
+        assert!(!names_mount("device=/dev/shm", "/dev/shm"));
+    }
+
+    #[test]
+    fn two_numbers_name_a_device() {
+        assert!(names_device("254:0") && names_device("device=254:0"));
+        assert!(!names_device("254:1"));
+    }
+
+    #[test]
+    fn a_bare_word_names_a_type() {
+        assert!(
+            names_type("ext4", "ext4")
+                && names_type("ext*", "ext3")
+                && names_type("type=ext?", "ext2")
+        );
+        assert!(!names_type("ext", "ext4"));
+        assert!(names_type("fuse.*", "fuse.sshfs"));
+    }
+
+    #[test]
+    fn only_a_mount_point_or_device_without_wildcards_is_literal() {
+        let is_literal = |text: &str| Pattern::parse(text).unwrap().is_literal();
+        assert!(
+            is_literal("/srv")
+                && is_literal("/dev/sda1")
+                && is_literal("8:1")
+                && is_literal("device=/x")
+        );
+        assert!(
+            !is_literal("/srv/*")
+                && !is_literal("ext4")
+                && !is_literal("/d[0]")
+                && !is_literal("/d?")
+        );
+    }
+
+    #[test]
+    fn a_pattern_without_meaning_is_refused() {
+        for text in [
+            "",
+            "type=",
+            "mount=",
+            "mount=srv",
+            "device=sda",
+            "srv/data",
+            "host:/export",
+            "/a[b",
+            "a=b",
+        ] {
+            let error = Pattern::parse(text).unwrap_err();
+            assert_eq!(error.code(), "bad-pattern", "{text}");
+            assert!(error.hint().is_some());
+        }
+    }
+
+    #[test]
+    fn a_pattern_of_many_stars_is_matched_in_no_time() {
+        // With backtracking this would take longer than the machine lasts.
+        let pattern = format!("/{}b", "*a".repeat(200));
+        assert!(!names_mount(&pattern, &format!("/{}", "a".repeat(2000))));
+    }
+}

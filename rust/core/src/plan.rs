@@ -69,7 +69,8 @@ pub struct PlannedFilesystem {
     /// another mount namespace only.
     #[serde(serialize_with = "path_as_text")]
     pub open_path: PathBuf,
-    /// Every other mount point of the same superblock in the same mount namespace.
+    /// Every other mount point of the same superblock in the same mount namespace, but for those
+    /// that another mount covers.
     #[serde(serialize_with = "paths_as_text")]
     pub also_mounted_at: Vec<PathBuf>,
     /// mountinfo's major:minor: what names a superblock (never `st_dev`, which differs on btrfs).
@@ -622,34 +623,36 @@ fn levels(
             .get(&upper)
             .is_some_and(|devices| devices.contains(&lower))
     };
-    let must_freeze_first = |first: &Superblock<'_>, then: &Superblock<'_>| {
-        let (first_device, then_device) = (first.primary.device, then.primary.device);
-        if first_device == then_device {
-            return false;
-        }
-        // `/` is stalled for as short as can be, for everybody, ourselves included, lives on it:
-        // it waits for all that does not lie below it, and so has a level of its own.
-        is_below(then_device, first_device)
-            || (then.is_root() && !is_below(first_device, then_device))
+    // `/` is stalled for as short as can be, for everybody, ourselves included, lives on it: it and
+    // what lies below it wait for all the others, and so it has a level of its own.
+    let root = planned
+        .iter()
+        .find(|superblock| superblock.is_root())
+        .map(|root| root.primary.device);
+    let is_from_root_down =
+        |device: DeviceNumber| root.is_some_and(|root| device == root || is_below(device, root));
+    let must_freeze_first = |first: DeviceNumber, then: DeviceNumber| {
+        is_below(then, first) || (is_from_root_down(then) && !is_from_root_down(first))
     };
-    let mut order: Vec<(&Superblock<'_>, Vec<DeviceNumber>)> = planned
+    let devices: Vec<DeviceNumber> = planned
+        .iter()
+        .map(|superblock| superblock.primary.device)
+        .collect();
+    let mut order: Vec<(DeviceNumber, Vec<DeviceNumber>)> = devices
         .iter()
         .map(|then| {
-            let before = planned
+            let before = devices
                 .iter()
-                .filter(|first| must_freeze_first(first, then));
-            (*then, before.map(|first| first.primary.device).collect())
+                .filter(|first| must_freeze_first(**first, *then));
+            (*then, before.copied().collect())
         })
         .collect();
     // In a strict order, whatever comes before X has fewer before it than X has.
     order.sort_by_key(|(_, before)| before.len());
     let mut levels = BTreeMap::new();
-    for (superblock, before) in order {
+    for (device, before) in order {
         let above = before.iter().filter_map(|device| levels.get(device)).max();
-        levels.insert(
-            superblock.primary.device,
-            above.map_or(0, |level: &u32| level + 1),
-        );
+        levels.insert(device, above.map_or(0, |level: &u32| level + 1));
     }
     levels
 }

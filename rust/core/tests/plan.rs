@@ -1,0 +1,633 @@
+//! The rules of the plan, each on a mountinfo as a real machine writes it.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use vmsnapshot_core::devices::{BlockDevice, DeviceGraph};
+use vmsnapshot_core::mountinfo::{self, MountNamespace};
+use vmsnapshot_core::plan::{DeviceNumber, Plan, PlanError, Selection};
+
+/// A Debian 12 cloud machine: root, EFI partition, the kernel's own, autofs for binfmt_misc.
+const DEBIAN: &str = "\
+21 27 0:20 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw
+22 27 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw
+23 27 0:5 / /dev rw,nosuid,relatime shared:2 - devtmpfs udev rw,size=4045872k,mode=755
+24 23 0:22 / /dev/pts rw,nosuid,noexec,relatime shared:3 - devpts devpts rw,gid=5
+25 27 0:23 / /run rw,nosuid,nodev,noexec,relatime shared:5 - tmpfs tmpfs rw,mode=755
+27 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,discard,errors=remount-ro
+29 21 0:7 / /sys/kernel/security rw,nosuid shared:8 - securityfs securityfs rw
+33 22 0:29 / /proc/sys/fs/binfmt_misc rw,relatime shared:13 - autofs systemd-1 rw,fd=30
+40 27 8:15 / /boot/efi rw,relatime shared:31 - vfat /dev/sda15 rw,fmask=0022
+41 27 8:16 / /mnt rw,relatime shared:33 - ext4 /dev/sdb rw
+";
+
+fn number(text: &str) -> DeviceNumber {
+    text.parse().unwrap()
+}
+
+fn device(
+    number_text: &str,
+    names: &[&str],
+    parents: &[&str],
+    backing_file: Option<&str>,
+) -> BlockDevice {
+    BlockDevice {
+        number: number(number_text),
+        names: names.iter().map(ToString::to_string).collect(),
+        parents: parents.iter().map(|text| number(text)).collect(),
+        backing_file: backing_file.map(PathBuf::from),
+    }
+}
+
+fn loops(files: &[(&str, &str)]) -> DeviceGraph {
+    let devices = files
+        .iter()
+        .map(|(number, file)| device(number, &[], &[], Some(file)))
+        .collect();
+    DeviceGraph::new(devices, Vec::new())
+}
+
+fn own(mountinfo: &str) -> MountNamespace {
+    MountNamespace {
+        pid: None,
+        mounts: mountinfo::parse(mountinfo.as_bytes()).unwrap(),
+    }
+}
+
+fn select(include: &[&str], exclude: &[&str]) -> Selection {
+    let owned = |texts: &[&str]| -> Vec<String> { texts.iter().map(ToString::to_string).collect() };
+    Selection::parse(&owned(include), &owned(exclude)).unwrap()
+}
+
+fn try_plan(mountinfo: &str, include: &[&str], exclude: &[&str]) -> Result<Plan, PlanError> {
+    Plan::make(
+        &[own(mountinfo)],
+        &DeviceGraph::default(),
+        &select(include, exclude),
+    )
+}
+
+fn plan(mountinfo: &str, include: &[&str], exclude: &[&str]) -> Plan {
+    try_plan(mountinfo, include, exclude).unwrap()
+}
+
+fn plan_on(mountinfo: &str, graph: &DeviceGraph) -> Plan {
+    Plan::make(&[own(mountinfo)], graph, &Selection::default()).unwrap()
+}
+
+/// `(mount point, level)` of what is frozen.
+fn frozen(plan: &Plan) -> Vec<(&str, u32)> {
+    plan.filesystems
+        .iter()
+        .map(|planned| (planned.mount_point.to_str().unwrap(), planned.level))
+        .collect()
+}
+
+fn reason<'a>(plan: &'a Plan, mount_point: &str) -> &'a str {
+    let mut skipped = plan.skipped.iter();
+    skipped
+        .find(|skipped| skipped.mount_point == Path::new(mount_point))
+        .unwrap()
+        .reason
+        .code()
+}
+
+fn mount(id: u32, parent: u32, number: &str, root: &str, point: &str, rest: &str) -> String {
+    format!("{id} {parent} {number} {root} {point} rw,relatime - {rest}\n")
+}
+
+/// `/` as ext4 on 8:1, and these.
+fn on_root(mounts: &[String]) -> String {
+    mount(1, 0, "8:1", "/", "/", "ext4 /dev/sda1 rw") + &mounts.concat()
+}
+
+#[test]
+fn a_cloud_machine_freezes_its_local_disks_with_root_last() {
+    let plan = plan(DEBIAN, &[], &[]);
+    assert_eq!(frozen(&plan), [("/mnt", 0), ("/", 1)]);
+    assert_eq!(reason(&plan, "/boot/efi"), "not-freezable");
+    for kernels_own in ["/sys", "/proc", "/dev", "/run", "/proc/sys/fs/binfmt_misc"] {
+        assert_eq!(reason(&plan, kernels_own), "not-on-local-block-device");
+    }
+    assert_eq!(plan.filesystems.len() + plan.skipped.len(), 10);
+}
+
+#[test]
+fn network_and_fuse_filesystems_are_never_frozen() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "0:50", "/", "/net", "nfs4 server:/export rw,vers=4.2"),
+        mount(3, 1, "0:51", "/", "/cifs", "cifs //server/share rw"),
+        mount(4, 1, "0:52", "/", "/ssh", "fuse.sshfs user@host: rw"),
+        mount(5, 1, "8:33", "/", "/ntfs", "fuseblk /dev/sdc1 rw"),
+        mount(6, 1, "0:53", "/", "/9p", "9p share rw"),
+        mount(7, 1, "0:54", "/", "/virtiofs", "virtiofs share rw"),
+        mount(
+            8,
+            1,
+            "0:55",
+            "/",
+            "/overlay",
+            "overlay overlay rw,lowerdir=/a",
+        ),
+    ]);
+    let plan = plan(&mountinfo, &[], &[]);
+    assert_eq!(frozen(&plan), [("/", 0)]);
+    assert!(plan
+        .skipped
+        .iter()
+        .all(|skipped| skipped.reason.code() == "not-on-local-block-device"));
+    assert_eq!(plan.skipped.len(), 7);
+}
+
+#[test]
+fn an_unknown_type_on_a_block_device_is_tried() {
+    let mountinfo = on_root(&[mount(2, 1, "8:17", "/", "/new", "newfs /dev/sdb1 rw")]);
+    assert_eq!(frozen(&plan(&mountinfo, &[], &[])), [("/new", 0), ("/", 1)]);
+}
+
+#[test]
+fn a_read_only_superblock_is_skipped_but_not_a_read_only_bind() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/ro", "ext4 /dev/sdb1 ro"),
+        "3 1 8:18 / /bind ro,relatime - ext4 /dev/sdb2 rw\n".to_owned(),
+        mount(4, 1, "7:0", "/", "/snap/core/1", "squashfs /dev/loop0 ro"),
+    ]);
+    let plan = plan_on(
+        &mountinfo,
+        &loops(&[("7:0", "/var/lib/snapd/snaps/core_1.snap")]),
+    );
+    assert_eq!(frozen(&plan), [("/bind", 0), ("/", 1)]);
+    assert_eq!(
+        (reason(&plan, "/ro"), reason(&plan, "/snap/core/1")),
+        ("read-only", "read-only")
+    );
+}
+
+#[test]
+fn a_superblock_is_planned_once_by_its_whole_and_shortest_mount() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/sub", "/a", "ext4 /dev/sdb1 rw"),
+        mount(3, 4, "8:17", "/", "/data/long", "ext4 /dev/sdb1 rw"),
+        mount(4, 1, "8:17", "/", "/data", "ext4 /dev/sdb1 rw"),
+    ]);
+    let plan = plan(&mountinfo, &[], &[]);
+    assert_eq!(frozen(&plan), [("/data", 0), ("/", 1)]);
+    let data = &plan.filesystems[0];
+    assert_eq!(
+        data.also_mounted_at,
+        [PathBuf::from("/a"), PathBuf::from("/data/long")]
+    );
+    assert_eq!(data.open_path, data.mount_point);
+}
+
+#[test]
+fn btrfs_subvolumes_are_one_superblock_named_by_the_one_nearest_to_the_top() {
+    let mountinfo = "\
+25 26 0:22 /@home /home rw,relatime - btrfs /dev/vda2 rw,subvol=/@home
+26 1 0:22 /@ / rw,relatime - btrfs /dev/vda2 rw,subvol=/@
+";
+    let plan = plan(mountinfo, &[], &[]);
+    assert_eq!(frozen(&plan), [("/", 0)]);
+    assert_eq!(
+        plan.filesystems[0].also_mounted_at,
+        [PathBuf::from("/home")]
+    );
+}
+
+#[test]
+fn docker_overlays_and_file_binds_do_not_hide_or_double_the_disk_below() {
+    let mountinfo = on_root(&[
+        mount(
+            2,
+            1,
+            "0:44",
+            "/",
+            "/var/lib/docker/overlay2/ab/merged",
+            "overlay overlay rw,upperdir=/var/x",
+        ),
+        mount(
+            3,
+            1,
+            "0:4",
+            "net:[4026532]",
+            "/run/docker/netns/ab",
+            "nsfs nsfs rw",
+        ),
+        mount(
+            4,
+            1,
+            "8:1",
+            "/var/lib/docker/containers/ab/hosts",
+            "/x/hosts",
+            "ext4 /dev/sda1 rw",
+        ),
+    ]);
+    let plan = plan(&mountinfo, &[], &[]);
+    assert_eq!(frozen(&plan), [("/", 0)]);
+    assert_eq!(
+        plan.filesystems[0].also_mounted_at,
+        [PathBuf::from("/x/hosts")]
+    );
+}
+
+#[test]
+fn a_mount_stacked_on_the_same_mount_point_covers_the_one_below() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/data", "ext4 /dev/sdb1 rw"),
+        mount(3, 2, "8:18", "/", "/data", "ext4 /dev/sdb2 rw"),
+    ]);
+    let plan = plan(&mountinfo, &[], &[]);
+    assert_eq!(reason(&plan, "/data"), "covered");
+    assert_eq!(plan.skipped[0].device, number("8:17"));
+    assert_eq!(plan.filesystems[0].device, number("8:18"));
+}
+
+#[test]
+fn a_mount_further_up_covers_all_that_is_below_its_mount_point() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/a/b", "ext4 /dev/sdb1 rw"),
+        mount(3, 2, "8:18", "/", "/a/b/c", "ext4 /dev/sdb2 rw"),
+        mount(4, 1, "8:19", "/", "/a", "ext4 /dev/sdb3 rw"),
+    ]);
+    let plan = plan(&mountinfo, &[], &[]);
+    assert_eq!(frozen(&plan), [("/a", 0), ("/", 1)]);
+    assert_eq!(
+        (reason(&plan, "/a/b"), reason(&plan, "/a/b/c")),
+        ("covered", "covered")
+    );
+}
+
+#[test]
+fn a_covered_mount_is_passed_over_for_another_of_the_same_superblock() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/d", "ext4 /dev/sdb1 rw"),
+        mount(3, 2, "0:60", "/", "/d", "tmpfs tmpfs rw"),
+        mount(4, 1, "8:17", "/sub", "/longer", "ext4 /dev/sdb1 rw"),
+    ]);
+    assert_eq!(
+        frozen(&plan(&mountinfo, &[], &[])),
+        [("/longer", 0), ("/", 1)]
+    );
+}
+
+#[test]
+fn a_mount_behind_a_network_filesystem_is_not_walked_to_but_one_on_autofs_is() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "0:50", "/", "/home", "nfs4 server:/home rw"),
+        mount(3, 2, "8:17", "/", "/home/me/disk", "ext4 /dev/sdb1 rw"),
+        mount(4, 1, "0:51", "/", "/auto", "autofs systemd-1 rw"),
+        mount(5, 4, "8:18", "/", "/auto", "ext4 /dev/sdb2 rw"),
+    ]);
+    let plan = plan(&mountinfo, &[], &[]);
+    assert_eq!(frozen(&plan), [("/auto", 0), ("/", 1)]);
+    assert_eq!(reason(&plan, "/home/me/disk"), "behind-another");
+}
+
+#[test]
+fn a_superblock_of_another_namespace_is_opened_through_its_process() {
+    let container = MountNamespace {
+        pid: Some(4711),
+        mounts: mountinfo::parse(
+            b"90 80 0:70 / / rw - overlay overlay rw\n\
+              91 90 8:1 /var/lib/volumes/v /v rw - ext4 /dev/sda1 rw\n\
+              92 90 8:49 / /db rw - xfs /dev/sdd1 rw\n",
+        )
+        .unwrap(),
+    };
+    let plan = Plan::make(
+        &[own(&on_root(&[])), container],
+        &DeviceGraph::default(),
+        &Selection::default(),
+    )
+    .unwrap();
+    assert_eq!(frozen(&plan), [("/db", 0), ("/", 1)]);
+    assert_eq!(
+        plan.filesystems[0].open_path,
+        Path::new("/proc/4711/root/db")
+    );
+    assert_eq!(plan.filesystems[1].open_path, Path::new("/"));
+    assert!(plan.filesystems[1].also_mounted_at.is_empty());
+}
+
+#[test]
+fn a_superblock_covered_here_is_opened_where_it_is_not() {
+    let here = on_root(&[
+        mount(2, 1, "8:17", "/", "/data", "ext4 /dev/sdb1 rw"),
+        mount(3, 2, "0:60", "/", "/data", "tmpfs tmpfs rw"),
+    ]);
+    let there = MountNamespace {
+        pid: Some(7),
+        mounts: mountinfo::parse(b"9 8 8:1 / / rw - ext4 a rw\n10 9 8:17 / /d rw - ext4 b rw\n")
+            .unwrap(),
+    };
+    let plan = Plan::make(
+        &[own(&here), there],
+        &DeviceGraph::default(),
+        &Selection::default(),
+    )
+    .unwrap();
+    assert_eq!(plan.filesystems[0].open_path, Path::new("/proc/7/root/d"));
+}
+
+#[test]
+fn loop_on_loop_on_disk_freezes_from_the_top() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/disk", "xfs /dev/sdb1 rw"),
+        mount(3, 1, "7:0", "/", "/middle", "ext4 /dev/loop0 rw"),
+        mount(4, 1, "7:1", "/", "/top", "ext4 /dev/loop1 rw"),
+    ]);
+    let graph = loops(&[
+        ("7:0", "/disk/middle.img"),
+        ("7:1", "/middle/top.img (deleted)"),
+    ]);
+    assert_eq!(
+        frozen(&plan_on(&mountinfo, &graph)),
+        [("/top", 0), ("/middle", 1), ("/disk", 2), ("/", 3)]
+    );
+}
+
+#[test]
+fn lvm_on_md_on_partitions_of_a_loop_is_above_the_file_of_the_loop() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/images", "ext4 /dev/sdb1 rw"),
+        mount(3, 1, "253:0", "/", "/srv", "xfs /dev/mapper/vg-srv rw"),
+    ]);
+    let graph = DeviceGraph::new(
+        vec![
+            device(
+                "253:0",
+                &["/dev/dm-0", "/dev/mapper/vg-srv", "/dev/vg/srv"],
+                &["9:0"],
+                None,
+            ),
+            device("9:0", &["/dev/md0"], &["259:0", "259:1"], None),
+            device("259:0", &["/dev/loop0p1"], &["7:0"], None),
+            device("259:1", &["/dev/loop0p2"], &["7:0"], None),
+            device("7:0", &["/dev/loop0"], &[], Some("/images/a.img")),
+        ],
+        Vec::new(),
+    );
+    assert_eq!(
+        frozen(&plan_on(&mountinfo, &graph)),
+        [("/srv", 0), ("/images", 1), ("/", 2)]
+    );
+    let excluded = Plan::make(&[own(&mountinfo)], &graph, &select(&[], &["/dev/vg/srv"])).unwrap();
+    assert_eq!(reason(&excluded, "/srv"), "excluded");
+    let included = Plan::make(&[own(&mountinfo)], &graph, &select(&["/dev/dm-0"], &[])).unwrap();
+    assert_eq!(frozen(&included), [("/srv", 0)]);
+}
+
+#[test]
+fn btrfs_lies_on_all_its_member_devices() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/images", "ext4 /dev/sdb1 rw"),
+        mount(3, 1, "0:40", "/", "/pool", "btrfs /dev/sdc rw"),
+    ]);
+    let graph = DeviceGraph::new(
+        vec![
+            device("8:32", &["/dev/sdc"], &[], None),
+            device("7:0", &["/dev/loop0"], &[], Some("/images/second.img")),
+        ],
+        vec![BTreeSet::from([number("8:32"), number("7:0")])],
+    );
+    assert_eq!(
+        frozen(&plan_on(&mountinfo, &graph)),
+        [("/pool", 0), ("/images", 1), ("/", 2)]
+    );
+    // A source that no device is known by may be any btrfs.
+    let unnamed = mountinfo.replace("btrfs /dev/sdc", "btrfs /dev/disk/by-uuid/1234");
+    assert_eq!(
+        frozen(&plan_on(&unnamed, &graph)),
+        [("/pool", 0), ("/images", 1), ("/", 2)]
+    );
+}
+
+#[test]
+fn a_filesystem_that_is_left_out_still_orders_those_above_and_below_it() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/disk", "xfs /dev/sdb1 rw"),
+        mount(3, 1, "7:0", "/", "/middle", "ext4 /dev/loop0 rw"),
+        mount(4, 1, "7:1", "/", "/top", "ext4 /dev/loop1 rw"),
+    ]);
+    let graph = loops(&[("7:0", "/disk/middle.img"), ("7:1", "/middle/top.img")]);
+    let plan = Plan::make(&[own(&mountinfo)], &graph, &select(&[], &["/middle", "/"])).unwrap();
+    assert_eq!(frozen(&plan), [("/top", 0), ("/disk", 1)]);
+}
+
+#[test]
+fn a_loop_on_an_unknown_file_freezes_before_all_that_could_hold_it() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/disk", "xfs /dev/sdb1 rw"),
+        mount(3, 1, "0:60", "/", "/merged", "overlay overlay rw"),
+        mount(4, 1, "7:0", "/", "/upper", "ext4 /dev/loop0 rw"),
+        mount(5, 1, "7:1", "/", "/other", "ext4 /dev/loop1 rw"),
+    ]);
+    // 7:0 lies on an overlay, 7:1 on a path of another namespace, and 7:0 is not even in the graph
+    // the second time.
+    for graph in [
+        loops(&[("7:0", "/merged/a.img"), ("7:1", "somewhere/b.img")]),
+        loops(&[("7:1", "/merged/b.img")]),
+    ] {
+        let plan = plan_on(&mountinfo, &graph);
+        assert_eq!(
+            frozen(&plan),
+            [("/upper", 0), ("/other", 0), ("/disk", 1), ("/", 2)]
+        );
+    }
+}
+
+#[test]
+fn a_loop_on_memory_is_above_nothing_but_root() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/disk", "xfs /dev/sdb1 rw"),
+        mount(3, 1, "0:60", "/", "/run", "tmpfs tmpfs rw"),
+        mount(4, 1, "7:0", "/", "/upper", "ext4 /dev/loop0 rw"),
+    ]);
+    let plan = plan_on(&mountinfo, &loops(&[("7:0", "/run/a.img")]));
+    assert_eq!(frozen(&plan), [("/disk", 0), ("/upper", 0), ("/", 1)]);
+}
+
+#[test]
+fn a_loop_over_a_block_device_is_above_what_that_lies_on() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/images", "ext4 /dev/sdb1 rw"),
+        mount(3, 1, "7:1", "/", "/upper", "ext4 /dev/loop1 rw"),
+    ]);
+    let graph = DeviceGraph::new(
+        vec![
+            device("7:1", &["/dev/loop1"], &[], Some("/dev/loop0")),
+            device("7:0", &["/dev/loop0"], &[], Some("/images/a.img")),
+        ],
+        Vec::new(),
+    );
+    assert_eq!(
+        frozen(&plan_on(&mountinfo, &graph)),
+        [("/upper", 0), ("/images", 1), ("/", 2)]
+    );
+}
+
+#[test]
+fn root_freezes_before_what_lies_below_it_and_after_all_else() {
+    let mountinfo = "\
+1 0 7:0 / / rw - ext4 /dev/loop0 rw
+2 1 8:1 / /host rw - ntfs-like /dev/sda1 rw
+3 1 8:17 / /data rw - ext4 /dev/sdb1 rw
+";
+    let plan = plan_on(mountinfo, &loops(&[("7:0", "/host/root.img")]));
+    assert_eq!(frozen(&plan), [("/data", 0), ("/", 1), ("/host", 2)]);
+}
+
+#[test]
+fn what_lies_below_root_waits_for_all_that_root_waits_for() {
+    // Two wait for nothing, so `/` has more right before it than `/host` does: counting only what
+    // is right before a filesystem would put `/host` first.
+    let mountinfo = "\
+1 0 7:0 / / rw - ext4 /dev/loop0 rw
+2 1 8:1 / /host rw - xfs /dev/sda1 rw
+3 1 8:17 / /data rw - ext4 /dev/sdb1 rw
+4 1 8:18 / /more rw - ext4 /dev/sdb2 rw
+";
+    let plan = plan_on(mountinfo, &loops(&[("7:0", "/host/root.img")]));
+    assert_eq!(
+        frozen(&plan),
+        [("/data", 0), ("/more", 0), ("/", 1), ("/host", 2)]
+    );
+}
+
+#[test]
+fn devices_that_go_in_a_circle_end() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "7:0", "/", "/a", "ext4 /dev/loop0 rw"),
+        mount(3, 1, "7:1", "/", "/b", "ext4 /dev/loop1 rw"),
+    ]);
+    let graph = loops(&[("7:0", "/b/x"), ("7:1", "/a/x")]);
+    assert_eq!(
+        frozen(&plan_on(&mountinfo, &graph)),
+        [("/a", 0), ("/b", 0), ("/", 1)]
+    );
+    let parents = DeviceGraph::new(
+        vec![
+            device("8:1", &[], &["8:2"], None),
+            device("8:2", &[], &["8:1"], None),
+        ],
+        Vec::new(),
+    );
+    assert_eq!(frozen(&plan_on(&on_root(&[]), &parents)), [("/", 0)]);
+}
+
+#[test]
+fn exclude_wins_over_include_and_says_which_pattern() {
+    let plan = plan(DEBIAN, &["ext4"], &["/mnt", "/nowhere", "xfs"]);
+    assert_eq!(frozen(&plan), [("/", 0)]);
+    let skipped = plan
+        .skipped
+        .iter()
+        .find(|skipped| skipped.mount_point == Path::new("/mnt"))
+        .unwrap();
+    assert_eq!(skipped.reason.to_string(), "it is excluded by `/mnt`");
+    assert_eq!(plan.unmatched_excludes, ["/nowhere", "xfs"]);
+}
+
+#[test]
+fn exclude_of_a_bind_of_a_directory_leaves_the_filesystem_in() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:1", "/var/v", "/v", "ext4 /dev/sda1 rw"),
+        mount(3, 1, "8:17", "/", "/data", "ext4 /dev/sdb1 rw"),
+        mount(4, 3, "8:17", "/", "/data/again", "ext4 /dev/sdb1 rw"),
+    ]);
+    let plan = plan(&mountinfo, &[], &["/v", "/data/again"]);
+    assert_eq!(frozen(&plan), [("/", 0)]);
+    assert_eq!(plan.unmatched_excludes, ["/v"]);
+}
+
+#[test]
+fn include_by_any_mount_point_leaves_the_rest_out() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/data", "ext4 /dev/sdb1 rw"),
+        mount(3, 1, "8:17", "/sub", "/bind", "ext4 /dev/sdb1 rw"),
+    ]);
+    let plan = plan(&mountinfo, &["/bind"], &[]);
+    assert_eq!(frozen(&plan), [("/data", 0)]);
+    assert_eq!(reason(&plan, "/"), "not-included");
+}
+
+#[test]
+fn include_of_what_is_not_there_is_an_error() {
+    for pattern in ["xfs", "/srv/*", "/dev/sdz1", "99:9"] {
+        let error = try_plan(DEBIAN, &[pattern], &[]).unwrap_err();
+        assert_eq!(
+            error,
+            PlanError::PatternMatchesNothing {
+                pattern: pattern.to_owned()
+            }
+        );
+        assert_eq!(error.code(), "pattern-matches-nothing");
+    }
+}
+
+#[test]
+fn include_of_a_path_that_is_no_mount_point_names_the_one_it_lies_on() {
+    let error = try_plan(DEBIAN, &["/mnt/data"], &[]).unwrap_err();
+    assert_eq!(error.code(), "no-such-mount");
+    assert_eq!(
+        error.hint().unwrap(),
+        "it lies on the filesystem mounted at `/mnt`"
+    );
+}
+
+#[test]
+fn include_of_one_mount_that_cannot_be_frozen_is_an_error_but_not_of_many() {
+    for pattern in ["/boot/efi", "/run", "/dev/sda15", "8:15"] {
+        assert_eq!(
+            try_plan(DEBIAN, &[pattern], &[]).unwrap_err().code(),
+            "not-freezable",
+            "{pattern}"
+        );
+    }
+    for pattern in ["/boot/*", "vfat", "/dev/sda1?"] {
+        assert_eq!(
+            reason(&plan(DEBIAN, &[pattern], &[]), "/boot/efi"),
+            "not-freezable",
+            "{pattern}"
+        );
+    }
+    assert!(frozen(&plan(DEBIAN, &["/boot/efi"], &["vfat"])).is_empty());
+}
+
+#[test]
+fn include_of_an_automounted_disk_is_not_refused_for_the_autofs_below_it() {
+    let mountinfo = on_root(&[
+        mount(4, 1, "0:51", "/", "/auto", "autofs systemd-1 rw"),
+        mount(5, 4, "8:18", "/", "/auto", "ext4 /dev/sdb2 rw"),
+    ]);
+    assert_eq!(frozen(&plan(&mountinfo, &["/auto"], &[])), [("/auto", 0)]);
+}
+
+#[test]
+fn the_plan_in_json_has_text_codes_and_sentences() {
+    let mountinfo = on_root(&[mount(
+        2,
+        1,
+        "8:15",
+        "/",
+        "/boot\\040efi",
+        "vfat /dev/sda15 rw",
+    )]);
+    let json = serde_json::to_value(plan(&mountinfo, &[], &["/none"])).unwrap();
+    assert_eq!(
+        json,
+        serde_json::json!({
+            "filesystems": [{
+                "mount_point": "/", "open_path": "/", "also_mounted_at": [], "device": "8:1",
+                "source": "/dev/sda1", "filesystem_type": "ext4", "level": 0,
+            }],
+            "skipped": [{
+                "mount_point": "/boot efi", "device": "8:15", "source": "/dev/sda15", "filesystem_type": "vfat",
+                "reason": "not-freezable", "why": "the kernel cannot freeze this filesystem type",
+            }],
+            "unmatched_excludes": ["/none"],
+        })
+    );
+}

@@ -1,0 +1,173 @@
+//! What holds for every plan and every input.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use proptest::prelude::*;
+use vmsnapshot_core::devices::{BlockDevice, DeviceGraph};
+use vmsnapshot_core::mountinfo::{self, MountEntry, MountNamespace};
+use vmsnapshot_core::pattern::{Pattern, Subject};
+use vmsnapshot_core::plan::{DeviceNumber, Plan, Selection};
+
+/// Few values each, so that mounts share superblocks, mount points and parents, and loops lie on
+/// one another, in circles too.
+fn device_number() -> impl Strategy<Value = DeviceNumber> {
+    (prop_oneof![Just(0), Just(7), Just(8)], 0..6_u32)
+        .prop_map(|(major, minor)| DeviceNumber { major, minor })
+}
+
+fn mount_point() -> impl Strategy<Value = PathBuf> {
+    "(/[abc]){0,3}".prop_map(|path| {
+        PathBuf::from(if path.is_empty() {
+            "/".to_owned()
+        } else {
+            path
+        })
+    })
+}
+
+/// All mounts of a superblock are of one type; most of these can be frozen.
+fn filesystem_type(device: DeviceNumber) -> &'static str {
+    match (device.major, device.minor) {
+        (0, 0 | 1) => "btrfs",
+        (0, 2) => "tmpfs",
+        (0, 3) => "overlay",
+        (0, _) => "nfs4",
+        (_, 5) => "vfat",
+        (_, _) => "ext4",
+    }
+}
+
+fn mount() -> impl Strategy<Value = MountEntry> {
+    let ids = 0..20_u32;
+    (
+        ids.clone(),
+        ids,
+        device_number(),
+        mount_point(),
+        mount_point(),
+    )
+        .prop_map(
+            |(mount_id, parent_id, device, root, mount_point)| MountEntry {
+                mount_id,
+                parent_id,
+                device,
+                root,
+                mount_point,
+                mount_options: "rw".to_owned(),
+                optional_fields: Vec::new(),
+                filesystem_type: filesystem_type(device).to_owned(),
+                source: format!("/dev/{}", device.minor),
+                super_options: if device.minor == 4 { "ro" } else { "rw" }.to_owned(),
+            },
+        )
+}
+
+fn namespaces() -> impl Strategy<Value = Vec<MountNamespace>> {
+    let mounts = || prop::collection::vec(mount(), 0..15);
+    (mounts(), mounts()).prop_map(|(own, other)| {
+        vec![
+            MountNamespace {
+                pid: None,
+                mounts: own,
+            },
+            MountNamespace {
+                pid: Some(42),
+                mounts: other,
+            },
+        ]
+    })
+}
+
+fn device_graph() -> impl Strategy<Value = DeviceGraph> {
+    let file = prop::option::of(mount_point().prop_map(|path| path.join("file")));
+    let device = (
+        device_number(),
+        prop::collection::vec(device_number(), 0..2),
+        file,
+    )
+        .prop_map(|(number, parents, file)| BlockDevice {
+            number,
+            names: vec![format!("/dev/{}", number.minor)],
+            parents,
+            backing_file: file.filter(|_| number.major == 7),
+        });
+    let members = prop::collection::vec(prop::collection::btree_set(device_number(), 1..3), 0..2);
+    (prop::collection::vec(device, 0..10), members)
+        .prop_map(|(devices, members)| DeviceGraph::new(devices, members))
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        let _ = mountinfo::parse(&bytes);
+    }
+
+    #[test]
+    fn nearly_right_lines_are_parsed_or_refused(line in "[0-9]{1,11} [0-9] [0-9:]{1,9} [/a\\\\0-9]{1,9} /[\\\\0-7]{0,9} rw (x |- ){0,3}[a-z ]{0,9}") {
+        let _ = mountinfo::parse(line.as_bytes());
+    }
+
+    #[test]
+    fn any_pattern_is_matched_or_refused(text in "\\PC{0,30}|[/*?\\[\\]!a-]{0,30}", path in "(/[a-]{0,4}){0,5}") {
+        if let Ok(pattern) = Pattern::parse(&text) {
+            let path = PathBuf::from(path);
+            let _: bool = pattern.matches(&Subject { mount_points: vec![&path], filesystem_type: "ext4", ..Subject::default() });
+        }
+    }
+
+    #[test]
+    fn a_path_without_wildcards_matches_itself(path in "(/[a-z .:-]{1,4}){1,5}") {
+        let mount_point = PathBuf::from(&path);
+        let subject = Subject { mount_points: vec![&mount_point], ..Subject::default() };
+        prop_assert!(Pattern::parse(&path).unwrap().matches(&subject));
+        prop_assert!(Pattern::parse("/**").unwrap().matches(&subject));
+    }
+
+    #[test]
+    fn every_superblock_is_either_frozen_or_skipped_and_once(namespaces in namespaces(), graph in device_graph()) {
+        let plan = Plan::make(&namespaces, &graph, &Selection::default()).unwrap();
+        let mounted: BTreeSet<DeviceNumber> =
+            namespaces.iter().flat_map(|namespace| &namespace.mounts).map(|mount| mount.device).collect();
+        let listed: Vec<DeviceNumber> = plan.filesystems.iter().map(|planned| planned.device)
+            .chain(plan.skipped.iter().map(|skipped| skipped.device)).collect();
+        prop_assert_eq!(listed.len(), mounted.len());
+        prop_assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), mounted);
+    }
+
+    #[test]
+    fn levels_have_no_gaps_and_come_in_order(namespaces in namespaces(), graph in device_graph()) {
+        let plan = Plan::make(&namespaces, &graph, &Selection::default()).unwrap();
+        let levels: Vec<u32> = plan.filesystems.iter().map(|planned| planned.level).collect();
+        prop_assert!(levels.is_sorted());
+        let distinct: BTreeSet<u32> = levels.into_iter().collect();
+        prop_assert!(distinct.iter().copied().eq(0..u32::try_from(distinct.len()).unwrap()));
+    }
+
+    #[test]
+    fn what_is_stacked_above_freezes_at_a_smaller_level(namespaces in namespaces(), graph in device_graph()) {
+        let plan = Plan::make(&namespaces, &graph, &Selection::default()).unwrap();
+        let level = |device: DeviceNumber| {
+            plan.filesystems.iter().find(|planned| planned.device == device).map(|planned| planned.level)
+        };
+        // One mount of each superblock: the one that the plan shows it by, whatever became of it.
+        let frozen = plan.filesystems.iter().map(|planned| (planned.device, &planned.mount_point, &planned.source));
+        let skipped = plan.skipped.iter().map(|skipped| (skipped.device, &skipped.mount_point, &skipped.source));
+        let mounts: Vec<&MountEntry> = namespaces.iter().flat_map(|namespace| &namespace.mounts).collect();
+        let superblocks: Vec<&MountEntry> = frozen.chain(skipped).filter_map(|shown| {
+            mounts.iter().copied().find(|mount| (mount.device, &mount.mount_point, &mount.source) == shown)
+        }).collect();
+        let own = namespaces.first().map(|namespace| namespace.mounts.as_slice()).unwrap();
+        let below = graph.superblocks_below(&superblocks, own);
+        for (upper, lowers) in &below {
+            for lower in lowers {
+                prop_assert!(!below.get(lower).is_some_and(|back| back.contains(upper)), "{upper} and {lower} are below one another");
+                if let (Some(upper_level), Some(lower_level)) = (level(*upper), level(*lower)) {
+                    prop_assert!(upper_level < lower_level, "{upper} lies above {lower}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! Any bytes as mountinfo, any text as include pattern (the first line): a plan or an error.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use vmsnapshot_core::devices::DeviceGraph;
+use vmsnapshot_core::mountinfo::{self, MountNamespace};
+use vmsnapshot_core::plan::{Plan, Selection};
+use vmsnapshot_core::text::bytes_text;
+
+fuzz_target!(|input: &[u8]| {
+    let (first_line, mountinfo) = match input.iter().position(|byte| *byte == b'\n') {
+        Some(end) => (&input[..end], &input[end..]),
+        None => (input, &b""[..]),
+    };
+    let selection = Selection::parse(&[bytes_text(first_line)], &[]);
+    let mounts = mountinfo::parse(mountinfo);
+    if let (Ok(selection), Ok(mounts)) = (selection, mounts) {
+        let _ = Plan::make(
+            &[MountNamespace { pid: None, mounts }],
+            &DeviceGraph::default(),
+            &selection,
+        );
+    }
+});
