@@ -9,7 +9,7 @@ use std::fmt;
 use std::ops::Range;
 
 use time::format_description::well_known::Rfc3339;
-use time::{Duration, OffsetDateTime};
+use time::{Duration, OffsetDateTime, UtcOffset};
 
 use crate::report::BlobResult;
 
@@ -762,9 +762,9 @@ fn parse_instant(text: &str) -> Option<OffsetDateTime> {
 }
 
 fn utc_text(instant: OffsetDateTime) -> String {
-    // Formatting fails for years of five digits only, which Rfc3339 does not read either.
+    // At either end of time another offset may be out of range; it is then shown as it was given.
+    let instant = instant.checked_to_offset(UtcOffset::UTC).unwrap_or(instant);
     instant
-        .to_offset(time::UtcOffset::UTC)
         .format(&Rfc3339)
         .unwrap_or_else(|_| instant.to_string())
 }
@@ -982,6 +982,23 @@ mod tests {
             "sas-not-yet-valid"
         );
         assert_eq!(code(with_sas("st=soon").check(now)), "bad-sas");
+    }
+
+    #[test]
+    fn sas_may_begin_or_end_at_either_end_of_time() {
+        let now = datetime!(2026-11-22 12:00:00 UTC);
+        for (sas, expected) in [
+            ("st=9999-12-31T23:59:59-10:00", Some("sas-not-yet-valid")),
+            ("se=0000-01-01T00:00:00%2B10:00", Some("expired-sas")),
+            ("se=9999-12-31T23:59:59-10:00", None),
+            ("st=0000-01-01T00:00:00%2B10:00", None),
+        ] {
+            assert_eq!(
+                with_sas(sas).check(now).err().map(|error| error.code()),
+                expected,
+                "{sas}"
+            );
+        }
     }
 
     #[test]
