@@ -1,6 +1,7 @@
 """Types of the compiled engine, ``vmsnapshot._native``.
 
-Paths are ``str`` with ``surrogateescape``, so that no byte of a mount point is lost. Lengths of time are
+Paths of a plan are ``str`` with ``surrogateescape``, so that no byte of a mount point is lost; in a report,
+which is for reading, such a byte is ``\\xNN``. Lengths of time are
 seconds (``float``) going in and milliseconds (names ending in ``_ms``) coming out; instants are text in UTC.
 Every class is frozen. Errors are the classes of ``vmsnapshot.errors``.
 """
@@ -228,7 +229,7 @@ def status() -> str:
     """What is frozen and by which run, as JSON, from ``/run/vmsnapshot``; see ``RunStatus`` in README.md."""
 
 def thaw() -> str:
-    """Thaws what runs of ours that are no longer alive left frozen; the JSON of what was done. Raises ``ThawError``."""
+    """Thaws what runs that are gone left frozen; the JSON of what was done. Raises ``ThawError``."""
 
 def version() -> str:
     """The version of the compiled engine."""

@@ -28,7 +28,10 @@ fn main() {
         .env_remove("RUSTFLAGS")
         .status()
         .expect("cargo runs");
-    assert!(status.success(), "the watchdog's program could not be built");
+    assert!(
+        status.success(),
+        "the watchdog's program could not be built"
+    );
     let program = output.join(target).join("release/vmsnapshot-watchdog");
     println!("cargo::rustc-env=VMSNAPSHOT_WATCHDOG={}", program.display());
     println!("cargo::rerun-if-changed=build.rs");

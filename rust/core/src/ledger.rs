@@ -350,7 +350,8 @@ impl Header {
     /// Starts the clock: the window begins now, and the watchdog thaws at `guard_by`.
     pub fn start(&self, now: Monotonic, realtime_ns: u64, guard_by: Monotonic) {
         self.started_monotonic_ns.store(now.0, Ordering::Relaxed);
-        self.started_realtime_ns.store(realtime_ns, Ordering::Relaxed);
+        self.started_realtime_ns
+            .store(realtime_ns, Ordering::Relaxed);
         self.guard_by_ns.store(guard_by.0, Ordering::SeqCst);
     }
 
@@ -375,12 +376,9 @@ impl Header {
 
     /// Says that the watchdog thaws, and why; the first reason stays.
     pub fn fire(&self, reason: FireReason) {
-        let _ = self.fired.compare_exchange(
-            0,
-            reason as u32,
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-        );
+        let _ = self
+            .fired
+            .compare_exchange(0, reason as u32, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     /// Why the watchdog thawed, if it did.
@@ -440,7 +438,9 @@ impl Ledger {
     /// Whether some filesystem may still be frozen by this run.
     #[must_use]
     pub fn may_be_frozen(&self) -> bool {
-        self.entries.iter().any(|entry| entry.state().may_be_frozen())
+        self.entries
+            .iter()
+            .any(|entry| entry.state().may_be_frozen())
     }
 
     /// Ends the window for every filesystem whose turn has not come.
@@ -504,7 +504,10 @@ mod tests {
         assert_eq!(size_of::<Header>(), 4096);
         assert_eq!(Ledger::count_in(Ledger::size_bytes(7)), Some(7));
         assert_eq!(Ledger::count_in(Ledger::size_bytes(7) + 1), None);
-        assert_eq!(Ledger::count_in(Ledger::size_bytes(FILESYSTEMS_MAX + 1)), None);
+        assert_eq!(
+            Ledger::count_in(Ledger::size_bytes(FILESYSTEMS_MAX + 1)),
+            None
+        );
     }
 
     #[test]

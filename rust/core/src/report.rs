@@ -197,9 +197,8 @@ pub struct Report {
 #[must_use]
 pub fn utc_text(unix_ns: i128) -> String {
     use time::macros::format_description;
-    let format = format_description!(
-        "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z"
-    );
+    let format =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
     time::OffsetDateTime::from_unix_timestamp_nanos(unix_ns)
         .ok()
         .and_then(|instant| instant.format(&format).ok())

@@ -22,7 +22,7 @@ static PROGRAM: &[u8] = include_bytes!(env!("VMSNAPSHOT_WATCHDOG"));
 ///
 /// # Errors
 /// What the kernel answers; EACCES where `vm.memfd_noexec` forbids programs in memory.
-pub fn start(role: &str) -> io::Result<Channel> {
+pub(crate) fn start(role: &str) -> io::Result<Channel> {
     let program = program_in_memory()?;
     let (ours, theirs) = Channel::pair()?;
     let mut child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
@@ -43,7 +43,10 @@ pub fn start(role: &str) -> io::Result<Channel> {
 ///
 /// # Errors
 /// What the kernel answers: EPIPE when the companion is gone.
-pub fn send_directories(channel: &Channel, directories: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+pub(crate) fn send_directories(
+    channel: &Channel,
+    directories: &[BorrowedFd<'_>],
+) -> Result<(), Errno> {
     for batch in directories.chunks(DIRECTORIES_PER_FRAME) {
         let count = u32::try_from(batch.len()).map_err(|_| Errno::TOOBIG)?;
         channel.send(Frame::Directories { count }, batch)?;
@@ -53,11 +56,14 @@ pub fn send_directories(channel: &Channel, directories: &[BorrowedFd<'_>]) -> Re
 
 fn program_in_memory() -> io::Result<OwnedFd> {
     // Kernels before 6.3 do not know EXEC, and need not be told.
-    let memory = memfd_create("vmsnapshot-watchdog", MemfdFlags::CLOEXEC | MemfdFlags::EXEC)
-        .or_else(|errno| match errno {
-            Errno::INVAL => memfd_create("vmsnapshot-watchdog", MemfdFlags::CLOEXEC),
-            other => Err(other),
-        })?;
+    let memory = memfd_create(
+        "vmsnapshot-watchdog",
+        MemfdFlags::CLOEXEC | MemfdFlags::EXEC,
+    )
+    .or_else(|errno| match errno {
+        Errno::INVAL => memfd_create("vmsnapshot-watchdog", MemfdFlags::CLOEXEC),
+        other => Err(other),
+    })?;
     let mut file = std::fs::File::from(memory);
     file.write_all(PROGRAM)?;
     Ok(file.into())

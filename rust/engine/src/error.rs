@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use vmsnapshot_core::blob::BlobError;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
@@ -20,8 +19,16 @@ pub enum PrepareError {
     #[error("could not prepare a freeze: this process has no CAP_SYS_ADMIN")]
     NotPrivileged,
     /// The thaw timeout is not between 10 ms and an hour.
-    #[error("thaw timeout {} s is not between 0.01 s and 3600 s", .0.as_secs_f64())]
-    ThawTimeout(Duration),
+    #[error("thaw timeout {0} s is not between 0.01 s and 3600 s")]
+    ThawTimeout(f64),
+    /// A time limit is not a length of time.
+    #[error("{name} {seconds} s is not a length of time")]
+    TimeLimit {
+        /// Which one.
+        name: &'static str,
+        /// What was given, in seconds.
+        seconds: f64,
+    },
     /// There are too many filesystems for one run.
     #[error("the plan has {0} filesystems, and a run takes {FILESYSTEMS_MAX} at most")]
     TooManyFilesystems(usize),
@@ -89,6 +96,7 @@ impl PrepareError {
         match self {
             PrepareError::NotPrivileged => "not-privileged",
             PrepareError::ThawTimeout(_) => "bad-thaw-timeout",
+            PrepareError::TimeLimit { .. } => "bad-time-limit",
             PrepareError::TooManyFilesystems(_) => "too-many-filesystems",
             PrepareError::Blob(error) => error.code(),
             PrepareError::Connect(error) => error.code(),
@@ -111,9 +119,9 @@ impl PrepareError {
             PrepareError::Blob(error) => error.hint().map(str::to_owned),
             PrepareError::Connect(error) => error.hint().map(str::to_owned),
             PrepareError::Mount(error) => error.hint(),
-            PrepareError::AnotherRun => Some(
-                "wait for it to end; `vmsnapshot status` shows it".to_owned(),
-            ),
+            PrepareError::AnotherRun => {
+                Some("wait for it to end; `vmsnapshot status` shows it".to_owned())
+            }
             PrepareError::LeftFrozen { .. } => Some("run `vmsnapshot thaw`".to_owned()),
             PrepareError::Watchdog { cause, .. }
                 if cause.kind() == io::ErrorKind::PermissionDenied =>
@@ -124,6 +132,7 @@ impl PrepareError {
                 Some("choose fewer with include or exclude patterns".to_owned())
             }
             PrepareError::ThawTimeout(_)
+            | PrepareError::TimeLimit { .. }
             | PrepareError::Open { .. }
             | PrepareError::State { .. }
             | PrepareError::Watchdog { .. }

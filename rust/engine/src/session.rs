@@ -140,9 +140,7 @@ pub fn prepare_on(
     )?;
     let requests = uris
         .iter()
-        .map(|uri| {
-            PreparedRequest::new(uri, &options.metadata, options.connect.proxy.as_ref())
-        })
+        .map(|uri| PreparedRequest::new(uri, &options.metadata, options.connect.proxy.as_ref()))
         .collect::<Result<Vec<_>, _>>()?;
 
     observer.phase("starting the watchdog");
@@ -164,7 +162,11 @@ pub fn prepare_on(
             step: "start",
             cause,
         })?;
-    let levels: Vec<u32> = plan.filesystems.iter().map(|planned| planned.level).collect();
+    let levels: Vec<u32> = plan
+        .filesystems
+        .iter()
+        .map(|planned| planned.level)
+        .collect();
     let freezers = Freezers::start(
         Arc::clone(&ledger),
         kernel,
@@ -252,10 +254,9 @@ impl Session {
         ledger
             .header
             .start(start, clock::realtime_ns(), deadlines.guard_by);
-        let watchdog = watchdog.arm(&runtime).map_err(|cause| PrepareError::Watchdog {
-            step: "arm",
-            cause,
-        })?;
+        let watchdog = watchdog
+            .arm(&runtime)
+            .map_err(|cause| PrepareError::Watchdog { step: "arm", cause })?;
         let record = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             window::open(window::Prepared {
                 watchdog: &watchdog,
@@ -311,19 +312,20 @@ impl Session {
 pub(crate) fn open_planned(planned: &PlannedFilesystem) -> Result<OwnedFd, PrepareError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOATIME;
     // NOATIME: opening is not to make a filesystem dirty. Root, or nobody, may use it.
-    let directory = open(&planned.open_path, flags, Mode::empty()).map_err(|errno| {
-        PrepareError::Open {
+    let directory =
+        open(&planned.open_path, flags, Mode::empty()).map_err(|errno| PrepareError::Open {
             mount_point: planned.mount_point.clone(),
             errno,
-        }
-    })?;
+        })?;
     scan::verify_open(&directory, planned)?;
     Ok(directory)
 }
 
 fn check(plan: &Plan, uris: &[SasUri], options: &Options) -> Result<(), PrepareError> {
     if !(THAW_TIMEOUT_MIN..=THAW_TIMEOUT_MAX).contains(&options.thaw_timeout) {
-        return Err(PrepareError::ThawTimeout(options.thaw_timeout));
+        return Err(PrepareError::ThawTimeout(
+            options.thaw_timeout.as_secs_f64(),
+        ));
     }
     if plan.filesystems.len() > FILESYSTEMS_MAX {
         return Err(PrepareError::TooManyFilesystems(plan.filesystems.len()));

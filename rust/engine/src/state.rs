@@ -70,7 +70,11 @@ pub(crate) fn lock() -> Result<Lock, PrepareError> {
     }
     // Whoever holds the lock knows that no other run is under way: all these are of the past.
     for (path, ledger) in ledgers().map_err(|cause| state_error(Path::new(DIRECTORY), cause))? {
-        if let Some(entry) = ledger.entries.iter().find(|entry| entry.state().may_be_frozen()) {
+        if let Some(entry) = ledger
+            .entries
+            .iter()
+            .find(|entry| entry.state().may_be_frozen())
+        {
             return Err(PrepareError::LeftFrozen {
                 run_id: ledger.header.run_id(),
                 mount_point: bytes_text(&entry.mount_point()),

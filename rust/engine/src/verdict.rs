@@ -104,9 +104,8 @@ fn filesystem_outcome(
     let returned = entry.freeze_returned_at().filter(|_| was_frozen);
     let thawed = entry.thawed_at().filter(|_| thawed_by.is_some());
     let text = |instant: Monotonic| utc_text(ledger.header.realtime_ns(instant));
-    let length = |from: Option<Monotonic>, to: Option<Monotonic>| {
-        Some(milliseconds(to?.since(from?)))
-    };
+    let length =
+        |from: Option<Monotonic>, to: Option<Monotonic>| Some(milliseconds(to?.since(from?)));
     FilesystemOutcome {
         mount_point: path_text(&planned.mount_point),
         device: planned.device.to_string(),
@@ -151,7 +150,13 @@ fn blob_outcomes(facts: &Facts<'_>) -> Vec<BlobOutcome> {
         .enumerate()
         .map(|(index, uri)| match records {
             // No window, no word of what was sent in it.
-            None => unjudged(uri, BlobResult::Unknown, "NoAnswer", "the window broke off", 1),
+            None => unjudged(
+                uri,
+                BlobResult::Unknown,
+                "NoAnswer",
+                "the window broke off",
+                1,
+            ),
             Some([]) => unjudged(
                 uri,
                 BlobResult::Refused,
@@ -247,7 +252,9 @@ fn consistency(
     blobs: &[BlobOutcome],
 ) -> (Consistency, Option<String>) {
     let doubt = freeze_doubt(facts, filesystems);
-    let missing = blobs.iter().find(|blob| blob.outcome != BlobResult::Created);
+    let missing = blobs
+        .iter()
+        .find(|blob| blob.outcome != BlobResult::Created);
     match (missing, doubt) {
         (None, None) => (Consistency::Filesystem, None),
         (None, Some(why)) => {
@@ -322,7 +329,9 @@ fn freeze_doubt(facts: &Facts<'_>, filesystems: &[FilesystemOutcome]) -> Option<
     }
     match &facts.record {
         None => Some("the window broke off by a fault of this program".to_owned()),
-        Some(_) if facts.watchdog.fired.is_some() => Some("the watchdog ended the window".to_owned()),
+        Some(_) if facts.watchdog.fired.is_some() => {
+            Some("the watchdog ended the window".to_owned())
+        }
         Some(record) if record.watchdog_lost => {
             Some("the watchdog was lost, so the window was ended early".to_owned())
         }

@@ -86,15 +86,11 @@ impl Watchdog {
     /// # Errors
     /// What the kernel answers, and `UnexpectedEof` when the watchdog is gone; nothing is frozen.
     pub(crate) fn arm(self, runtime: &Runtime) -> io::Result<ArmedWatchdog> {
-        let end = std::os::unix::net::UnixStream::from(
-            self.channel.descriptor().try_clone_to_owned()?,
-        );
+        let end =
+            std::os::unix::net::UnixStream::from(self.channel.descriptor().try_clone_to_owned()?);
         end.set_nonblocking(true)?;
         self.channel.send(Frame::Arm, &[])?;
-        match self
-            .channel
-            .receive(clock::monotonic().plus(ARMED_LIMIT))?
-        {
+        match self.channel.receive(clock::monotonic().plus(ARMED_LIMIT))? {
             Received::Frame(Frame::Armed, _) => {
                 let _entered = runtime.enter();
                 Ok(ArmedWatchdog {

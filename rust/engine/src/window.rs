@@ -110,12 +110,7 @@ pub(crate) fn open(prepared: Prepared<'_>) -> WindowRecord {
 }
 
 /// Freezes level by level, in parallel within a level. False as soon as one cannot be frozen.
-fn freeze(
-    freezers: &Freezers,
-    levels: &[u32],
-    ledger: &LedgerFile,
-    deadline: Monotonic,
-) -> bool {
+fn freeze(freezers: &Freezers, levels: &[u32], ledger: &LedgerFile, deadline: Monotonic) -> bool {
     for level in 0..freezers.level_count() {
         let so_far = levels.iter().filter(|other| **other <= level).count();
         let expected = u32::try_from(so_far).unwrap_or(u32::MAX);
@@ -220,10 +215,11 @@ impl Call {
     /// Sends the request, and once more if that may help: no back-off, and never after `deadline`.
     async fn send(self, deadline: Instant) -> CallRecord {
         let Call {
-            connection: WarmConnection {
-                dialer,
-                mut connection,
-            },
+            connection:
+                WarmConnection {
+                    dialer,
+                    mut connection,
+                },
             request,
             again,
         } = self;

@@ -197,7 +197,10 @@ fn receive_directories(channel: &Channel, count: u32) -> io::Result<Vec<OwnedFd>
 }
 
 fn unexpected() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the run sent something unexpected")
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "the run sent something unexpected",
+    )
 }
 
 /// The main thread of a watchdog: it waits, and decides when to thaw; the workers thaw.
@@ -286,7 +289,10 @@ impl Vigil<'_> {
             return false;
         };
         let mut waiting = [PollFd::new(run, PollFlags::IN)];
-        let is_gone = matches!(poll(&mut waiting, Some(&clock::timespec(Duration::ZERO))), Ok(1));
+        let is_gone = matches!(
+            poll(&mut waiting, Some(&clock::timespec(Duration::ZERO))),
+            Ok(1)
+        );
         if is_gone {
             self.run = None;
             self.channel = None;

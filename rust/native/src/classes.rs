@@ -1,0 +1,345 @@
+//! Plans and reports as frozen Python classes; `_native.pyi` says what each field is.
+
+use std::ffi::OsString;
+
+use pyo3::prelude::*;
+use serde::Serialize;
+use vmsnapshot_core::{plan, report};
+
+/// `value` as JSON. Our own documents hold nothing that JSON cannot.
+pub(crate) fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+}
+
+/// The stable name of one of our enums: the one it has in JSON.
+fn name(value: &impl Serialize) -> String {
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|value| value.as_str().map(str::to_owned))
+        .unwrap_or_default()
+}
+
+#[pyclass(frozen, get_all)]
+#[derive(Clone)]
+pub(crate) struct PlannedFilesystem {
+    mount_point: OsString,
+    open_path: OsString,
+    also_mounted_at: Vec<OsString>,
+    device: String,
+    source: String,
+    filesystem_type: String,
+    level: u32,
+}
+
+impl From<plan::PlannedFilesystem> for PlannedFilesystem {
+    fn from(planned: plan::PlannedFilesystem) -> Self {
+        Self {
+            mount_point: planned.mount_point.into_os_string(),
+            open_path: planned.open_path.into_os_string(),
+            also_mounted_at: planned
+                .also_mounted_at
+                .into_iter()
+                .map(std::path::PathBuf::into_os_string)
+                .collect(),
+            device: planned.device.to_string(),
+            source: planned.source,
+            filesystem_type: planned.filesystem_type,
+            level: planned.level,
+        }
+    }
+}
+
+#[pyclass(frozen, get_all)]
+#[derive(Clone)]
+pub(crate) struct SkippedFilesystem {
+    mount_point: OsString,
+    device: String,
+    source: String,
+    filesystem_type: String,
+    reason: String,
+    why: String,
+}
+
+impl From<plan::SkippedFilesystem> for SkippedFilesystem {
+    fn from(skipped: plan::SkippedFilesystem) -> Self {
+        Self {
+            mount_point: skipped.mount_point.into_os_string(),
+            device: skipped.device.to_string(),
+            source: skipped.source,
+            filesystem_type: skipped.filesystem_type,
+            reason: skipped.reason.code().to_owned(),
+            why: skipped.reason.to_string(),
+        }
+    }
+}
+
+#[pyclass(frozen)]
+pub(crate) struct Plan {
+    pub(crate) plan: plan::Plan,
+}
+
+#[pymethods]
+impl Plan {
+    #[getter]
+    fn filesystems(&self) -> Vec<PlannedFilesystem> {
+        self.plan
+            .filesystems
+            .iter()
+            .cloned()
+            .map(Into::into)
+            .collect()
+    }
+
+    #[getter]
+    fn skipped(&self) -> Vec<SkippedFilesystem> {
+        self.plan.skipped.iter().cloned().map(Into::into).collect()
+    }
+
+    #[getter]
+    fn unmatched_excludes(&self) -> Vec<String> {
+        self.plan.unmatched_excludes.clone()
+    }
+
+    fn to_json(&self) -> String {
+        json(&self.plan)
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "<vmsnapshot.Plan of {} filesystems, {} skipped>",
+            self.plan.filesystems.len(),
+            self.plan.skipped.len()
+        )
+    }
+}
+
+impl From<plan::Plan> for Plan {
+    fn from(plan: plan::Plan) -> Self {
+        Self { plan }
+    }
+}
+
+#[pyclass(frozen, get_all)]
+#[derive(Clone)]
+pub(crate) struct FilesystemOutcome {
+    mount_point: String,
+    device: String,
+    filesystem_type: String,
+    level: u32,
+    outcome: String,
+    frozen_at: Option<String>,
+    freeze_ms: Option<f64>,
+    thawed_at: Option<String>,
+    frozen_ms: Option<f64>,
+    thawed_by: Option<String>,
+    error: Option<String>,
+}
+
+impl From<report::FilesystemOutcome> for FilesystemOutcome {
+    fn from(outcome: report::FilesystemOutcome) -> Self {
+        Self {
+            mount_point: outcome.mount_point,
+            device: outcome.device,
+            filesystem_type: outcome.filesystem_type,
+            level: outcome.level,
+            outcome: name(&outcome.outcome),
+            frozen_at: outcome.frozen_at,
+            freeze_ms: outcome.freeze_ms,
+            thawed_at: outcome.thawed_at,
+            frozen_ms: outcome.frozen_ms,
+            thawed_by: outcome.thawed_by.map(|by| name(&by)),
+            error: outcome.error,
+        }
+    }
+}
+
+#[pyclass(frozen, get_all)]
+#[derive(Clone)]
+pub(crate) struct BlobOutcome {
+    uri: String,
+    outcome: String,
+    snapshot: Option<String>,
+    snapshot_uri: Option<String>,
+    http_status: Option<u16>,
+    error_code: Option<String>,
+    message: Option<String>,
+    retryable: bool,
+    attempts: u32,
+    answer_ms: Option<f64>,
+}
+
+impl From<report::BlobOutcome> for BlobOutcome {
+    fn from(outcome: report::BlobOutcome) -> Self {
+        Self {
+            uri: outcome.uri,
+            outcome: name(&outcome.outcome),
+            snapshot: outcome.snapshot,
+            snapshot_uri: outcome.snapshot_uri,
+            http_status: outcome.http_status,
+            error_code: outcome.error_code,
+            message: outcome.message,
+            retryable: outcome.retryable,
+            attempts: outcome.attempts,
+            answer_ms: outcome.answer_ms,
+        }
+    }
+}
+
+#[pyclass(frozen, get_all)]
+#[derive(Clone)]
+pub(crate) struct TimelineEvent {
+    at_ms: f64,
+    event: String,
+    subject: Option<String>,
+}
+
+impl From<report::TimelineEvent> for TimelineEvent {
+    fn from(event: report::TimelineEvent) -> Self {
+        Self {
+            at_ms: event.at_ms,
+            event: event.event,
+            subject: event.subject,
+        }
+    }
+}
+
+#[pyclass(frozen, get_all)]
+#[derive(Clone)]
+pub(crate) struct Mode {
+    rcu_expedited: bool,
+    rcu_why_not: Option<String>,
+    parallel: bool,
+}
+
+impl From<report::Mode> for Mode {
+    fn from(mode: report::Mode) -> Self {
+        Self {
+            rcu_expedited: mode.rcu_expedited,
+            rcu_why_not: mode.rcu_why_not,
+            parallel: mode.parallel,
+        }
+    }
+}
+
+#[pyclass(frozen, get_all)]
+#[derive(Clone)]
+pub(crate) struct WatchdogOutcome {
+    pid: u32,
+    fired: Option<String>,
+    released: bool,
+    own_control_group: bool,
+    peak_memory_kib: Option<u64>,
+}
+
+impl From<report::WatchdogOutcome> for WatchdogOutcome {
+    fn from(outcome: report::WatchdogOutcome) -> Self {
+        Self {
+            pid: outcome.pid,
+            fired: outcome.fired,
+            released: outcome.released,
+            own_control_group: outcome.own_control_group,
+            peak_memory_kib: outcome.peak_memory_kib,
+        }
+    }
+}
+
+#[pyclass(frozen)]
+pub(crate) struct Report {
+    report: report::Report,
+}
+
+#[pymethods]
+impl Report {
+    #[getter]
+    fn run_id(&self) -> &str {
+        &self.report.run_id
+    }
+
+    #[getter]
+    fn started_at(&self) -> &str {
+        &self.report.started_at
+    }
+
+    #[getter]
+    fn consistent(&self) -> bool {
+        self.report.consistent
+    }
+
+    #[getter]
+    fn consistency(&self) -> String {
+        name(&self.report.consistency)
+    }
+
+    #[getter]
+    fn why(&self) -> Option<&str> {
+        self.report.why.as_deref()
+    }
+
+    #[getter]
+    fn all_thawed(&self) -> bool {
+        self.report.all_thawed
+    }
+
+    #[getter]
+    fn window_ms(&self) -> Option<f64> {
+        self.report.window_ms
+    }
+
+    #[getter]
+    fn thaw_timeout_ms(&self) -> f64 {
+        self.report.thaw_timeout_ms
+    }
+
+    #[getter]
+    fn mode(&self) -> Mode {
+        self.report.mode.clone().into()
+    }
+
+    #[getter]
+    fn filesystems(&self) -> Vec<FilesystemOutcome> {
+        self.report
+            .filesystems
+            .iter()
+            .cloned()
+            .map(Into::into)
+            .collect()
+    }
+
+    #[getter]
+    fn blobs(&self) -> Vec<BlobOutcome> {
+        self.report.blobs.iter().cloned().map(Into::into).collect()
+    }
+
+    #[getter]
+    fn watchdog(&self) -> WatchdogOutcome {
+        self.report.watchdog.clone().into()
+    }
+
+    #[getter]
+    fn timeline(&self) -> Vec<TimelineEvent> {
+        self.report
+            .timeline
+            .iter()
+            .cloned()
+            .map(Into::into)
+            .collect()
+    }
+
+    fn to_json(&self) -> String {
+        json(&self.report)
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "<vmsnapshot.Report {}: {}>",
+            self.report.run_id,
+            self.consistency()
+        )
+    }
+}
+
+impl From<report::Report> for Report {
+    fn from(report: report::Report) -> Self {
+        Self { report }
+    }
+}

@@ -1,0 +1,64 @@
+//! Rust errors as the classes of `vmsnapshot.errors`, where they are written, in Python.
+
+use std::fmt::Display;
+use std::io;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use vmsnapshot_core::blob::BlobError;
+use vmsnapshot_core::plan::PlanError;
+use vmsnapshot_engine::error::{PrepareError, ThawError};
+
+/// `vmsnapshot.errors.PlanError`.
+pub(crate) fn plan_error(py: Python<'_>, error: &PlanError) -> PyErr {
+    raise(py, "PlanError", error, error.code(), error.hint())
+}
+
+/// `vmsnapshot.errors.PrepareError`.
+pub(crate) fn prepare_error(py: Python<'_>, error: &PrepareError) -> PyErr {
+    raise(py, "PrepareError", error, error.code(), error.hint())
+}
+
+/// `vmsnapshot.errors.PrepareError` for the blob at `position` of `count`: its URI may be too wrong
+/// to be named by.
+pub(crate) fn blob_error(
+    py: Python<'_>,
+    position: usize,
+    count: usize,
+    error: &BlobError,
+) -> PyErr {
+    let message = format!("blob {position} of {count}: {error}");
+    let hint = error.hint().map(str::to_owned);
+    raise(py, "PrepareError", &message, error.code(), hint)
+}
+
+/// `vmsnapshot.errors.ThawError`.
+pub(crate) fn thaw_error(py: Python<'_>, error: &ThawError) -> PyErr {
+    raise(py, "ThawError", error, error.code(), error.hint())
+}
+
+/// `vmsnapshot.errors.ThawError` for runs whose state cannot be read.
+pub(crate) fn state_error(py: Python<'_>, error: io::Error) -> PyErr {
+    thaw_error(py, &ThawError::State(error))
+}
+
+fn raise(
+    py: Python<'_>,
+    class: &str,
+    message: &dyn Display,
+    code: &str,
+    hint: Option<String>,
+) -> PyErr {
+    let make = || {
+        let keywords = PyDict::new(py);
+        keywords.set_item("code", code)?;
+        keywords.set_item("hint", hint)?;
+        py.import("vmsnapshot.errors")?
+            .getattr(class)?
+            .call((message.to_string(),), Some(&keywords))
+    };
+    match make() {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(raised) => raised,
+    }
+}
