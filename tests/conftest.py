@@ -32,7 +32,9 @@ FILESYSTEM_TOOLS = ("mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "losetup", "mount", "
 class ArmRescue(Protocol):
     """What the ``rescue`` fixture gives: arms a rescue thaw for some mount points."""
 
-    def __call__(self, paths: Sequence[Path], after_seconds: float = 10.0) -> RescueThaw:
+    def __call__(
+        self, paths: Sequence[Path], after_seconds: float = 10.0, *, linger_seconds: float = 5.0
+    ) -> RescueThaw:
         """Arms it; it is cancelled after the test, which fails if the rescue had to thaw anything.
 
         A test that means it to fire calls ``wait`` or ``cancel`` itself, and looks at the answer.
@@ -80,8 +82,8 @@ def rescue(scratch: ScratchFilesystems) -> Iterator[ArmRescue]:  # noqa: ARG001 
     """Arms rescue thaws; see `ArmRescue`."""
     armed: list[RescueThaw] = []
 
-    def arm(paths: Sequence[Path], after_seconds: float = 10.0) -> RescueThaw:
-        thaw = RescueThaw(paths, after_seconds)
+    def arm(paths: Sequence[Path], after_seconds: float = 10.0, *, linger_seconds: float = 5.0) -> RescueThaw:
+        thaw = RescueThaw(paths, after_seconds, linger_seconds=linger_seconds)
         armed.append(thaw)
         return thaw
 

@@ -60,12 +60,12 @@ def frozen(path: Path) -> Iterator[None]:
 
 def start_freeze(path: Path) -> subprocess.Popen[bytes]:
     """Calls FIFREEZE in a process whose exit status is 0 or the errno: for a freeze that hangs."""
-    return _start(path, [_IOCTL], FIFREEZE)
+    return _start(path, _IOCTL, FIFREEZE)
 
 
 def start_thaw(path: Path) -> subprocess.Popen[bytes]:
     """Calls FITHAW in a process whose exit status is 0 or the errno: for a thaw that hangs."""
-    return _start(path, [_IOCTL], FITHAW)
+    return _start(path, _IOCTL, FITHAW)
 
 
 def is_frozen(path: Path, *, patience_seconds: float = 0.25) -> bool:
@@ -79,7 +79,7 @@ def is_frozen(path: Path, *, patience_seconds: float = 0.25) -> bool:
     Raises `OSError` if the probe could not be made.
     """
     processes.reap()
-    probe = _start(path, [_PROBE])
+    probe = _start(path, _PROBE, output=subprocess.PIPE)
     if probe.stdout is None or probe.stdout.read(1) != b"!":
         processes.kill(probe)
         raise OSError(f"could not probe {path}: the probe did not start")
@@ -102,14 +102,16 @@ def _ioctl(path: Path, request: int) -> None:
         os.close(descriptor)
 
 
-def _start(path: Path, program: list[str], *arguments: int) -> subprocess.Popen[bytes]:
+def _start(
+    path: Path, program: str, *arguments: int, output: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
     descriptor = open_mount_directory(path)
     try:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", *program, str(descriptor), *map(str, arguments)],
+            [sys.executable, "-I", "-S", "-c", program, str(descriptor), *map(str, arguments)],
             pass_fds=[descriptor],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=output,
         )
     finally:
         os.close(descriptor)

@@ -93,7 +93,7 @@ def test_a_frozen_filesystem_holds_a_writer_until_the_rescue_thaws(
     filesystem = scratch.make_on_loop("disk", filesystem_type)
     with Writer(filesystem.mount_point) as writer:
         writer.wait_until_writing()
-        armed = rescue([filesystem.mount_point], after_seconds=1.0)
+        armed = rescue([filesystem.mount_point], after_seconds=1.0, linger_seconds=0.3)
         before_freeze_ns = time.monotonic_ns()
         freezing.freeze(filesystem.mount_point)
         assert freezing.is_frozen(filesystem.mount_point)
@@ -144,7 +144,7 @@ def test_rescue_thaws_when_its_owner_was_killed(scratch: ScratchFilesystems, res
 def test_rescue_puts_rcu_expedited_back(scratch: ScratchFilesystems, rescue: ArmRescue) -> None:
     filesystem = scratch.make_on_loop("disk")
     before = RCU_EXPEDITED.read_text()
-    armed = rescue([filesystem.mount_point], after_seconds=0.3)
+    armed = rescue([filesystem.mount_point], after_seconds=0.3, linger_seconds=0.3)
     RCU_EXPEDITED.write_text("1" if before.strip() == "0" else "0")
     assert armed.wait(limit_seconds=15.0) == []
     assert RCU_EXPEDITED.read_text() == before
@@ -180,7 +180,7 @@ def test_rescue_thaws_a_stack_whose_upper_freeze_hangs(
     lower = scratch.make_on_loop("lower", size_mib=512)
     upper = scratch.make_on_loop("upper", inside=lower)
     (upper.mount_point / "dirty").write_bytes(bytes(1024 * 1024))
-    armed = rescue([upper.mount_point, lower.mount_point], after_seconds=1.0)
+    armed = rescue([upper.mount_point, lower.mount_point], after_seconds=1.0, linger_seconds=1.0)
     freezing.freeze(lower.mount_point)
     hanging = freezing.start_freeze(upper.mount_point)
     assert lower.mount_point in armed.wait(limit_seconds=20.0)
