@@ -30,6 +30,9 @@ mod tests {
 
     #[test]
     fn a_path_that_is_not_utf8_keeps_every_byte() {
-        assert_eq!(bytes_text(b"/srv/\xff\xe9t\xc3\xa9"), "/srv/\\xff\\xe9t\u{e9}");
+        assert_eq!(
+            bytes_text(b"/srv/\xff\xe9t\xc3\xa9"),
+            "/srv/\\xff\\xe9t\u{e9}"
+        );
     }
 }
