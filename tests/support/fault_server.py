@@ -94,7 +94,8 @@ class FaultServer:
     """The server, on a free port of 127.0.0.1; over HTTPS when it is given certificates.
 
     ``idle_close_seconds`` closes a connection on which nothing was asked for so long. Use it as a context
-    manager; it ends with the process that started it.
+    manager; it ends with the process that started it. Its process imports the caller's main module anew,
+    as ``multiprocessing`` does: a script needs its ``if __name__ == "__main__"``.
     """
 
     def __init__(
