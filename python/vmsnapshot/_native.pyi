@@ -228,7 +228,10 @@ def status() -> str:
     """What is frozen and by which run, as JSON, from ``/run/vmsnapshot``; see ``RunStatus`` in README.md."""
 
 def thaw() -> str:
-    """Thaws what runs of ours that are no longer alive left frozen; the JSON of what was done. Raises ``ThawError``."""
+    """Thaws what runs of ours that are no longer alive left frozen; the JSON of what was done.
+
+    Raises ``ThawError``.
+    """
 
 def version() -> str:
     """The version of the compiled engine."""
