@@ -1,0 +1,80 @@
+# What people run. Every target does all of its own set-up; stamp files keep a second run quick.
+#
+# All of Rust is built in the release profile, for the module, the tests and clippy alike, and with
+# the same PYO3_* variables: so the dependencies are compiled once (CONTRIBUTING.md has the figures).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
+
+PYTHON3 ?= python3
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+AZURITE := tests/azurite
+
+export PYO3_PYTHON := $(abspath $(PYTHON))
+export PYO3_BUILD_EXTENSION_MODULE := 1
+# Cargo and maturin must agree on where things are built, also when the caller has said where.
+export CARGO_TARGET_DIR ?= $(abspath target)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# The extension module cannot be linked into a test program (it has no libpython): its tests are in Python.
+CARGO_TEST_FLAGS := --workspace --exclude vmsnapshot-native --release --locked
+# Filled in by people: make test PYTEST_FLAGS="-k rescue"
+PYTEST_FLAGS ?=
+
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+PACKAGES_STAMP := $(VENV)/.python-packages
+BUILD_STAMP := $(VENV)/.build
+AZURITE_STAMP := $(AZURITE)/node_modules/.installed
+
+.PHONY: help build demo test check bench clean system-packages-build system-packages-test
+
+build: $(BUILD_STAMP) ## build; leaves the command at .venv/bin/vmsnapshot (the default)
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build system-packages-test $(AZURITE_STAMP) ## the main job, on filesystems and a blob service of its own (root)
+	@$(PYTHON) -m tests.demo
+
+test: build system-packages-test $(AZURITE_STAMP) ## all tests (root)
+	cargo test $(CARGO_TEST_FLAGS)
+	$(PYTHON) -m pytest $(PYTEST_FLAGS)
+
+check: $(PACKAGES_STAMP) ## formatting, lints and types, of the code and of the tests
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --release --locked -- -D warnings
+	$(PYTHON) -m ruff check python tests
+	$(PYTHON) -m ruff format --check python tests
+	$(PYTHON) -m mypy
+
+bench: build system-packages-test $(AZURITE_STAMP) ## the benchmarks, with their baselines (root)
+	$(PYTHON) -m tests.bench
+
+clean: ## remove everything that was built or installed here
+	rm -rf $(VENV) target dist $(AZURITE)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find python tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -f python/vmsnapshot/*.so
+
+system-packages-build:
+	@.ci/system-packages build
+
+system-packages-test:
+	@.ci/system-packages test
+
+$(PYTHON): | system-packages-build
+	$(PYTHON3) -m venv $(VENV)
+
+$(PACKAGES_STAMP): requirements-dev.txt | $(PYTHON)
+	$(PYTHON) -m pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+$(BUILD_STAMP): $(PACKAGES_STAMP) pyproject.toml $(RUST_SOURCES)
+	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release --locked --quiet
+	touch $@
+
+$(AZURITE_STAMP): $(AZURITE)/package.json $(AZURITE)/package-lock.json | system-packages-test
+	npm --prefix $(AZURITE) ci --ignore-scripts --no-fund --no-audit --loglevel=error
+	touch $@

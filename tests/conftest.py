@@ -1,0 +1,148 @@
+"""Fixtures for every test: scratch filesystems, the rescue thaw, blob services, and what they need.
+
+Tests of the real thing need root and filesystem tools. Where those are missing they fail on CI (the variable
+CI is set) and are skipped, with the reason, on a person's machine.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Callable, Protocol
+
+import pytest
+
+from tests.support.azurite import Azurite
+from tests.support.certificates import Certificates, make_certificates
+from tests.support.fault_server import FaultServer
+from tests.support.filesystems import (
+    REPOSITORY,
+    ScratchFilesystems,
+    loop_devices_below,
+    scratch_directory,
+)
+from tests.support.mounts import mounts_below
+from tests.support.rescue import RCU_EXPEDITED, RescueThaw
+
+FILESYSTEM_TOOLS = ("mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "losetup", "mount", "umount")
+
+
+class ArmRescue(Protocol):
+    """What the ``rescue`` fixture gives: arms a rescue thaw for some mount points."""
+
+    def __call__(
+        self, paths: Sequence[Path], after_seconds: float = 10.0, *, linger_seconds: float = 5.0
+    ) -> RescueThaw:
+        """Arms it; it is cancelled after the test, which fails if the rescue had to thaw anything.
+
+        A test that means it to fire calls ``wait`` or ``cancel`` itself, and looks at the answer.
+        """
+
+
+def require(is_there: bool, reason: str) -> None:
+    """Goes on if ``is_there``; otherwise fails on CI, and skips with the reason elsewhere."""
+    if is_there:
+        return
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must have this: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def root() -> None:
+    """Needs root and the filesystem tools."""
+    require(os.geteuid() == 0, "needs root, to mount and freeze scratch filesystems")
+    for tool in FILESYSTEM_TOOLS:
+        require(shutil.which(tool) is not None, f"needs {tool}: see .ci/system-packages")
+
+
+@pytest.fixture(scope="session")
+def session_directory() -> Iterator[Path]:
+    """A directory on disk for the servers of the session."""
+    with scratch_directory() as directory:
+        yield directory
+
+
+@pytest.fixture
+def scratch(root: None) -> Iterator[ScratchFilesystems]:  # noqa: ARG001 (asked for its effect)
+    """Makes filesystems; all are taken down after the test, and RCU must be as it was before."""
+    rcu_before = RCU_EXPEDITED.read_text() if RCU_EXPEDITED.exists() else ""
+    with scratch_directory() as directory, ScratchFilesystems(directory) as filesystems:
+        yield filesystems
+    rcu_after = RCU_EXPEDITED.read_text() if RCU_EXPEDITED.exists() else ""
+    if rcu_after != rcu_before:
+        RCU_EXPEDITED.write_text(rcu_before)
+        pytest.fail("rcu_expedited was not put back")
+
+
+@pytest.fixture
+def rescue(scratch: ScratchFilesystems) -> Iterator[ArmRescue]:  # noqa: ARG001 (must outlive the rescue)
+    """Arms rescue thaws; see `ArmRescue`."""
+    armed: list[RescueThaw] = []
+
+    def arm(paths: Sequence[Path], after_seconds: float = 10.0, *, linger_seconds: float = 5.0) -> RescueThaw:
+        thaw = RescueThaw(paths, after_seconds, linger_seconds=linger_seconds)
+        armed.append(thaw)
+        return thaw
+
+    yield arm
+    # A test that looked at it itself has its answer in `thawed`.
+    unexpected = [path for thaw in armed if thaw.thawed is None for path in thaw.cancel()]
+    if unexpected:
+        pytest.fail(f"the rescue had to thaw {', '.join(map(str, unexpected))}")
+
+
+@pytest.fixture(scope="session")
+def certificates(session_directory: Path) -> Certificates:
+    """A certificate authority and a server certificate for this machine."""
+    return make_certificates(session_directory)
+
+
+@pytest.fixture(scope="session")
+def azurite_http(session_directory: Path) -> Iterator[Azurite]:
+    """One Azurite over HTTP for the session: use a blob of your own."""
+    require_azurite()
+    with Azurite(session_directory) as azurite:
+        yield azurite
+
+
+@pytest.fixture(scope="session")
+def azurite_https(session_directory: Path, certificates: Certificates) -> Iterator[Azurite]:
+    """One Azurite over HTTPS for the session: use a blob of your own."""
+    require_azurite()
+    with Azurite(session_directory, certificates) as azurite:
+        yield azurite
+
+
+@pytest.fixture
+def fault_server() -> Iterator[Callable[..., FaultServer]]:
+    """Starts fault servers, with `FaultServer`'s arguments, and ends them after the test."""
+    servers: list[FaultServer] = []
+
+    def start(*arguments: object, **options: object) -> FaultServer:
+        server = FaultServer(*arguments, **options)  # type: ignore[arg-type]
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left_over() -> Iterator[None]:
+    """Fails the session if a filesystem or a loop device of ours outlives it."""
+    yield
+    work = REPOSITORY / ".work"
+    left = [str(mount.mount_point) for mount in mounts_below(work)] + [
+        str(device) for device in loop_devices_below(work)
+    ]
+    assert not left, f"left over: {left}"
+
+
+def require_azurite() -> None:
+    """Needs what ``make`` installs for the blob service."""
+    require(shutil.which("node") is not None, "needs node: see .ci/system-packages")
+    require((REPOSITORY / "tests/azurite/node_modules").is_dir(), "needs Azurite: run `make test`")

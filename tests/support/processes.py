@@ -1,0 +1,78 @@
+"""Child processes with a limit on every wait.
+
+A process that is stuck on a frozen filesystem is in state D: a signal does nothing to it until the
+thaw, so nothing here waits for a killed process without a limit (``subprocess.run`` does).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+# Killed and not yet gone: kept, so that they are reaped once they can end.
+_unreaped: list[subprocess.Popen[bytes]] = []
+
+
+class CommandError(Exception):
+    """A command failed, or did not end in time."""
+
+
+def run_bounded(arguments: Sequence[str | Path], *, limit_seconds: float = 30.0) -> str:
+    """Runs a command and returns its standard output.
+
+    Raises `CommandError` when it fails, or when it does not end within the limit (it is killed then).
+    """
+    reap()
+    words = [str(argument) for argument in arguments]
+    process = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        output, errors = process.communicate(timeout=limit_seconds)
+    except BaseException as cause:
+        kill(process)
+        if isinstance(cause, subprocess.TimeoutExpired):
+            raise CommandError(f"{' '.join(words)}: did not end within {limit_seconds} s") from None
+        raise
+    if process.returncode != 0:
+        text = errors.decode(errors="replace").strip()
+        raise CommandError(f"{' '.join(words)}: exit status {process.returncode}: {text}")
+    return output.decode(errors="replace")
+
+
+def end(process: subprocess.Popen[bytes], *, limit_seconds: float) -> bool:
+    """Waits for a process that was told to end; kills it at the limit. Returns whether it ended by itself."""
+    try:
+        process.wait(timeout=limit_seconds)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        return False
+    _close_pipes(process)
+    return True
+
+
+def kill(process: subprocess.Popen[bytes], *, limit_seconds: float = 2.0) -> bool:
+    """Sends SIGKILL and waits at most the limit. Returns whether the process is gone; if not, it is in D."""
+    process.kill()
+    _close_pipes(process)
+    try:
+        process.wait(timeout=limit_seconds)
+    except subprocess.TimeoutExpired:
+        _unreaped.append(process)
+        return False
+    return True
+
+
+def reap() -> int:
+    """Collects killed processes that have ended since; returns how many have not. Never waits."""
+    _unreaped[:] = [process for process in _unreaped if process.poll() is None]
+    return len(_unreaped)
+
+
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
