@@ -1,0 +1,1 @@
+"""The tests; ``tests.support`` is shared with the demo and the benchmarks."""
