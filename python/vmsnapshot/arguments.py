@@ -21,14 +21,15 @@ LONGEST_TIMEOUT_S = 3600.0
 PATTERN_HELP = """\
 patterns:
   A PATTERN names filesystems in one of these ways:
-    /data          the filesystem mounted there
-    /data*         a glob over mount points; `*` and `?` stop at a slash
-    /srv/**        a glob; `**` passes slashes
-    xfs            every filesystem of that type
-    /dev/sdb1      the filesystem on that device
+    /data          what is mounted there (a glob without wildcards)
+    /data*         a glob over mount points; `*`, `?` and `[a-z]` do not cross a slash
+    /srv/**        a glob; `**` crosses slashes
+    xfs            every filesystem of that type; globs work here too: ext*
+    /dev/sdb1      what lies on that device
     8:17           the same, by device number
-  Quote globs, so that the shell does not expand them. A filesystem that is named only by an
-  exclude pattern is left out; one that both name is left out too.
+  `mount=`, `device=` and `type=` before it say which of these is meant.
+  Quote globs, so that the shell does not expand them. What an exclude pattern names is left
+  out, also when another pattern includes it.
 """
 
 MAIN_EPILOG = """\
@@ -344,7 +345,7 @@ def _blob_uri(text: str) -> str:
     uri = text.strip()
     defect = uri_defect(uri)
     if defect is not None:
-        raise ArgumentsError(f"a URI of `--blob` {defect}", code="bad-blob-uri")
+        raise ArgumentsError(f"a URI of `--blob` {defect}", code="bad-uri")
     return uri
 
 

@@ -36,16 +36,21 @@ INTERRUPTED = 130
 # Every other code of theirs is about what was asked for, and is exit status 2.
 NOT_THE_ARGUMENTS_CODES = frozenset(
     {
-        "mountinfo-unreadable",
-        "sysfs-unreadable",
+        "unreadable",
+        "malformed-mountinfo",
+        "mount-changed",
+        "mount-vanished",
+        "no-trust-roots",
+        "tls-configuration",
         "resolve-failed",
         "connect-failed",
+        "connect-timeout",
         "tls-failed",
         "proxy-failed",
         "sync-failed",
-        "watchdog-failed",
+        "sync-timeout",
         "state-unwritable",
-        "system",
+        "watchdog-failed",
     }
 )
 

@@ -81,7 +81,7 @@ def test_plan_warns_of_an_exclude_pattern_that_matches_nothing(command: Command,
 
 def test_plan_exits_2_on_a_bad_pattern(command: Command, native: FakeNative) -> None:
     native.plan_error = PlanError(
-        "no mount matches `/x`", code="pattern-unmatched", hint="see `vmsnapshot plan`"
+        "no mount matches `/x`", code="pattern-matches-nothing", hint="see `vmsnapshot plan`"
     )
     assert command("plan", "--include", "/x") == 2
     assert command.out == ""
@@ -89,7 +89,7 @@ def test_plan_exits_2_on_a_bad_pattern(command: Command, native: FakeNative) -> 
 
 
 def test_plan_exits_1_when_the_system_cannot_be_read(command: Command, native: FakeNative) -> None:
-    native.plan_error = PlanError("could not read mountinfo", code="mountinfo-unreadable")
+    native.plan_error = PlanError("could not read mountinfo", code="unreadable")
     assert command("plan") == 1
 
 
@@ -140,7 +140,7 @@ def test_snapshot_exits_3_when_not_thawed_although_it_calls_itself_consistent(
     assert command("snapshot", "--blobs-from", blob_list) == 3
 
 
-@pytest.mark.parametrize("code", ["not-root", "sas-expired", "blob-duplicate", "a-code-of-a-later-version"])
+@pytest.mark.parametrize("code", ["not-root", "expired-sas", "duplicate-blob", "a-code-of-a-later-version"])
 def test_snapshot_exits_2_when_prepare_refuses_what_was_asked(
     command: Command, native: FakeNative, blob_list: str, code: str
 ) -> None:
