@@ -116,9 +116,9 @@ def report_text(report: Report, screen: Screen) -> str:
             Column("FREEZE", numeric=True),
             Column("FROZEN", numeric=True),
             Column("THAWED BY"),
-            *_optional_column("ERROR", [filesystem.error for filesystem in report.filesystems]),
         ]
         text += "\n" + render(columns, [_filesystem_row(item) for item in report.filesystems], screen)
+        text += _notes([(item.mount_point, item.error) for item in report.filesystems])
     if report.blobs:
         columns = [
             Column("BLOB", flexible=True),
@@ -126,9 +126,9 @@ def report_text(report: Report, screen: Screen) -> str:
             Column("SNAPSHOT"),
             Column("HTTP", numeric=True),
             Column("ANSWER", numeric=True),
-            *_optional_column("ERROR", [_blob_error(blob) for blob in report.blobs]),
         ]
         text += "\n" + render(columns, [_blob_row(blob) for blob in report.blobs], screen)
+        text += _notes([(blob.uri, _blob_error(blob)) for blob in report.blobs])
     return text + "\n" + _run_text(report)
 
 
@@ -282,7 +282,6 @@ def _filesystem_row(item: FilesystemOutcome) -> list[Cell | str]:
         duration_text(item.freeze_ms),
         duration_text(item.frozen_ms),
         item.thawed_by or "-",
-        item.error or "",
     ]
 
 
@@ -293,20 +292,19 @@ def _blob_row(blob: BlobOutcome) -> list[Cell | str]:
         blob.snapshot or "-",
         "-" if blob.http_status is None else str(blob.http_status),
         duration_text(blob.answer_ms),
-        _blob_error(blob) or "",
     ]
 
 
 def _blob_error(blob: BlobOutcome) -> str | None:
-    texts = [text for text in (blob.error_code, blob.message) if text]
-    if blob.retryable:
-        texts.append("(worth another try)")
-    return " ".join(texts) or None
+    text = ": ".join(part for part in (blob.error_code, blob.message) if part)
+    if text and blob.retryable:
+        text += " (worth another try)"
+    return text or None
 
 
-def _optional_column(title: str, texts: Sequence[str | None]) -> list[Column]:
-    # `zip` in the table stops at the last column, so a row may have a field more than there are columns.
-    return [Column(title, flexible=True)] if any(texts) else []
+def _notes(errors: Sequence[tuple[str, str | None]]) -> str:
+    # Below the table and not in it: a sentence that is cut to a column's width says nothing.
+    return "".join(f"  {printable(subject)}: {printable(error)}\n" for subject, error in errors if error)
 
 
 def _run_text(report: Report) -> str:

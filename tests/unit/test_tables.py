@@ -123,9 +123,12 @@ def test_report_says_why_rcu_was_not_expedited_and_who_thawed() -> None:
     assert "fired: deadline" in text
 
 
-def test_error_column_is_there_only_when_there_are_errors() -> None:
-    assert "ERROR" not in readable.report_text(Report(), Screen())  # type: ignore[arg-type]
-    assert "ERROR" in readable.report_text(FAILED_REPORT, Screen())  # type: ignore[arg-type]
+def test_errors_are_told_in_full_however_narrow_the_terminal() -> None:
+    text = readable.report_text(FAILED_REPORT, Screen(width=40))  # type: ignore[arg-type]
+    assert (
+        "  https://acct.blob.example/vhds/disk0.vhd: SnapshotCountExceeded:"
+        " The snapshot count against this blob has been exceeded.\n"
+    ) in text
 
 
 def test_output_that_the_encoding_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
