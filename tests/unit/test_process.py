@@ -36,10 +36,13 @@ def start(
     stderr: int | None = None,
 ) -> subprocess.Popen[bytes]:
     packages = Path(vmsnapshot.__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{packages}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
+    # Buffered output is what people have, and what fails a second time when the interpreter ends.
+    environment.pop("PYTHONUNBUFFERED", None)
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, setting, *arguments],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{packages}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"},
+        env=environment,
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
