@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import Literal
+from typing import Literal, TextIO
 
 
 def open_missing_streams() -> None:
@@ -58,9 +58,9 @@ def write_out(text: str) -> str | None:
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
     except BrokenPipeError:
-        _discard_standard_output()
+        _discard(stream)
     except (OSError, ValueError) as error:
-        _discard_standard_output()
+        _discard(stream)
         return error.strerror.lower() if isinstance(error, OSError) and error.strerror else "it is closed"
     return None
 
@@ -84,17 +84,25 @@ def _printable_character(character: str) -> str:
 
 
 def _write_error_line(line: str) -> None:
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(line)
-            sys.stderr.flush()
+    stream = sys.stderr
+    if stream is None:
+        return
+    try:
+        stream.write(line)
+        stream.flush()
+    except (OSError, ValueError):
+        _discard(stream)
 
 
-def _discard_standard_output() -> None:
-    # What is still buffered would be written once more when the interpreter ends, with a traceback.
+def _discard(stream: TextIO) -> None:
+    """Lets what is still buffered in `stream`, and all that follows, go nowhere.
+
+    It would be written once more when the interpreter ends; that fails again, and puts the interpreter's own
+    exit status, 120, in the place of ours.
+    """
     with contextlib.suppress(OSError, ValueError):
         descriptor = os.open(os.devnull, os.O_WRONLY)
         try:
-            os.dup2(descriptor, sys.stdout.fileno())
+            os.dup2(descriptor, stream.fileno())
         finally:
             os.close(descriptor)
