@@ -28,3 +28,7 @@ class PrepareError(VmsnapshotError):
 
 class ThawError(VmsnapshotError):
     """What a run left frozen could not be thawed."""
+
+
+class ArgumentsError(VmsnapshotError):
+    """The command line, or a file that it names, is wrong; nothing was begun."""

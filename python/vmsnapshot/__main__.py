@@ -1,0 +1,10 @@
+"""Makes ``python -m vmsnapshot`` the same as the command ``vmsnapshot``."""
+
+from __future__ import annotations
+
+import sys
+
+from vmsnapshot.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Properties of the Python shell that hold for any input, searched for counter-examples."""

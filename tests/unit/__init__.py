@@ -1,0 +1,1 @@
+"""Tests of the Python shell: arguments, words, files, exit statuses; with a stand-in for the engine."""
