@@ -179,17 +179,9 @@ impl ThawError {
     }
 }
 
-/// The system's words, without the number that `std` adds.
+/// The system's words for an error, without the number that `std` adds.
 pub(crate) fn cause_text(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(number) => errno_text(Errno::from_raw_os_error(number)),
-        None => error.to_string(),
-    }
-}
-
-/// The system's words for an error number: `device or resource busy`.
-pub(crate) fn errno_text(errno: Errno) -> String {
-    let text = io::Error::from(errno).to_string();
+    let text = error.to_string();
     let words = text.split(" (os error").next().unwrap_or(&text);
     let mut letters = words.chars();
     match (letters.next(), letters.clone().next()) {
@@ -199,4 +191,9 @@ pub(crate) fn errno_text(errno: Errno) -> String {
         }
         _ => words.to_owned(),
     }
+}
+
+/// The system's words for an error number: `device or resource busy`.
+pub(crate) fn errno_text(errno: Errno) -> String {
+    cause_text(&io::Error::from(errno))
 }

@@ -1,5 +1,6 @@
 //! After the window: makes sense of the ledger and the answers, and says what they are worth.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::Errno;
 
 use crate::connect::SendFailure;
-use crate::error::errno_text;
+use crate::error::cause_text;
 use crate::rcu::Rcu;
 use crate::window::{CallRecord, WindowRecord};
 
@@ -72,16 +73,14 @@ fn filesystem_outcome(
     entry: &Entry,
     ledger: &LedgerFile,
 ) -> FilesystemOutcome {
-    let errno = Errno::from_raw_os_error(entry.errno().cast_signed());
+    let refused_with = |errno: Errno| entry.errno() == errno.raw_os_error().unsigned_abs();
     let outcome = match entry.state() {
         FreezeState::Planned | FreezeState::Revoked => FilesystemResult::NotFrozen,
         FreezeState::Announced => FilesystemResult::FreezeHung,
         FreezeState::Frozen => FilesystemResult::NotThawed,
-        FreezeState::Refused => match errno {
-            Errno::BUSY => FilesystemResult::FrozenByAnother,
-            Errno::OPNOTSUPP => FilesystemResult::NotFreezable,
-            _ => FilesystemResult::FreezeFailed,
-        },
+        FreezeState::Refused if refused_with(Errno::BUSY) => FilesystemResult::FrozenByAnother,
+        FreezeState::Refused if refused_with(Errno::OPNOTSUPP) => FilesystemResult::NotFreezable,
+        FreezeState::Refused => FilesystemResult::FreezeFailed,
         FreezeState::ThawedByRun => FilesystemResult::Thawed,
         FreezeState::ThawedByWatchdog => FilesystemResult::ThawedByWatchdog,
         FreezeState::ThawedByAnother | FreezeState::ThawedByOperator => {
@@ -117,11 +116,12 @@ fn filesystem_outcome(
         thawed_at: thawed.map(text),
         frozen_ms: length(announced, thawed),
         thawed_by,
-        error: error_text(outcome, entry.errno(), errno),
+        error: error_text(outcome, entry.errno()),
     }
 }
 
-fn error_text(outcome: FilesystemResult, number: u32, errno: Errno) -> Option<String> {
+fn error_text(outcome: FilesystemResult, errno: u32) -> Option<String> {
+    let answer = || cause_text(&io::Error::from_raw_os_error(errno.cast_signed()));
     match outcome {
         FilesystemResult::Thawed | FilesystemResult::ThawedByWatchdog => None,
         FilesystemResult::ThawedByAnother => {
@@ -131,14 +131,14 @@ fn error_text(outcome: FilesystemResult, number: u32, errno: Errno) -> Option<St
             "FIFREEZE: device or resource busy: frozen or suspended by somebody else".to_owned(),
         ),
         FilesystemResult::NotFreezable | FilesystemResult::FreezeFailed => {
-            Some(format!("FIFREEZE: {}", errno_text(errno)))
+            Some(format!("FIFREEZE: {}", answer()))
         }
         FilesystemResult::NotFrozen => Some("the run ended before its turn".to_owned()),
         FilesystemResult::FreezeHung => {
             Some("FIFREEZE has not returned; the watchdog thaws it when it does".to_owned())
         }
-        FilesystemResult::NotThawed if number == 0 => Some("FITHAW has not returned".to_owned()),
-        FilesystemResult::NotThawed => Some(format!("FITHAW: {}", errno_text(errno))),
+        FilesystemResult::NotThawed if errno == 0 => Some("FITHAW has not returned".to_owned()),
+        FilesystemResult::NotThawed => Some(format!("FITHAW: {}", answer())),
     }
 }
 

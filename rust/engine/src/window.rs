@@ -125,9 +125,7 @@ fn freeze(freezers: &Freezers, levels: &[u32], ledger: &LedgerFile, deadline: Mo
         if !of_level.all(|(entry, _)| match entry.state() {
             FreezeState::Frozen => true,
             // A type that cannot be frozen is a skip with a reason, not a failure.
-            FreezeState::Refused => {
-                Errno::from_raw_os_error(entry.errno().cast_signed()) == Errno::OPNOTSUPP
-            }
+            FreezeState::Refused => entry.errno() == Errno::OPNOTSUPP.raw_os_error().unsigned_abs(),
             FreezeState::Planned
             | FreezeState::Announced
             | FreezeState::Revoked
