@@ -372,10 +372,14 @@ fn mode(facts: &Facts<'_>) -> Mode {
             facts
                 .rcu
                 .why_not()
-                .unwrap_or("it was on already, or could not be switched on")
+                .unwrap_or("it could not be switched on")
                 .to_owned()
         }),
-        parallel: true,
+        parallel: facts
+            .plan
+            .filesystems
+            .windows(2)
+            .any(|pair| matches!(pair, [left, right] if left.level == right.level)),
     }
 }
 

@@ -12,9 +12,8 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use vmsnapshot_core::blob::may_retry_in_window;
 use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
-use vmsnapshot_core::ledger::FreezeState;
+use vmsnapshot_sys::clock;
 use vmsnapshot_sys::ledger_file::LedgerFile;
-use vmsnapshot_sys::{clock, Errno};
 
 use crate::connect::{PreparedRequest, RawAnswer, SendFailure, WarmConnection};
 use crate::freezers::Freezers;
@@ -44,7 +43,7 @@ pub(crate) struct CallRecord {
 
 /// What happened in a window, beside what the ledger says.
 pub(crate) struct WindowRecord {
-    /// Whether grace periods were expedited because of us.
+    /// Whether grace periods were expedited.
     pub(crate) rcu_expedited: bool,
     /// Whether every filesystem was frozen, and the requests were sent.
     pub(crate) froze_all: bool,
@@ -90,7 +89,7 @@ pub(crate) fn open(prepared: Prepared<'_>) -> WindowRecord {
         deadlines,
     };
 
-    let froze_all = freeze(freezers, levels, ledger, deadlines.call_by);
+    let froze_all = freeze(freezers, levels, deadlines.call_by);
     let mut record = WindowRecord {
         rcu_expedited: expedited.is_on(),
         froze_all,
@@ -110,30 +109,11 @@ pub(crate) fn open(prepared: Prepared<'_>) -> WindowRecord {
 }
 
 /// Freezes level by level, in parallel within a level. False as soon as one cannot be frozen.
-fn freeze(freezers: &Freezers, levels: &[u32], ledger: &LedgerFile, deadline: Monotonic) -> bool {
+fn freeze(freezers: &Freezers, levels: &[u32], deadline: Monotonic) -> bool {
     for level in 0..freezers.level_count() {
         let so_far = levels.iter().filter(|other| **other <= level).count();
         let expected = u32::try_from(so_far).unwrap_or(u32::MAX);
         if !freezers.freeze_level(level, expected, deadline) {
-            return false;
-        }
-        let mut of_level = ledger
-            .entries
-            .iter()
-            .zip(levels)
-            .filter(|(_, other)| **other == level);
-        if !of_level.all(|(entry, _)| match entry.state() {
-            FreezeState::Frozen => true,
-            // A type that cannot be frozen is a skip with a reason, not a failure.
-            FreezeState::Refused => entry.errno() == Errno::OPNOTSUPP.raw_os_error().unsigned_abs(),
-            FreezeState::Planned
-            | FreezeState::Announced
-            | FreezeState::Revoked
-            | FreezeState::ThawedByRun
-            | FreezeState::ThawedByWatchdog
-            | FreezeState::ThawedByAnother
-            | FreezeState::ThawedByOperator => false,
-        }) {
             return false;
         }
     }
