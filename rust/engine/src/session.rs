@@ -33,6 +33,8 @@ use crate::{scan, sync};
 pub(crate) const INTERRUPTION_TICK: Duration = Duration::from_millis(50);
 /// How long the run waits for the last word of a watchdog that has nothing left to thaw.
 const LAST_WORD_LIMIT: Duration = Duration::from_secs(2);
+/// How long the bodies of refusals may take, all together; the thaw does not wait for them.
+const BODIES_LIMIT: Duration = Duration::from_secs(1);
 /// How long it waits, after the deadline, for one that has: it may never come.
 const LATE_WORD_LIMIT: Duration = Duration::from_millis(250);
 
@@ -284,6 +286,10 @@ impl Session {
         };
         let watchdog = watchdog.release(patience, &ledger);
         drop(freezers);
+        let mut record = record.ok();
+        if let Some(record) = &mut record {
+            runtime.block_on(record.read_bodies(BODIES_LIMIT));
+        }
         let report = verdict::report(Facts {
             run_id: &run_id,
             plan: &plan,
@@ -293,7 +299,7 @@ impl Session {
             ledger: &ledger,
             synced: &synced,
             rcu: &rcu,
-            record: record.ok(),
+            record,
             watchdog,
         });
         // A run that went as it should has said all in its report.

@@ -351,14 +351,24 @@ fn freeze_doubt(facts: &Facts<'_>, filesystems: &[FilesystemOutcome]) -> Option<
 
 /// From the first FIFREEZE called to the last FITHAW returned, whoever called it.
 fn window_ms(facts: &Facts<'_>) -> Option<f64> {
-    let entries = &facts.ledger.entries;
-    let first = entries
+    let last = facts
+        .ledger
+        .entries
+        .iter()
+        .filter_map(Entry::thawed_at)
+        .max()?;
+    Some(milliseconds(last.since(first_freeze(facts)?)))
+}
+
+/// When the first FIFREEZE was called.
+fn first_freeze(facts: &Facts<'_>) -> Option<Monotonic> {
+    facts
+        .ledger
+        .entries
         .iter()
         .filter(|entry| entry.state() != FreezeState::Revoked)
         .filter_map(Entry::announced_at)
-        .min()?;
-    let last = entries.iter().filter_map(Entry::thawed_at).max()?;
-    Some(milliseconds(last.since(first)))
+        .min()
 }
 
 fn mode(facts: &Facts<'_>) -> Mode {
@@ -385,8 +395,9 @@ fn mode(facts: &Facts<'_>) -> Mode {
 
 fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
     let start = facts.deadlines.start;
+    let first_freeze = first_freeze(facts).unwrap_or(start);
     let event = |at: Monotonic, event: &str, subject: Option<String>| TimelineEvent {
-        at_ms: milliseconds(at.since(start)),
+        at_ms: milliseconds(at.since(first_freeze)) - milliseconds(first_freeze.since(at)),
         event: event.to_owned(),
         subject,
     };
