@@ -38,6 +38,9 @@ const BODIES_LIMIT: Duration = Duration::from_secs(1);
 /// How long it waits, after the deadline, for one that has: it may never come.
 const LATE_WORD_LIMIT: Duration = Duration::from_millis(250);
 
+/// The phase in which a run is when it can no longer be given up.
+pub const FREEZING: &str = "freezing";
+
 /// What a run is to do.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -247,11 +250,12 @@ impl Session {
                 request,
             })
             .collect();
+
+        observer.phase(FREEZING);
+        // The last moment to give up.
         if observer.is_interrupted() {
             return Err(PrepareError::Interrupted);
         }
-
-        observer.phase("freezing");
         let quiet = Quiet::begin();
         let start = clock::monotonic();
         let deadlines = Deadlines::new(start, options.thaw_timeout);
