@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,17 +40,19 @@ pub(crate) struct Freezers {
 struct Shared {
     ledger: Arc<LedgerFile>,
     kernel: Arc<dyn Kernel>,
-    directories: Vec<OwnedFd>,
+    directories: Arc<[OwnedFd]>,
     /// `n` below [`THAW`]: levels 0 to n-1 freeze. `THAW + n`: the last n levels thaw.
     order: Signal,
     /// How many threads are done with FIFREEZE, and at which count somebody waits.
     freezes_done: Signal,
     freezes_awaited: AtomicU32,
+    /// Whether a FIFREEZE failed in a way that ends the window.
+    has_failed: AtomicBool,
     /// How many threads are done with FITHAW, and at which count somebody waits.
     thaws_done: Signal,
     thaws_awaited: AtomicU32,
     /// From this instant on, in nanoseconds, a failing FITHAW is left to the watchdog.
-    thaw_by_ns: std::sync::atomic::AtomicU64,
+    thaw_by_ns: AtomicU64,
 }
 
 impl Freezers {
@@ -61,7 +63,7 @@ impl Freezers {
     pub(crate) fn start(
         ledger: Arc<LedgerFile>,
         kernel: Arc<dyn Kernel>,
-        directories: Vec<OwnedFd>,
+        directories: Arc<[OwnedFd]>,
         levels: &[u32],
     ) -> io::Result<Freezers> {
         let level_count = levels.iter().max().map_or(0, |highest| highest + 1);
@@ -73,9 +75,10 @@ impl Freezers {
                 order: Signal::new(0),
                 freezes_done: Signal::new(0),
                 freezes_awaited: AtomicU32::new(0),
+                has_failed: AtomicBool::new(false),
                 thaws_done: Signal::new(0),
                 thaws_awaited: AtomicU32::new(0),
-                thaw_by_ns: std::sync::atomic::AtomicU64::new(u64::MAX),
+                thaw_by_ns: AtomicU64::new(u64::MAX),
             }),
             level_count,
         };
@@ -94,15 +97,18 @@ impl Freezers {
         self.level_count
     }
 
-    /// Lets the levels up to and with `level` freeze, and waits until FIFREEZE has returned on all
-    /// `expected` filesystems of these levels. False if `deadline` passed first.
+    /// Lets the levels up to and with `level` freeze, and waits until FIFREEZE has succeeded on all
+    /// `expected` filesystems of these levels, or the kernel cannot freeze their type: a skip, no
+    /// failure. False as soon as one has failed, and when `deadline` passed first.
     pub(crate) fn freeze_level(&self, level: u32, expected: u32, deadline: Monotonic) -> bool {
         let shared = &self.shared;
         shared.freezes_awaited.store(expected, Ordering::SeqCst);
         shared.order.set(level + 1);
+        let has_failed = || shared.has_failed.load(Ordering::SeqCst);
         shared
             .freezes_done
-            .wait_until(Some(deadline), |done| done >= expected)
+            .wait_until(Some(deadline), |done| done >= expected || has_failed())
+            && !has_failed()
     }
 
     /// Thaws what may be frozen, the last level first, and waits for it until `deadline`.
@@ -146,10 +152,12 @@ impl Shared {
         // A signal that ended the process here would leave the thaw to the watchdog alone.
         let _ = process::block_signals();
         self.order.wait_until(None, |order| order > level);
-        if self.order.value() < THAW {
-            self.freeze(index);
+        let is_frozen = self.order.value() < THAW && self.freeze(index);
+        if !is_frozen {
+            self.has_failed.store(true, Ordering::SeqCst);
         }
-        if self.freezes_done.add_one() >= self.freezes_awaited.load(Ordering::SeqCst) {
+        let done = self.freezes_done.add_one();
+        if !is_frozen || done >= self.freezes_awaited.load(Ordering::SeqCst) {
             self.freezes_done.wake_all();
         }
         self.order
@@ -160,24 +168,24 @@ impl Shared {
         }
     }
 
-    fn freeze(&self, index: usize) {
+    /// Freezes one filesystem. False if that failed and the window has to end.
+    fn freeze(&self, index: usize) -> bool {
         let (Some(entry), Some(directory)) =
             (self.ledger.entries.get(index), self.directories.get(index))
         else {
-            return;
+            return false;
         };
         if !entry.announce(clock::monotonic()) {
-            return;
+            return false;
         }
         match catch_unwind(AssertUnwindSafe(|| self.kernel.freeze(directory.as_fd()))) {
-            Ok(Ok(())) => {
-                entry.frozen(clock::monotonic());
-            }
+            Ok(Ok(())) => entry.frozen(clock::monotonic()),
             Ok(Err(errno)) => {
                 entry.refuse(clock::monotonic(), errno.raw_os_error().unsigned_abs());
+                errno == Errno::OPNOTSUPP
             }
             // It may or may not be frozen: it stays announced, and FITHAW will tell.
-            Err(_) => {}
+            Err(_) => false,
         }
     }
 

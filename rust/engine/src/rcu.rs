@@ -22,9 +22,11 @@ pub(crate) enum Rcu {
     Unavailable(String),
 }
 
-/// Expedited grace periods are on while this lives.
+/// The setting for the length of a window; dropping it puts back what was read.
 pub(crate) struct Expedited<'a> {
+    /// The setting, if it was us who switched it on.
     setting: Option<&'a File>,
+    is_on: bool,
     ledger: Arc<LedgerFile>,
 }
 
@@ -65,33 +67,34 @@ impl Rcu {
 
     /// Switches expedited grace periods on, until the result is dropped.
     pub(crate) fn expedite(&self, ledger: &Arc<LedgerFile>) -> Expedited<'_> {
-        let with = |setting| Expedited {
+        let with = |setting, is_on| Expedited {
             setting,
+            is_on,
             ledger: Arc::clone(ledger),
         };
         let Rcu::Available(setting) = self else {
-            return with(None);
+            return with(None, false);
         };
         let mut text = [0; 1];
-        // Anything but 0 is on already, and stays as it is. (The kernel counts nested users of its
-        // own beside this file; what is read here is what sysfs writes set.)
+        // Anything but 0 is on already, and stays as it is. (The kernel counts users of its own
+        // beside this file; what is read here is what was written here.)
         if !matches!(pread(setting, &mut text, 0), Ok(1)) || text != *b"0" {
-            return with(None);
+            return with(None, text == *b"1");
         }
         // The ledger first: whatever happens after this line, it is known what to put back.
         ledger.header.rcu_switched_on(0);
         if pwrite(setting, b"1", 0).is_err() {
             ledger.header.rcu_put_back();
-            return with(None);
+            return with(None, false);
         }
-        with(Some(setting))
+        with(Some(setting), true)
     }
 }
 
 impl Expedited<'_> {
-    /// Whether grace periods are expedited because of us.
+    /// Whether grace periods are expedited.
     pub(crate) fn is_on(&self) -> bool {
-        self.setting.is_some()
+        self.is_on
     }
 }
 

@@ -17,7 +17,7 @@ use vmsnapshot_core::plan::{Plan, PlannedFilesystem};
 use vmsnapshot_core::report::Report;
 use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::ledger_file::LedgerFile;
-use vmsnapshot_sys::{clock, process};
+use vmsnapshot_sys::{clock, process, Errno};
 
 use crate::connect::{self, ConnectOptions, PreparedRequest, WarmConnection};
 use crate::error::PrepareError;
@@ -31,8 +31,15 @@ use crate::{scan, sync};
 
 /// How often a preparation looks whether it was interrupted.
 pub(crate) const INTERRUPTION_TICK: Duration = Duration::from_millis(50);
-/// How long the run waits for the watchdog's last word after its deadline.
-const LAST_WORD_LIMIT: Duration = Duration::from_millis(250);
+/// How long the run waits for the last word of a watchdog that has nothing left to thaw.
+const LAST_WORD_LIMIT: Duration = Duration::from_secs(2);
+/// How long the bodies of refusals may take, all together; the thaw does not wait for them.
+const BODIES_LIMIT: Duration = Duration::from_secs(1);
+/// How long it waits, after the deadline, for one that has: it may never come.
+const LATE_WORD_LIMIT: Duration = Duration::from_millis(250);
+
+/// The phase in which a run is when it can no longer be given up.
+pub const FREEZING: &str = "freezing";
 
 /// What a run is to do.
 #[derive(Clone, Debug)]
@@ -75,7 +82,7 @@ pub struct Session {
     plan: Plan,
     options: Options,
     uris: Vec<SasUri>,
-    directories: Vec<OwnedFd>,
+    directories: Arc<[OwnedFd]>,
     levels: Vec<u32>,
     ledger: Arc<LedgerFile>,
     rcu: Rcu,
@@ -125,7 +132,7 @@ pub fn prepare_on(
         .filesystems
         .iter()
         .map(open_planned)
-        .collect::<Result<Vec<_>, _>>()?;
+        .collect::<Result<Arc<[_]>, _>>()?;
 
     observer.phase("connecting to the blobs");
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -170,7 +177,7 @@ pub fn prepare_on(
     let freezers = Freezers::start(
         Arc::clone(&ledger),
         kernel,
-        duplicate(&directories).map_err(|cause| resources("duplicate a descriptor", cause))?,
+        Arc::clone(&directories),
         &levels,
     )
     .map_err(|cause| resources("start a freeze thread", cause))?;
@@ -243,11 +250,12 @@ impl Session {
                 request,
             })
             .collect();
+
+        observer.phase(FREEZING);
+        // The last moment to give up.
         if observer.is_interrupted() {
             return Err(PrepareError::Interrupted);
         }
-
-        observer.phase("freezing");
         let quiet = Quiet::begin();
         let start = clock::monotonic();
         let deadlines = Deadlines::new(start, options.thaw_timeout);
@@ -271,15 +279,21 @@ impl Session {
         }));
         drop(quiet);
 
-        // A watchdog with something left to thaw does not answer before it has; waiting for it is
-        // pointless then, and it goes on without us.
+        // A watchdog with something left to thaw does not answer before it has thawed it. It goes
+        // on without us.
         let patience = if ledger.may_be_frozen() {
-            clock::monotonic().max(deadlines.guard_by)
-        } else {
             clock::monotonic()
+                .max(deadlines.guard_by)
+                .plus(LATE_WORD_LIMIT)
+        } else {
+            clock::monotonic().plus(LAST_WORD_LIMIT)
         };
-        let watchdog = watchdog.release(patience.plus(LAST_WORD_LIMIT), &ledger);
+        let watchdog = watchdog.release(patience, &ledger);
         drop(freezers);
+        let mut record = record.ok();
+        if let Some(record) = &mut record {
+            runtime.block_on(record.read_bodies(BODIES_LIMIT));
+        }
         let report = verdict::report(Facts {
             run_id: &run_id,
             plan: &plan,
@@ -289,14 +303,16 @@ impl Session {
             ledger: &ledger,
             synced: &synced,
             rcu: &rcu,
-            record: record.ok(),
+            record,
             watchdog,
         });
         // A run that went as it should has said all in its report.
         if !report.all_thawed || report.watchdog.fired.is_some() || !report.watchdog.released {
             ledger_on_disk.keep();
         }
-        drop(lock);
+        if !report.watchdog.released {
+            lock.leave_to_watchdog();
+        }
         // Resolving may still wait for a name server in a thread of its own.
         runtime.shutdown_background();
         Ok(report)
@@ -312,11 +328,17 @@ impl Session {
 pub(crate) fn open_planned(planned: &PlannedFilesystem) -> Result<OwnedFd, PrepareError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOATIME;
     // NOATIME: opening is not to make a filesystem dirty. Root, or nobody, may use it.
-    let directory =
-        open(&planned.open_path, flags, Mode::empty()).map_err(|errno| PrepareError::Open {
-            mount_point: planned.mount_point.clone(),
-            errno,
-        })?;
+    let open_as = |flags| open(&planned.open_path, flags, Mode::empty());
+    let directory = match open_as(flags) {
+        // A container may see of a filesystem only one file, mounted on one of its own. NONBLOCK:
+        // should it be a pipe, opening it must not wait for the other end.
+        Err(Errno::NOTDIR) => open_as((flags - OFlags::DIRECTORY) | OFlags::NONBLOCK),
+        opened => opened,
+    }
+    .map_err(|errno| PrepareError::Open {
+        mount_point: planned.mount_point.clone(),
+        errno,
+    })?;
     scan::verify_open(&directory, planned)?;
     Ok(directory)
 }
@@ -368,10 +390,6 @@ fn run_id() -> String {
 
 fn borrow(directories: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
     directories.iter().map(AsFd::as_fd).collect()
-}
-
-fn duplicate(directories: &[OwnedFd]) -> io::Result<Vec<OwnedFd>> {
-    directories.iter().map(OwnedFd::try_clone).collect()
 }
 
 fn resources(step: &'static str, cause: io::Error) -> PrepareError {

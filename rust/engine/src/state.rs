@@ -37,13 +37,31 @@ const FITHAW_LIMIT: Duration = Duration::from_secs(5);
 /// Enough for the ledgers of many runs of the most filesystems.
 const TMPFS_OPTIONS: &std::ffi::CStr = c"size=64m,mode=0700";
 
-/// The right to freeze: there is one on a machine, and the watchdog holds it as well.
-pub(crate) struct Lock(File);
+/// The right to freeze: there is one on a machine. The watchdog holds it as well, so that it stays
+/// taken when the run is killed; a run that ends gives it back for both.
+pub(crate) struct Lock {
+    file: File,
+    is_left_to_watchdog: bool,
+}
 
 impl Lock {
     /// The descriptor, for the watchdog.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.file.as_fd()
+    }
+
+    /// Closes it here and lets the watchdog, which has not finished, keep it.
+    pub(crate) fn leave_to_watchdog(mut self) {
+        self.is_left_to_watchdog = true;
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if !self.is_left_to_watchdog {
+            // It fails for no descriptor that is a lock's.
+            let _ = flock(&self.file, FlockOperation::Unlock);
+        }
     }
 }
 
@@ -83,7 +101,10 @@ pub(crate) fn lock() -> Result<Lock, PrepareError> {
         rcu::put_back_for(&ledger);
         remove(&path);
     }
-    Ok(Lock(file))
+    Ok(Lock {
+        file,
+        is_left_to_watchdog: false,
+    })
 }
 
 /// Makes the ledger of a run.

@@ -351,14 +351,24 @@ fn freeze_doubt(facts: &Facts<'_>, filesystems: &[FilesystemOutcome]) -> Option<
 
 /// From the first FIFREEZE called to the last FITHAW returned, whoever called it.
 fn window_ms(facts: &Facts<'_>) -> Option<f64> {
-    let entries = &facts.ledger.entries;
-    let first = entries
+    let last = facts
+        .ledger
+        .entries
+        .iter()
+        .filter_map(Entry::thawed_at)
+        .max()?;
+    Some(milliseconds(last.since(first_freeze(facts)?)))
+}
+
+/// When the first FIFREEZE was called.
+fn first_freeze(facts: &Facts<'_>) -> Option<Monotonic> {
+    facts
+        .ledger
+        .entries
         .iter()
         .filter(|entry| entry.state() != FreezeState::Revoked)
         .filter_map(Entry::announced_at)
-        .min()?;
-    let last = entries.iter().filter_map(Entry::thawed_at).max()?;
-    Some(milliseconds(last.since(first)))
+        .min()
 }
 
 fn mode(facts: &Facts<'_>) -> Mode {
@@ -372,17 +382,22 @@ fn mode(facts: &Facts<'_>) -> Mode {
             facts
                 .rcu
                 .why_not()
-                .unwrap_or("it was on already, or could not be switched on")
+                .unwrap_or("it could not be switched on")
                 .to_owned()
         }),
-        parallel: true,
+        parallel: facts
+            .plan
+            .filesystems
+            .windows(2)
+            .any(|pair| matches!(pair, [left, right] if left.level == right.level)),
     }
 }
 
 fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
     let start = facts.deadlines.start;
+    let first_freeze = first_freeze(facts).unwrap_or(start);
     let event = |at: Monotonic, event: &str, subject: Option<String>| TimelineEvent {
-        at_ms: milliseconds(at.since(start)),
+        at_ms: milliseconds(at.since(first_freeze)) - milliseconds(first_freeze.since(at)),
         event: event.to_owned(),
         subject,
     };

@@ -5,24 +5,24 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use vmsnapshot_core::blob::may_retry_in_window;
 use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
-use vmsnapshot_core::ledger::FreezeState;
+use vmsnapshot_sys::clock;
 use vmsnapshot_sys::ledger_file::LedgerFile;
-use vmsnapshot_sys::{clock, Errno};
 
-use crate::connect::{PreparedRequest, RawAnswer, SendFailure, WarmConnection};
+use crate::connect::{Connection, PreparedRequest, RawAnswer, SendFailure, WarmConnection};
 use crate::freezers::Freezers;
 use crate::rcu::Rcu;
 use crate::watchdog::ArmedWatchdog;
 
-/// How much of a refusal's body is kept.
-const BODY_LIMIT_BYTES: usize = crate::connect::BODY_LIMIT_BYTES;
+/// How long the rest of an answer may take whose connection is to carry the second attempt: what
+/// takes longer is left, and the attempt goes over a connection of its own.
+const REUSE_LIMIT: Duration = Duration::from_millis(20);
 
 /// One snapshot request on its open connection.
 pub(crate) struct Call {
@@ -40,11 +40,13 @@ pub(crate) struct CallRecord {
     pub(crate) result: Result<RawAnswer, SendFailure>,
     /// Whether the result is a second attempt's, and the first may have made a snapshot.
     pub(crate) first_was_lost: bool,
+    /// Held until the body is read; and closing it is nothing for the window.
+    _connection: Connection,
 }
 
 /// What happened in a window, beside what the ledger says.
 pub(crate) struct WindowRecord {
-    /// Whether grace periods were expedited because of us.
+    /// Whether grace periods were expedited.
     pub(crate) rcu_expedited: bool,
     /// Whether every filesystem was frozen, and the requests were sent.
     pub(crate) froze_all: bool,
@@ -55,6 +57,18 @@ pub(crate) struct WindowRecord {
     pub(crate) calls: Vec<Option<CallRecord>>,
     /// When everything was thawed that we could thaw.
     pub(crate) ended_at: Monotonic,
+}
+
+impl WindowRecord {
+    /// Reads what is missing of the answers' bodies, after the thaw.
+    pub(crate) async fn read_bodies(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        for call in self.calls.iter_mut().flatten() {
+            if let Ok(answer) = &mut call.result {
+                answer.read_body(deadline).await;
+            }
+        }
+    }
 }
 
 /// What the window works with: all of it made, opened and armed before.
@@ -90,7 +104,7 @@ pub(crate) fn open(prepared: Prepared<'_>) -> WindowRecord {
         deadlines,
     };
 
-    let froze_all = freeze(freezers, levels, ledger, deadlines.call_by);
+    let froze_all = freeze(freezers, levels, deadlines.call_by);
     let mut record = WindowRecord {
         rcu_expedited: expedited.is_on(),
         froze_all,
@@ -110,30 +124,11 @@ pub(crate) fn open(prepared: Prepared<'_>) -> WindowRecord {
 }
 
 /// Freezes level by level, in parallel within a level. False as soon as one cannot be frozen.
-fn freeze(freezers: &Freezers, levels: &[u32], ledger: &LedgerFile, deadline: Monotonic) -> bool {
+fn freeze(freezers: &Freezers, levels: &[u32], deadline: Monotonic) -> bool {
     for level in 0..freezers.level_count() {
         let so_far = levels.iter().filter(|other| **other <= level).count();
         let expected = u32::try_from(so_far).unwrap_or(u32::MAX);
         if !freezers.freeze_level(level, expected, deadline) {
-            return false;
-        }
-        let mut of_level = ledger
-            .entries
-            .iter()
-            .zip(levels)
-            .filter(|(_, other)| **other == level);
-        if !of_level.all(|(entry, _)| match entry.state() {
-            FreezeState::Frozen => true,
-            // A type that cannot be frozen is a skip with a reason, not a failure.
-            FreezeState::Refused => entry.errno() == Errno::OPNOTSUPP.raw_os_error().unsigned_abs(),
-            FreezeState::Planned
-            | FreezeState::Announced
-            | FreezeState::Revoked
-            | FreezeState::ThawedByRun
-            | FreezeState::ThawedByWatchdog
-            | FreezeState::ThawedByAnother
-            | FreezeState::ThawedByOperator => false,
-        }) {
             return false;
         }
     }
@@ -221,43 +216,55 @@ impl Call {
             request,
             again,
         } = self;
-        let mut record = CallRecord {
-            attempts: 1,
-            sent_at: clock::monotonic(),
-            ended_at: Monotonic(0),
-            result: connection.send(request, BODY_LIMIT_BYTES, deadline).await,
-            first_was_lost: false,
-        };
-        let may_try_again = match &record.result {
-            Ok(answer) => may_retry_in_window(answer.status),
+        let sent_at = clock::monotonic();
+        let mut attempts = 1;
+        let mut first_was_lost = false;
+        let mut result = connection.send(request, deadline).await;
+        let may_try_again = match &mut result {
+            Ok(answer) if may_retry_in_window(answer.status) => {
+                // A connection takes the next request when the answer has been read from it.
+                let limit = Instant::now() + REUSE_LIMIT;
+                answer.read_body(limit.min(deadline)).await;
+                true
+            }
+            Ok(_) => false,
             Err(SendFailure::NotSent { .. }) => {
-                record.attempts = 0;
+                attempts = 0;
                 true
             }
             Err(SendFailure::Lost { .. }) => true,
             Err(SendFailure::BadAnswer { .. } | SendFailure::NoAnswer) => false,
         };
         if may_try_again {
+            let is_reusable = result.as_ref().is_ok_and(|answer| answer.complete);
             // The address is resolved and the trust roots are loaded: a socket is opened, no file.
-            if !connection.is_open() {
-                if let Ok(fresh) = dialer.dial(deadline).await {
-                    connection = fresh;
-                }
-            }
-            if connection.is_open() && Instant::now() < deadline {
-                match connection.send(again, BODY_LIMIT_BYTES, deadline).await {
+            let is_connected = (is_reusable && connection.is_open())
+                || match dialer.dial(deadline).await {
+                    Ok(fresh) => {
+                        connection = fresh;
+                        true
+                    }
+                    Err(_) => false,
+                };
+            if is_connected && Instant::now() < deadline {
+                match connection.send(again, deadline).await {
                     // The first attempt's result says more.
                     Err(SendFailure::NotSent { .. }) => {}
-                    result => {
-                        record.attempts += 1;
-                        record.first_was_lost =
-                            matches!(record.result, Err(SendFailure::Lost { .. }));
-                        record.result = result;
+                    second => {
+                        attempts += 1;
+                        first_was_lost = matches!(result, Err(SendFailure::Lost { .. }));
+                        result = second;
                     }
                 }
             }
         }
-        record.ended_at = clock::monotonic();
-        record
+        CallRecord {
+            attempts,
+            sent_at,
+            ended_at: clock::monotonic(),
+            result,
+            first_was_lost,
+            _connection: connection,
+        }
     }
 }

@@ -16,8 +16,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use vmsnapshot_core::blob::{Metadata, SasUri};
 use vmsnapshot_engine::connect::{
-    connect_all, notice_closes, refresh, ConnectError, ConnectOptions, Dialer, PreparedRequest,
-    Proxy, RawAnswer, SendFailure, Tls, WarmConnection, BODY_LIMIT_BYTES,
+    connect_all, notice_closes, refresh, ConnectError, ConnectOptions, Connection, Dialer,
+    PreparedRequest, Proxy, RawAnswer, SendFailure, Tls, WarmConnection, BODY_LIMIT_BYTES,
 };
 
 const CREATED: &str = "HTTP/1.1 201 Created\r\nx-ms-snapshot: 2026-11-22T10:26:21.8190000Z\r\nContent-Length: 0\r\n\r\n";
@@ -116,6 +116,27 @@ async fn warm(uri: &SasUri) -> WarmConnection {
         .unwrap()
 }
 
+trait SendWhole {
+    /// Sends, and reads the whole answer, with one limit for both.
+    async fn send_whole(
+        &mut self,
+        request: PreparedRequest,
+        deadline: Instant,
+    ) -> Result<RawAnswer, SendFailure>;
+}
+
+impl SendWhole for Connection {
+    async fn send_whole(
+        &mut self,
+        request: PreparedRequest,
+        deadline: Instant,
+    ) -> Result<RawAnswer, SendFailure> {
+        let mut answer = self.send(request, deadline).await?;
+        answer.read_body(deadline).await;
+        Ok(answer)
+    }
+}
+
 /// One request to a server that answers with `answer` and holds the connection open.
 async fn answer_to_one_request(answer: impl Into<Vec<u8>>) -> Result<RawAnswer, SendFailure> {
     let (listener, address) = listen().await;
@@ -123,7 +144,7 @@ async fn answer_to_one_request(answer: impl Into<Vec<u8>>) -> Result<RawAnswer, 
     let uri = uri("http", address);
     let mut warm = warm(&uri).await;
     warm.connection
-        .send(prepared(&uri), BODY_LIMIT_BYTES, Instant::now() + 5 * SHORT)
+        .send_whole(prepared(&uri), Instant::now() + 5 * SHORT)
         .await
 }
 
@@ -285,11 +306,7 @@ fn request_on_the_wire_is_put_host_length_and_metadata_and_nothing_else() {
             Metadata::parse([("RunId", "7 x"), ("hostName", "treasure"), ("_a", "")]).unwrap();
         let request = PreparedRequest::new(&uri, &metadata, None).unwrap();
         let mut warm = warm(&uri).await;
-        let answer = warm
-            .connection
-            .send(request, BODY_LIMIT_BYTES, soon())
-            .await
-            .unwrap();
+        let answer = warm.connection.send_whole(request, soon()).await.unwrap();
         assert_eq!(answer.status, 201);
         assert_eq!(answer.snapshot.unwrap(), "2026-11-22T10:26:21.8190000Z");
         assert!(answer.complete);
@@ -313,10 +330,7 @@ fn request_may_have_as_many_metadata_pairs_as_fit_into_their_limit() {
         let pairs = (0..1500).map(|number| (format!("N{number}"), "x"));
         let request = PreparedRequest::new(&uri, &Metadata::parse(pairs).unwrap(), None).unwrap();
         let mut warm = warm(&uri).await;
-        warm.connection
-            .send(request, BODY_LIMIT_BYTES, soon())
-            .await
-            .unwrap();
+        warm.connection.send_whole(request, soon()).await.unwrap();
         assert_eq!(
             requests.lock().unwrap()[0]
                 .matches("\r\nx-ms-meta-N")
@@ -335,7 +349,7 @@ fn request_keeps_odd_but_legal_bytes_of_path_and_query() {
         let uri = SasUri::parse(&format!("http://{address}{odd}")).unwrap();
         let mut warm = warm(&uri).await;
         warm.connection
-            .send(prepared(&uri), BODY_LIMIT_BYTES, soon())
+            .send_whole(prepared(&uri), soon())
             .await
             .unwrap();
         assert!(requests.lock().unwrap()[0]
@@ -354,7 +368,7 @@ fn request_can_be_sent_again_on_the_same_connection_after_a_refusal() {
         for _ in 0..2 {
             let answer = warm
                 .connection
-                .send(prepared(&uri), BODY_LIMIT_BYTES, soon())
+                .send_whole(prepared(&uri), soon())
                 .await
                 .unwrap();
             assert_eq!(
@@ -382,7 +396,7 @@ fn sixty_four_requests_at_once_are_answered_each_on_its_own_connection() {
             let request = prepared(uri);
             sends.spawn(async move {
                 warm.connection
-                    .send(request, BODY_LIMIT_BYTES, soon())
+                    .send_whole(request, soon())
                     .await
                     .unwrap()
                     .status
@@ -413,7 +427,7 @@ fn answer_that_comes_byte_by_byte_is_read() {
         let mut warm = warm(&uri).await;
         let answer = warm
             .connection
-            .send(prepared(&uri), BODY_LIMIT_BYTES, soon())
+            .send_whole(prepared(&uri), soon())
             .await
             .unwrap();
         assert_eq!((answer.status, answer.snapshot.is_some()), (201, true));
@@ -435,9 +449,7 @@ fn caller_may_give_up_before_call_by() {
         serve(listener, "");
         let uri = uri("http", address);
         let mut warm = warm(&uri).await;
-        let send = warm
-            .connection
-            .send(prepared(&uri), BODY_LIMIT_BYTES, soon());
+        let send = warm.connection.send_whole(prepared(&uri), soon());
         assert!(tokio::time::timeout(SHORT, send).await.is_err());
     });
 }
@@ -566,9 +578,7 @@ async fn answer_cut_off(
     });
     let uri = uri("http", address);
     let mut warm = warm(&uri).await;
-    warm.connection
-        .send(prepared(&uri), BODY_LIMIT_BYTES, soon())
-        .await
+    warm.connection.send_whole(prepared(&uri), soon()).await
 }
 
 #[test]
@@ -612,7 +622,7 @@ fn closed_connection_gives_the_request_back_unsent() {
         }
         let failure = first
             .connection
-            .send(prepared(&uri), BODY_LIMIT_BYTES, soon())
+            .send_whole(prepared(&uri), soon())
             .await
             .unwrap_err();
         no_secret(&[failure.to_string(), format!("{failure:?}")]);
@@ -622,11 +632,7 @@ fn closed_connection_gives_the_request_back_unsent() {
         serve(listener, CREATED);
         let mut second = first.dialer.dial(soon()).await.unwrap();
         assert_eq!(
-            second
-                .send(*request, BODY_LIMIT_BYTES, soon())
-                .await
-                .unwrap()
-                .status,
+            second.send_whole(*request, soon()).await.unwrap().status,
             201
         );
     });
@@ -660,7 +666,7 @@ fn refresh_replaces_exactly_the_connections_that_were_closed() {
         for (warm, uri) in connections.iter_mut().zip(&uris) {
             let answer = warm
                 .connection
-                .send(prepared(uri), BODY_LIMIT_BYTES, soon())
+                .send_whole(prepared(uri), soon())
                 .await
                 .unwrap();
             assert_eq!(answer.status, 201);
@@ -740,14 +746,14 @@ fn https_works_with_an_extra_ca_in_tls_1_2_and_1_3_and_redials_take_up_the_sessi
                 .unwrap();
             let answer = warm
                 .connection
-                .send(prepared(&uri), BODY_LIMIT_BYTES, soon())
+                .send_whole(prepared(&uri), soon())
                 .await
                 .unwrap();
             assert_eq!((answer.status, answer.snapshot.is_some()), (201, true));
             let mut again = warm.dialer.dial(soon()).await.unwrap();
             assert_eq!(
                 again
-                    .send(prepared(&uri), BODY_LIMIT_BYTES, soon())
+                    .send_whole(prepared(&uri), soon())
                     .await
                     .unwrap()
                     .status,
@@ -929,7 +935,7 @@ fn https_goes_through_a_tunnel_of_the_proxy() {
             PreparedRequest::new(&uri, &Metadata::default(), options.proxy.as_ref()).unwrap();
         let answer = connections[0]
             .connection
-            .send(request, BODY_LIMIT_BYTES, soon())
+            .send_whole(request, soon())
             .await
             .unwrap();
         assert_eq!(answer.status, 201);
@@ -958,7 +964,7 @@ fn http_goes_to_the_proxy_in_absolute_form() {
         let request = PreparedRequest::new(&uri, &metadata, options.proxy.as_ref()).unwrap();
         let answer = connections[0]
             .connection
-            .send(request, BODY_LIMIT_BYTES, soon())
+            .send_whole(request, soon())
             .await
             .unwrap();
         assert_eq!(answer.status, 201);
@@ -1014,7 +1020,7 @@ fn ipv6_server_is_reached() {
         let mut warm = warm(&uri).await;
         assert_eq!(
             warm.connection
-                .send(prepared(&uri), BODY_LIMIT_BYTES, soon())
+                .send_whole(prepared(&uri), soon())
                 .await
                 .unwrap()
                 .status,
@@ -1034,7 +1040,7 @@ fn server_by_name_is_reached_at_whichever_of_its_addresses_answers() {
         let mut warm = warm(&uri).await;
         assert_eq!(
             warm.connection
-                .send(prepared(&uri), BODY_LIMIT_BYTES, soon())
+                .send_whole(prepared(&uri), soon())
                 .await
                 .unwrap()
                 .status,
@@ -1124,11 +1130,7 @@ fn nothing_that_can_be_printed_shows_a_secret() {
         no_secret(&[format!(
             "{uri:?} {uri} {metadata:?} {request:?} {warm:?} {unsent:?} {unsent}"
         )]);
-        let answer = warm
-            .connection
-            .send(request, BODY_LIMIT_BYTES, soon())
-            .await
-            .unwrap();
+        let answer = warm.connection.send_whole(request, soon()).await.unwrap();
         assert_eq!(&answer.body[..], SIGNATURE.as_bytes());
         no_secret(&[format!("{answer:?}")]);
     });

@@ -84,6 +84,21 @@ pub fn run_before_others() -> io::Result<()> {
     }
 }
 
+/// Lets this process have as many descriptors as it may ask for: a run may have a thousand
+/// filesystems, and the usual limit is 1024.
+pub fn allow_all_descriptors() {
+    use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    // If it cannot be raised, what does not fit is an error when it comes.
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    );
+}
+
 /// Shows `name` (15 bytes at most) in `ps` and `top`.
 pub fn set_process_name(name: &std::ffi::CStr) {
     // Only what people see; a failure changes nothing.

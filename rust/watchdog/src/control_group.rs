@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use vmsnapshot_core::mountinfo;
 
-/// The group's name below the root of the cgroup v2 hierarchy.
+/// What the group's name begins with; the process id makes it one watchdog's alone.
 const NAME: &str = "vmsnapshot-watchdog";
 
 /// The group this process is in, and the one it came from.
@@ -28,22 +28,20 @@ pub fn enter() -> Option<OwnGroup> {
         .split(|byte| *byte == b'\n')
         .find_map(|line| line.strip_prefix(b"0::/"))?;
     let came_from = root.join(Path::new(std::ffi::OsStr::from_bytes(path)));
-    let group = root.join(NAME);
-    match fs::create_dir(&group) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(_) => return None,
-    }
+    let group = root.join(format!("{NAME}-{}", std::process::id()));
+    fs::create_dir(&group).ok()?;
     // "0" is the process that writes.
-    fs::write(group.join("cgroup.procs"), "0").ok()?;
+    if fs::write(group.join("cgroup.procs"), "0").is_err() {
+        let _ = fs::remove_dir(&group);
+        return None;
+    }
     Some(OwnGroup { group, came_from })
 }
 
 impl OwnGroup {
     /// Goes back and removes the group.
     pub fn leave(self) {
-        // The group that it came from may be gone, and another watchdog may be in ours: then the
-        // directory stays, empty or not, for the next run.
+        // The group that it came from may be gone: then this one stays behind, empty.
         if fs::write(self.came_from.join("cgroup.procs"), "0").is_ok() {
             let _ = fs::remove_dir(self.group);
         }

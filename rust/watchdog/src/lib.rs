@@ -94,10 +94,10 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
         is_armed: false,
     }
     .keep();
+    drop(introduction.lock);
     if let Some(group) = own_control_group {
         group.leave();
     }
-    drop(introduction.lock);
     Ok(())
 }
 

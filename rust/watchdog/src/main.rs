@@ -23,6 +23,7 @@ fn run() -> std::io::Result<()> {
     // Nobody asks this process to end: it ends when the run has, and nothing is frozen. The
     // mask goes with the process, so there is nothing to put back.
     let _ = process::block_signals();
+    process::allow_all_descriptors();
     let channel = Channel::from_descriptor(std::io::stdin().as_fd().try_clone_to_owned()?);
     close_standard_input()?;
     let kernel: Arc<dyn Kernel> = Arc::new(Linux);

@@ -12,7 +12,7 @@ use hyper::rt::{Read, Write};
 use tokio::task::AbortHandle;
 use tokio::time::timeout_at;
 
-use super::PreparedRequest;
+use super::{PreparedRequest, BODY_LIMIT_BYTES};
 
 const SNAPSHOT: HeaderName = HeaderName::from_static("x-ms-snapshot");
 const ERROR_CODE: HeaderName = HeaderName::from_static("x-ms-error-code");
@@ -24,8 +24,7 @@ pub struct Connection {
     task: AbortHandle,
 }
 
-/// What the server answered, as it came: it is judged after the thaw.
-#[derive(Clone)]
+/// What the server answered, as it came: its body is read, and all of it judged, after the thaw.
 pub struct RawAnswer {
     /// The HTTP status.
     pub status: u16,
@@ -33,11 +32,11 @@ pub struct RawAnswer {
     pub snapshot: Option<HeaderValue>,
     /// The header `x-ms-error-code`.
     pub error_code: Option<HeaderValue>,
-    /// The body, as far as it came and was wanted. That of a 201 is not waited for: the headers
-    /// say all, and the window is open.
+    /// The body, as far as [`read_body`](Self::read_body) has read it.
     pub body: Bytes,
     /// Whether `body` is the whole body.
     pub complete: bool,
+    rest: Option<Incoming>,
 }
 
 /// Why there is no answer.
@@ -94,10 +93,10 @@ impl Connection {
         !self.sender.is_closed()
     }
 
-    /// Sends `request` and waits for the answer until `call_by`, to the millisecond above it.
+    /// Sends `request` and waits for the head of the answer until `call_by`, to the millisecond
+    /// above it.
     ///
-    /// Of the body of a refusal at most `body_limit_bytes` are kept; when `call_by` passes or the
-    /// connection ends inside a body, what is there is the answer.
+    /// The body of a 201 is not wanted: its headers say all.
     ///
     /// *Blocking*: until `call_by`. *In the window*: allowed; it resolves and opens nothing.
     ///
@@ -107,7 +106,6 @@ impl Connection {
     pub async fn send(
         &mut self,
         request: PreparedRequest,
-        body_limit_bytes: usize,
         call_by: Instant,
     ) -> Result<RawAnswer, SendFailure> {
         let call_by = tokio::time::Instant::from_std(call_by);
@@ -141,21 +139,34 @@ impl Connection {
             Err(_) => return Err(SendFailure::NoAnswer),
         };
         let (mut head, body) = response.into_parts();
-        let mut answer = RawAnswer {
+        let complete = body.is_end_stream();
+        Ok(RawAnswer {
             status: head.status.as_u16(),
             snapshot: head.headers.remove(&SNAPSHOT),
             error_code: head.headers.remove(&ERROR_CODE),
             body: Bytes::new(),
-            complete: body.is_end_stream(),
+            complete,
+            rest: (head.status != StatusCode::CREATED && !complete).then_some(body),
+        })
+    }
+}
+
+impl RawAnswer {
+    /// Reads the body, of which at most [`BODY_LIMIT_BYTES`](super::BODY_LIMIT_BYTES) are kept;
+    /// when `deadline` passes or the connection ends inside it, what is there is the body. The
+    /// connection must be held until then.
+    ///
+    /// *Blocking*: until `deadline`. *In the window*: only where the same connection is needed.
+    pub async fn read_body(&mut self, deadline: Instant) {
+        let Some(rest) = self.rest.take() else {
+            return;
         };
-        if head.status != StatusCode::CREATED && !answer.complete {
-            let mut kept = BytesMut::new();
-            answer.complete = timeout_at(call_by, read_body(body, &mut kept, body_limit_bytes))
-                .await
-                .unwrap_or(false);
-            answer.body = kept.freeze();
-        }
-        Ok(answer)
+        let deadline = tokio::time::Instant::from_std(deadline);
+        let mut kept = BytesMut::new();
+        self.complete = timeout_at(deadline, read_into(rest, &mut kept, BODY_LIMIT_BYTES))
+            .await
+            .unwrap_or(false);
+        self.body = kept.freeze();
     }
 }
 
@@ -189,7 +200,7 @@ impl fmt::Debug for RawAnswer {
 }
 
 /// Reads `body` into `kept`; says whether all of it is there.
-async fn read_body(mut body: Incoming, kept: &mut BytesMut, limit_bytes: usize) -> bool {
+async fn read_into(mut body: Incoming, kept: &mut BytesMut, limit_bytes: usize) -> bool {
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else { return false };
         let Ok(data) = frame.into_data() else {
