@@ -31,7 +31,8 @@ class RunningDemo:
         self.rcu_before = read_rcu()
         name, _, value = self.marker.partition("=")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.demo"],
+            # A shell starts what it puts into the background with SIGINT ignored, and that is inherited.
+            ["env", "--default-signal=INT", sys.executable, "-m", "tests.demo"],
             cwd=REPOSITORY,
             env={**os.environ, name: value},
             stdin=subprocess.DEVNULL,

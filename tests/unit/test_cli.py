@@ -514,10 +514,37 @@ def test_nothing_of_the_progress_is_running_in_the_window(
 ) -> None:
     before = threading.active_count()
     running: list[int] = []
-    native.on_prepare = lambda tell: tell("connecting to 2 blobs")
-    native.on_run = lambda: running.append(threading.active_count())
+    tellers: list[Callable[[str], None]] = []
+    native.on_prepare = tellers.append
+
+    def run() -> None:
+        # The engine tells this just before the window, from inside `run`.
+        tellers[0]("writing out dirty data")
+        tellers[0](progress.FREEZING)
+        running.append(threading.active_count())
+
+    native.on_run = run
     assert command("snapshot", "--blobs-from", blob_list) == 0
     assert running == [before]
+    assert command.err == ""
+
+
+def test_freezing_is_named_at_once_when_an_earlier_phase_was(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = threading.Event()
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(progress, "say", lambda message: (streams.say(message), said.set()))
+    shown = progress.Progress()
+    shown("writing out dirty data")
+    assert said.wait(10), "nothing was said within 10 s"
+    shown(progress.FREEZING)
+    assert capsys.readouterr().err == "vmsnapshot: writing out dirty data\nvmsnapshot: freezing\n"
+
+
+def test_the_last_phase_has_the_engines_name() -> None:
+    session = (REPOSITORY / "rust/engine/src/session.rs").read_text()
+    assert f'pub const FREEZING: &str = "{progress.FREEZING}";' in session
 
 
 # status and thaw

@@ -146,3 +146,14 @@ def test_full_disk_behind_standard_output_is_told(monkeypatch: pytest.MonkeyPatc
 
 def test_screen_paints_nothing_plain() -> None:
     assert tables.Screen(colour=True).paint("text", Tone.PLAIN) == "text"
+
+
+def test_sentences_are_folded_between_words_on_a_terminal_and_whole_in_a_pipe() -> None:
+    whole = readable.report_text(FAILED_REPORT, Screen())
+    folded = readable.report_text(FAILED_REPORT, Screen(width=60))
+    first = readable.headline(FAILED_REPORT)
+    assert whole.startswith(first + "\n")
+    assert not folded.startswith(first)
+    assert " ".join(folded.split("\n\n")[0].split()) == " ".join(first.split())
+    window = next(line for line in folded.splitlines() if line.startswith("window"))
+    assert len(window) <= 60
