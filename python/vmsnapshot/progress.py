@@ -1,7 +1,7 @@
 """Shows on standard error where a run is while it prepares; never inside the window.
 
 On a terminal each phase is named as it begins. Elsewhere (cron, a service's log) a phase is named only when
-it has taken a second, so that an ordinary run leaves nothing behind; the last one only when an earlier one was.
+it has taken a second, so that an ordinary run leaves nothing behind; the last one, when an earlier one was.
 """
 
 from __future__ import annotations

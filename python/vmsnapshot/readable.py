@@ -198,7 +198,8 @@ def thaw_text(outcome: ThawOutcome, screen: Screen) -> str:
     if failed:
         line, tone = f"NOT THAWED: {_are(len(failed))} still frozen; run `vmsnapshot thaw` again", Tone.BAD
     elif left_alone:
-        line, tone = f"thawed {_filesystems(len(thawed))}; left {len(left_alone)} alone", Tone.DOUBTFUL
+        done = f"thawed {_filesystems(len(thawed))}" if thawed else "nothing was thawed"
+        line, tone = f"{done}; left alone what another run has frozen", Tone.DOUBTFUL
     elif thawed:
         line, tone = f"thawed {_filesystems(len(thawed))}; nothing of ours is frozen any more", Tone.GOOD
     else:

@@ -47,7 +47,7 @@ class Screen:
         return cls(width=shutil.get_terminal_size().columns, colour=colour)
 
     def fold(self, line: str, indent: str = "") -> str:
-        """Breaks a line between words where the terminal would break it anywhere; further lines are indented."""
+        """Breaks a line between words, where a terminal would break it anywhere; indents what follows."""
         if self.width is None:
             return line
         return textwrap.fill(

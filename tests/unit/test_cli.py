@@ -534,7 +534,12 @@ def test_freezing_is_named_at_once_when_an_earlier_phase_was(
 ) -> None:
     said = threading.Event()
     monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
-    monkeypatch.setattr(progress, "say", lambda message: (streams.say(message), said.set()))
+
+    def say_and_tell(message: str) -> None:
+        streams.say(message)
+        said.set()
+
+    monkeypatch.setattr(progress, "say", say_and_tell)
     shown = progress.Progress()
     shown("writing out dirty data")
     assert said.wait(10), "nothing was said within 10 s"
@@ -588,7 +593,7 @@ LEFT_ALONE = {"mount_point": "/srv", "run_id": "run-2", "why": "the run is at wo
     [
         ({}, 0, "there was nothing to thaw"),
         ({"thawed": [THAWED]}, 0, "thawed 1 filesystem; nothing of ours is frozen any more"),
-        ({"thawed": [THAWED], "left_alone": [LEFT_ALONE]}, 1, "thawed 1 filesystem; left 1 alone"),
+        ({"thawed": [THAWED], "left_alone": [LEFT_ALONE]}, 1, "thawed 1 filesystem; left alone what another run has frozen"),
         (
             {"thawed": [THAWED], "failed": [{**THAWED, "error": "input/output error"}]},
             3,
