@@ -161,7 +161,7 @@ def status_text(status: RunStatus, screen: Screen) -> str:
             Column("DEVICE"),
             Column("STATE"),
             Column("SINCE"),
-            Column("RUN"),
+            Column("RUN", flexible=True),
         ]
         rows: list[list[Cell | str]] = [
             [
@@ -176,12 +176,9 @@ def status_text(status: RunStatus, screen: Screen) -> str:
         text += "\n" + render(columns, rows, screen)
     if status["runs"]:
         columns = [
-            Column("RUN"),
-            Column("STARTED"),
+            Column("RUN", flexible=True),
             Column("PROCESS"),
             Column("WATCHDOG"),
-            Column("FIRED"),
-            Column("FILESYSTEMS", numeric=True),
             Column("STATE"),
         ]
         text += "\n" + render(columns, [_run_row(run) for run in status["runs"]], screen)
@@ -336,19 +333,18 @@ def _run_text(report: Report, screen: Screen) -> str:
 
 
 def _run_row(run: Run) -> list[Cell | str]:
-    if run["finished"]:
-        state = Cell("finished", Tone.GOOD)
-    elif run["alive"]:
+    if run["alive"]:
         state = Cell("at work", Tone.DOUBTFUL)
-    else:
+    elif not run["finished"]:
         state = Cell("ended early", Tone.BAD)
+    elif run["fired"] is not None:
+        state = Cell(f"thawed by its watchdog ({run['fired']})", Tone.DOUBTFUL)
+    else:
+        state = Cell("over", Tone.GOOD)
     return [
         run["run_id"],
-        run["started_at"],
         f"{run['pid']} {'alive' if run['alive'] else 'gone'}",
         f"{run['watchdog_pid']} {'alive' if run['watchdog_alive'] else 'gone'}",
-        run["fired"] or "-",
-        str(len(run["filesystems"])),
         state,
     ]
 

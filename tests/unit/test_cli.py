@@ -593,7 +593,11 @@ LEFT_ALONE = {"mount_point": "/srv", "run_id": "run-2", "why": "the run is at wo
     [
         ({}, 0, "there was nothing to thaw"),
         ({"thawed": [THAWED]}, 0, "thawed 1 filesystem; nothing of ours is frozen any more"),
-        ({"thawed": [THAWED], "left_alone": [LEFT_ALONE]}, 1, "thawed 1 filesystem; left alone what another run has frozen"),
+        (
+            {"thawed": [THAWED], "left_alone": [LEFT_ALONE]},
+            1,
+            "thawed 1 filesystem; left alone what another run has frozen",
+        ),
         (
             {"thawed": [THAWED], "failed": [{**THAWED, "error": "input/output error"}]},
             3,
