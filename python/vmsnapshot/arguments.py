@@ -17,33 +17,38 @@ from vmsnapshot.blob_list import uri_defect
 from vmsnapshot.errors import ArgumentsError
 
 LONGEST_TIMEOUT_S = 3600.0
+# Below it the kernel's own scheduling decides; the engine refuses it too.
+SHORTEST_THAW_TIMEOUT_S = 0.01
 
 PATTERN_HELP = """\
 patterns:
   A PATTERN names filesystems in one of these ways:
-    /data          what is mounted there (a glob without wildcards)
-    /data*         a glob over mount points; `*`, `?` and `[a-z]` do not cross a slash
-    /srv/**        a glob; `**` crosses slashes
-    xfs            every filesystem of that type; globs work here too: ext*
-    /dev/sdb1      what lies on that device
-    8:17           the same, by device number
-  `mount=`, `device=` and `type=` before it say which of these is meant.
-  Quote globs, so that the shell does not expand them. What an exclude pattern names is left
-  out, also when another pattern includes it.
+    /data       what is mounted there
+    /data*      a glob; `*`, `?` and `[a-z]` do not cross a slash
+    /srv/**     a glob over mount points; `**` crosses slashes
+    xfs         every filesystem of that type; globs work here too: ext*
+    /dev/sdb1   what lies on that device
+    8:17        the same, by device number
+  `mount=`, `device=` and `type=` before it say which of these is meant. Quote
+  globs, so that the shell does not expand them. What an exclude pattern names
+  is left out, also when another pattern includes it.
 """
 
 MAIN_EPILOG = """\
 exit status:
-  snapshot  0 consistent and complete   1 something failed, everything is thawed
-            2 bad arguments             3 NOT THAWED     130 interrupted, nothing was frozen
-  plan      0 done   1 the system's tables could not be read   2 bad arguments
-  status    0 nothing is frozen         1 could not be told    3 something is frozen
-  thaw      0 nothing of ours is frozen any more   1 something was left alone or nothing could be tried
+  snapshot  0 consistent and complete     1 something failed, all is thawed
+            2 bad arguments               3 NOT THAWED
+            130 interrupted, nothing was frozen
+  plan      0 done                        1 the system could not be read
+            2 bad arguments
+  status    0 nothing is frozen           1 it could not be told
+            3 something is frozen
+  thaw      0 nothing of ours is frozen   1 something was left alone
             3 something is still frozen
 
 examples:
   vmsnapshot plan
-  vmsnapshot snapshot --blobs-from /run/secrets/disks --report /var/log/snapshot.json
+  vmsnapshot snapshot --blobs-from /run/secrets/disks --report /root/disks.json
   vmsnapshot status || vmsnapshot thaw
 
 `vmsnapshot COMMAND --help` says more.
@@ -63,38 +68,45 @@ SNAPSHOT_EPILOG = (
     PATTERN_HELP
     + """
 SAS URIs:
-  A SAS URI is a secret, and every user of the machine can read a command line: prefer --blobs-from. Its file
-  holds one URI a line (blank lines and lines that begin with # are passed over), or a JSON list of texts, or
+  A SAS URI is a secret, and every user of the machine can read a command line:
+  prefer --blobs-from. Its file holds one URI a line (blank lines and lines that
+  begin with # are passed over), or a JSON list of texts, or
   {"blobSASUri": [...]} as Azure Backup sends it. `-` is standard input.
 
 proxy:
-  Without --proxy and --no-proxy, https_proxy, http_proxy and no_proxy of the environment are used; hosts on
-  the loopback are then reached directly. One proxy serves all blobs of a run.
+  Without --proxy and --no-proxy, https_proxy, http_proxy and no_proxy of the
+  environment are used; hosts on the loopback are then reached directly. One
+  proxy serves all blobs of a run.
 
 examples:
   vmsnapshot snapshot --blobs-from /run/secrets/disks
-  get-sas-uris | vmsnapshot snapshot --blobs-from - --mount '/data*' --metadata job=nightly --json
-  vmsnapshot snapshot --blobs-from disks --thaw-timeout 5 --report /var/log/snapshot.json
+  get-sas-uris | vmsnapshot snapshot --blobs-from - --mount '/data*' --json
+  vmsnapshot snapshot --blobs-from disks --thaw-timeout 5 --metadata job=nightly
 
 exit status:
-  0 consistent and complete, 1 something failed but everything is thawed, 2 bad arguments,
-  3 NOT THAWED (run `vmsnapshot thaw`), 130 interrupted before anything was frozen
+  0    consistent and complete
+  1    something failed, everything is thawed
+  2    bad arguments, nothing was frozen
+  3    NOT THAWED: run `vmsnapshot thaw`
+  130  interrupted, nothing was frozen
 """
 )
 
 STATUS_EPILOG = """\
-The kernel cannot be asked whether a filesystem is frozen: this shows what runs of vmsnapshot wrote down in
-/run/vmsnapshot, and no freeze by another program.
+The kernel cannot be asked whether a filesystem is frozen: this shows what runs
+of vmsnapshot wrote down in /run/vmsnapshot, and no freeze by another program.
 
-exit status: 0 nothing is frozen, 1 could not be told, 3 something is frozen
+exit status:
+  0 nothing is frozen, 1 it could not be told, 3 something is frozen
 """
 
 THAW_EPILOG = """\
-Touches only what runs of vmsnapshot froze that are no longer alive; a freeze by another program, or by a run
-that is still at work, is left alone. Needs root.
+Touches only what runs of vmsnapshot froze that are no longer alive; a freeze by
+another program, or by a run that is still at work, is left alone. Needs root.
 
 exit status:
-  0 nothing of ours is frozen any more, 1 something was left alone or nothing could be tried,
+  0 nothing of ours is frozen any more
+  1 something was left alone, or nothing could be tried and nothing is frozen
   3 something is still frozen
 """
 
@@ -144,13 +156,13 @@ def parse_metadata(pairs: Sequence[str]) -> dict[str, str]:
 def _parser(version: str) -> _Parser:
     parser = _Parser(
         prog="vmsnapshot",
-        description="Freezes this VM's filesystems, snapshots all of its disk blobs at once, and thaws.",
+        description="Freezes this VM's filesystems, snapshots all its disk blobs at once, and thaws.",
         epilog=MAIN_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vmsnapshot {version}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     _add_plan(commands)
     _add_snapshot(commands)
     for name, summary, description, epilog in (
@@ -186,7 +198,7 @@ def _add_plan(commands: _Commands[_Parser]) -> None:
         commands,
         "plan",
         "what would be frozen, in which order, and what is skipped",
-        "Shows what a snapshot would freeze, in which order, and what it would skip. Touches nothing.",
+        "Shows what a snapshot would freeze, in which order, and what it would skip.\nTouches nothing.",
         PLAN_EPILOG,
     )
     command.add_argument(
@@ -218,7 +230,7 @@ def _add_snapshot(commands: _Commands[_Parser]) -> None:
         commands,
         "snapshot",
         "freeze, snapshot every blob, thaw",
-        "Freezes the filesystems, snapshots every blob at once, thaws, and reports. Needs root.",
+        "Freezes the filesystems, snapshots every blob at once, thaws, and reports.\nNeeds root.",
         SNAPSHOT_EPILOG,
     )
     blobs = command.add_mutually_exclusive_group(required=True)
@@ -256,8 +268,8 @@ def _add_snapshot(commands: _Commands[_Parser]) -> None:
         "--thaw-timeout",
         metavar="SECONDS",
         default=10.0,
-        type=_Seconds("--thaw-timeout"),
-        help="everything is thawed after this time at the latest (default: 10; up to 3600)",
+        type=_Seconds("--thaw-timeout", least=SHORTEST_THAW_TIMEOUT_S),
+        help="everything is thawed after this time at the latest (default: 10; 0.01 to 3600)",
     )
     command.add_argument(
         "--connect-timeout",
@@ -270,7 +282,7 @@ def _add_snapshot(commands: _Commands[_Parser]) -> None:
         "--sync-timeout",
         metavar="SECONDS",
         default=30.0,
-        type=_Seconds("--sync-timeout", zero_is_allowed=True),
+        type=_Seconds("--sync-timeout", least=0.0),
         help="time to write dirty data back before the freeze; 0 leaves that out (default: 30; up to 3600)",
     )
     command.add_argument(
@@ -320,11 +332,11 @@ class _NotAUri(_Checked):
 
 
 class _Seconds(_Checked):
-    """Takes a length of time in seconds, above zero and at most an hour."""
+    """Takes a length of time in seconds: from `least`, or above zero where there is none, up to an hour."""
 
-    def __init__(self, option: str, zero_is_allowed: bool = False) -> None:
+    def __init__(self, option: str, *, least: float | None = None) -> None:
         super().__init__(option)
-        self.zero_is_allowed = zero_is_allowed
+        self.least = least
 
     def __call__(self, text: str) -> float:
         try:
@@ -332,9 +344,10 @@ class _Seconds(_Checked):
         except ValueError:
             seconds = math.nan
         # A NaN compares false with everything.
-        if 0 < seconds <= LONGEST_TIMEOUT_S or (seconds == 0 and self.zero_is_allowed):
+        is_long_enough = seconds > 0 if self.least is None else seconds >= self.least
+        if is_long_enough and seconds <= LONGEST_TIMEOUT_S:
             return seconds
-        least = "from 0" if self.zero_is_allowed else "above 0"
+        least = "above 0" if self.least is None else f"from {self.least:g}"
         raise ArgumentsError(
             f"`{self.option}` is not a number of seconds {least} and up to {LONGEST_TIMEOUT_S:.0f}",
             code="timeout-out-of-range",
@@ -364,6 +377,8 @@ def _without_values(message: str) -> str:
         names = sorted(set(re.findall(r"(?<=\s)--?[A-Za-z][A-Za-z-]{0,30}(?=[\s=]|$)", message)))
         listed = ", ".join(f"`{name}`" for name in names)
         return f"unknown options: {listed}" if names else "there is an argument too many"
+    if message == "the following arguments are required: COMMAND":
+        return "there is no command: give plan, snapshot, status or thaw"
     if "invalid choice" in message:
         return "no such command: there are plan, snapshot, status and thaw"
     if "explicit argument" in message:

@@ -32,7 +32,7 @@ BAD_ARGUMENTS = 2
 NOT_THAWED = 3
 INTERRUPTED = 130
 
-# Errors of `plan` and `prepare` that no other argument would mend: the system, the network or the watchdog.
+# Errors of `plan` and `prepare` that no other argument would mend: the system, the network or another run.
 # Every other code of theirs is about what was asked for, and is exit status 2.
 NOT_THE_ARGUMENTS_CODES = frozenset(
     {
@@ -40,6 +40,7 @@ NOT_THE_ARGUMENTS_CODES = frozenset(
         "malformed-mountinfo",
         "mount-changed",
         "mount-vanished",
+        "open-failed",
         "no-trust-roots",
         "tls-configuration",
         "resolve-failed",
@@ -47,12 +48,14 @@ NOT_THE_ARGUMENTS_CODES = frozenset(
         "connect-timeout",
         "tls-failed",
         "proxy-failed",
-        "sync-failed",
-        "sync-timeout",
-        "state-unwritable",
-        "watchdog-failed",
+        "state-unusable",
+        "no-watchdog",
+        "no-resources",
+        "another-run",
     }
 )
+# An earlier run left something frozen, so this one may not say that everything is thawed.
+LEFT_FROZEN_CODE = "left-frozen"
 
 
 class _RunLost(VmsnapshotError):
@@ -250,8 +253,8 @@ def _keep(report_file: ReportFile, document: str, report: _native.Report, status
 
 
 def _keep_error(report_file: ReportFile, error: VmsnapshotError) -> None:
-    # A lost run may have left the report's own filesystem frozen, and there is no way to ask.
-    if isinstance(error, _RunLost):
+    # The report's own filesystem may be frozen, and there is no way to ask.
+    if _may_be_frozen(error):
         return
     try:
         report_file.write(_error_document(error))
@@ -271,12 +274,16 @@ def _exit_status_of(report: _native.Report) -> int:
 
 
 def _exit_status(error: VmsnapshotError) -> int:
-    if isinstance(error, _RunLost):
+    if _may_be_frozen(error):
         return NOT_THAWED
     is_about_arguments = isinstance(error, (ArgumentsError, PlanError, PrepareError))
     if is_about_arguments and error.code not in NOT_THE_ARGUMENTS_CODES:
         return BAD_ARGUMENTS
     return FAILED
+
+
+def _may_be_frozen(error: VmsnapshotError) -> bool:
+    return isinstance(error, _RunLost) or error.code == LEFT_FROZEN_CODE
 
 
 def _exit_status_after_failed_thaw() -> int:

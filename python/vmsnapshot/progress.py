@@ -1,7 +1,7 @@
 """Shows on standard error where a run is while it prepares; never inside the window.
 
 On a terminal each phase is named as it begins. Elsewhere (cron, a service's log) a phase is named only when
-it has taken a second, so that an ordinary run leaves nothing behind.
+it has taken a second, so that an ordinary run leaves nothing behind; the last one, when an earlier one was.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import threading
 from vmsnapshot.streams import is_terminal, say
 
 PATIENCE_S = 1.0
+# The engine's last sentence: the window follows at once, so this one is said now or never.
+FREEZING = "freezing"
 
 
 class Progress:
@@ -22,15 +24,18 @@ class Progress:
     def __init__(self) -> None:
         self._at_once = is_terminal("stderr")
         self._timer: threading.Timer | None = None
+        self._has_spoken = False
 
     def __call__(self, sentence: str) -> None:
         """Notes that the phase described by `sentence` begins."""
         self.close()
-        if self._at_once:
+        if self._at_once or (sentence == FREEZING and self._has_spoken):
             say(sentence)
             return
+        if sentence == FREEZING:
+            return
         # A thread, because the main one is inside the engine for the whole of a phase.
-        self._timer = threading.Timer(PATIENCE_S, say, args=(sentence,))
+        self._timer = threading.Timer(PATIENCE_S, self._speak, args=(sentence,))
         self._timer.daemon = True
         self._timer.start()
 
@@ -40,3 +45,7 @@ class Progress:
         if timer is not None:
             timer.cancel()
             timer.join()
+
+    def _speak(self, sentence: str) -> None:
+        self._has_spoken = True
+        say(sentence)

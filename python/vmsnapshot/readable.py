@@ -99,14 +99,15 @@ def plan_text(plan: Plan, screen: Screen, every: bool = False) -> str:
         text += "\n" + render(columns, rows, screen)
     if folded:
         types = ", ".join(sorted({printable(skipped.filesystem_type) for skipped in folded}))
-        text += f"\nalso skipped: {len(folded)} memory and pseudo filesystems ({types}); --all lists them\n"
+        line = f"also skipped: {len(folded)} memory and pseudo filesystems ({types}); --all lists them"
+        text += "\n" + screen.fold(line) + "\n"
     return text
 
 
 def report_text(report: Report, screen: Screen) -> str:
     """Describes what a run did and what its snapshots are worth."""
     tone = Tone.BAD if not report.all_thawed else Tone.GOOD if report.consistent else Tone.DOUBTFUL
-    text = screen.paint(headline(report), tone) + "\n"
+    text = screen.paint(screen.fold(headline(report)), tone) + "\n"
     if report.filesystems:
         columns = [
             Column("FILESYSTEM", flexible=True),
@@ -118,7 +119,7 @@ def report_text(report: Report, screen: Screen) -> str:
             Column("THAWED BY"),
         ]
         text += "\n" + render(columns, [_filesystem_row(item) for item in report.filesystems], screen)
-        text += _notes([(item.mount_point, item.error) for item in report.filesystems])
+        text += _notes([(item.mount_point, item.error) for item in report.filesystems], screen)
     if report.blobs:
         columns = [
             Column("BLOB", flexible=True),
@@ -128,8 +129,8 @@ def report_text(report: Report, screen: Screen) -> str:
             Column("ANSWER", numeric=True),
         ]
         text += "\n" + render(columns, [_blob_row(blob) for blob in report.blobs], screen)
-        text += _notes([(blob.uri, _blob_error(blob)) for blob in report.blobs])
-    return text + "\n" + _run_text(report)
+        text += _notes([(blob.uri, _blob_error(blob)) for blob in report.blobs], screen)
+    return text + "\n" + _run_text(report, screen)
 
 
 def headline(report: Report) -> str:
@@ -160,7 +161,7 @@ def status_text(status: RunStatus, screen: Screen) -> str:
             Column("DEVICE"),
             Column("STATE"),
             Column("SINCE"),
-            Column("RUN"),
+            Column("RUN", flexible=True),
         ]
         rows: list[list[Cell | str]] = [
             [
@@ -175,18 +176,16 @@ def status_text(status: RunStatus, screen: Screen) -> str:
         text += "\n" + render(columns, rows, screen)
     if status["runs"]:
         columns = [
-            Column("RUN"),
-            Column("STARTED"),
+            Column("RUN", flexible=True),
             Column("PROCESS"),
             Column("WATCHDOG"),
-            Column("FIRED"),
-            Column("FILESYSTEMS", numeric=True),
             Column("STATE"),
         ]
         text += "\n" + render(columns, [_run_row(run) for run in status["runs"]], screen)
     holder = status["rcu_expedited"]["held_by"]
     if holder is not None:
-        text += f"\nexpedited RCU was switched on by run {printable(holder)}, and is not put back yet\n"
+        line = f"expedited RCU was switched on by run {printable(holder)}, and is not put back yet"
+        text += "\n" + screen.fold(line) + "\n"
     return text
 
 
@@ -196,7 +195,8 @@ def thaw_text(outcome: ThawOutcome, screen: Screen) -> str:
     if failed:
         line, tone = f"NOT THAWED: {_are(len(failed))} still frozen; run `vmsnapshot thaw` again", Tone.BAD
     elif left_alone:
-        line, tone = f"thawed {_filesystems(len(thawed))}; left {len(left_alone)} alone", Tone.DOUBTFUL
+        done = f"thawed {_filesystems(len(thawed))}" if thawed else "nothing was thawed"
+        line, tone = f"{done}; left alone what another run has frozen", Tone.DOUBTFUL
     elif thawed:
         line, tone = f"thawed {_filesystems(len(thawed))}; nothing of ours is frozen any more", Tone.GOOD
     else:
@@ -302,12 +302,13 @@ def _blob_error(blob: BlobOutcome) -> str | None:
     return text or None
 
 
-def _notes(errors: Sequence[tuple[str, str | None]]) -> str:
+def _notes(errors: Sequence[tuple[str, str | None]], screen: Screen) -> str:
     # Below the table and not in it: a sentence that is cut to a column's width says nothing.
-    return "".join(f"  {printable(subject)}: {printable(error)}\n" for subject, error in errors if error)
+    lines = [f"  {printable(subject)}: {printable(error)}" for subject, error in errors if error]
+    return "".join(screen.fold(line, indent="    ") + "\n" for line in lines)
 
 
-def _run_text(report: Report) -> str:
+def _run_text(report: Report, screen: Screen) -> str:
     if report.mode.rcu_expedited:
         rcu = "expedited RCU"
     else:
@@ -323,27 +324,27 @@ def _run_text(report: Report) -> str:
         if report.watchdog.released
         else "did not answer at the end"
     )
-    return (
-        f"window    {window} (limit {limit}), {rcu}, {order}\n"
-        f"watchdog  {watchdog}\n"
-        f"run       {printable(report.run_id)}, started {printable(report.started_at)}\n"
-    )
+    lines = [
+        f"window    {window} (limit {limit}), {rcu}, {order}",
+        f"watchdog  {watchdog}",
+        f"run       {printable(report.run_id)}, started {printable(report.started_at)}",
+    ]
+    return "".join(screen.fold(line, indent=" " * 10) + "\n" for line in lines)
 
 
 def _run_row(run: Run) -> list[Cell | str]:
-    if run["finished"]:
-        state = Cell("finished", Tone.GOOD)
-    elif run["alive"]:
+    if run["alive"]:
         state = Cell("at work", Tone.DOUBTFUL)
-    else:
+    elif not run["finished"]:
         state = Cell("ended early", Tone.BAD)
+    elif run["fired"] is not None:
+        state = Cell(f"thawed by its watchdog ({run['fired']})", Tone.DOUBTFUL)
+    else:
+        state = Cell("over", Tone.GOOD)
     return [
         run["run_id"],
-        run["started_at"],
         f"{run['pid']} {'alive' if run['alive'] else 'gone'}",
         f"{run['watchdog_pid']} {'alive' if run['watchdog_alive'] else 'gone'}",
-        run["fired"] or "-",
-        str(len(run["filesystems"])),
         state,
     ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,14 @@ class Screen:
             return cls()
         colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
         return cls(width=shutil.get_terminal_size().columns, colour=colour)
+
+    def fold(self, line: str, indent: str = "") -> str:
+        """Breaks a line between words, where a terminal would break it anywhere; indents what follows."""
+        if self.width is None:
+            return line
+        return textwrap.fill(
+            line, self.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
 
     def paint(self, text: str, tone: Tone) -> str:
         """Gives `text` the colour of `tone`, where there is colour."""

@@ -45,6 +45,8 @@ class Azurite:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                # Out of reach of the terminal's Ctrl-C: whoever started it ends it.
+                start_new_session=True,
             )
         try:
             self.endpoint = self._wait_until_ready(limit_seconds=30.0)

@@ -50,6 +50,8 @@ class Writer:
                 [sys.executable, "-I", "-S", str(_PROGRAM), *map(str, numbers)],
                 pass_fds=[file, memory_descriptor],
                 stdin=subprocess.DEVNULL,
+                # Out of reach of the terminal's Ctrl-C: whoever started it ends it.
+                start_new_session=True,
             )
         finally:
             os.close(file)

@@ -13,6 +13,7 @@ from typing import Callable
 
 import pytest
 
+from tests.support.filesystems import REPOSITORY
 from tests.unit.conftest import Command
 from tests.unit.fake_native import (
     FAILED_REPORT,
@@ -157,6 +158,22 @@ def test_snapshot_exits_1_when_prepare_fails_for_no_fault_of_the_arguments(
     assert "run" not in native.calls
 
 
+def test_every_code_that_decides_an_exit_status_is_one_of_the_engine() -> None:
+    sources = "".join(path.read_text() for path in (REPOSITORY / "rust").glob("*/src/**/*.rs"))
+    codes = {*cli.NOT_THE_ARGUMENTS_CODES, cli.LEFT_FROZEN_CODE}
+    assert [code for code in sorted(codes) if f'"{code}"' not in sources] == []
+
+
+def test_snapshot_exits_3_when_an_earlier_run_left_something_frozen(
+    command: Command, native: FakeNative, blob_list: str, tmp_path: Path
+) -> None:
+    native.prepare_error = PrepareError("an earlier run left `/data` frozen", code="left-frozen")
+    report = tmp_path / "report"
+    assert command("snapshot", "--blobs-from", blob_list, "--report", str(report)) == 3
+    # It may lie on what is frozen.
+    assert not report.exists()
+
+
 def test_snapshot_exits_3_when_the_run_ends_without_a_report(
     command: Command, native: FakeNative, blob_list: str, tmp_path: Path
 ) -> None:
@@ -263,7 +280,7 @@ def test_sas_uri_on_the_command_line_is_warned_of(command: Command) -> None:
     assert "--blobs-from" in command.err
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "3600.1", "1e9", "soon", "", "-inf"])
+@pytest.mark.parametrize("seconds", ["0", "0.009", "-1", "nan", "inf", "3600.1", "1e9", "soon", "", "-inf"])
 def test_thaw_timeout_out_of_range_exits_2_before_anything_is_done(
     command: Command, native: FakeNative, blob_list: str, seconds: str
 ) -> None:
@@ -272,7 +289,7 @@ def test_thaw_timeout_out_of_range_exits_2_before_anything_is_done(
     assert native.calls == []
 
 
-@pytest.mark.parametrize("seconds", ["0.001", "3600"])
+@pytest.mark.parametrize("seconds", ["0.01", "3600"])
 def test_thaw_timeout_at_the_edge_is_taken(
     command: Command, native: FakeNative, blob_list: str, seconds: str
 ) -> None:
@@ -497,10 +514,42 @@ def test_nothing_of_the_progress_is_running_in_the_window(
 ) -> None:
     before = threading.active_count()
     running: list[int] = []
-    native.on_prepare = lambda tell: tell("connecting to 2 blobs")
-    native.on_run = lambda: running.append(threading.active_count())
+    tellers: list[Callable[[str], None]] = []
+    native.on_prepare = tellers.append
+
+    def run() -> None:
+        # The engine tells this just before the window, from inside `run`.
+        tellers[0]("writing out dirty data")
+        tellers[0](progress.FREEZING)
+        running.append(threading.active_count())
+
+    native.on_run = run
     assert command("snapshot", "--blobs-from", blob_list) == 0
     assert running == [before]
+    assert command.err == ""
+
+
+def test_freezing_is_named_at_once_when_an_earlier_phase_was(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = threading.Event()
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.01)
+
+    def say_and_tell(message: str) -> None:
+        streams.say(message)
+        said.set()
+
+    monkeypatch.setattr(progress, "say", say_and_tell)
+    shown = progress.Progress()
+    shown("writing out dirty data")
+    assert said.wait(10), "nothing was said within 10 s"
+    shown(progress.FREEZING)
+    assert capsys.readouterr().err == "vmsnapshot: writing out dirty data\nvmsnapshot: freezing\n"
+
+
+def test_the_last_phase_has_the_engines_name() -> None:
+    session = (REPOSITORY / "rust/engine/src/session.rs").read_text()
+    assert f'pub const FREEZING: &str = "{progress.FREEZING}";' in session
 
 
 # status and thaw
@@ -544,7 +593,11 @@ LEFT_ALONE = {"mount_point": "/srv", "run_id": "run-2", "why": "the run is at wo
     [
         ({}, 0, "there was nothing to thaw"),
         ({"thawed": [THAWED]}, 0, "thawed 1 filesystem; nothing of ours is frozen any more"),
-        ({"thawed": [THAWED], "left_alone": [LEFT_ALONE]}, 1, "thawed 1 filesystem; left 1 alone"),
+        (
+            {"thawed": [THAWED], "left_alone": [LEFT_ALONE]},
+            1,
+            "thawed 1 filesystem; left alone what another run has frozen",
+        ),
         (
             {"thawed": [THAWED], "failed": [{**THAWED, "error": "input/output error"}]},
             3,

@@ -126,9 +126,9 @@ def test_report_says_why_rcu_was_not_expedited_and_who_thawed() -> None:
 def test_errors_are_told_in_full_however_narrow_the_terminal() -> None:
     text = readable.report_text(FAILED_REPORT, Screen(width=40))  # type: ignore[arg-type]
     assert (
-        "  https://acct.blob.example/vhds/disk0.vhd: SnapshotCountExceeded:"
-        " The snapshot count against this blob has been exceeded.\n"
-    ) in text
+        "https://acct.blob.example/vhds/disk0.vhd: SnapshotCountExceeded:"
+        " The snapshot count against this blob has been exceeded."
+    ) in " ".join(text.split())
 
 
 def test_output_that_the_encoding_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,3 +146,14 @@ def test_full_disk_behind_standard_output_is_told(monkeypatch: pytest.MonkeyPatc
 
 def test_screen_paints_nothing_plain() -> None:
     assert tables.Screen(colour=True).paint("text", Tone.PLAIN) == "text"
+
+
+def test_sentences_are_folded_between_words_on_a_terminal_and_whole_in_a_pipe() -> None:
+    whole = readable.report_text(FAILED_REPORT, Screen())  # type: ignore[arg-type]
+    folded = readable.report_text(FAILED_REPORT, Screen(width=60))  # type: ignore[arg-type]
+    first = readable.headline(FAILED_REPORT)  # type: ignore[arg-type]
+    assert whole.startswith(first + "\n")
+    assert not folded.startswith(first)
+    assert " ".join(folded.split("\n\n")[0].split()) == " ".join(first.split())
+    window = next(line for line in folded.splitlines() if line.startswith("window"))
+    assert len(window) <= 60
