@@ -40,6 +40,7 @@ NOT_THE_ARGUMENTS_CODES = frozenset(
         "malformed-mountinfo",
         "mount-changed",
         "mount-vanished",
+        "open-failed",
         "no-trust-roots",
         "tls-configuration",
         "resolve-failed",
@@ -47,12 +48,15 @@ NOT_THE_ARGUMENTS_CODES = frozenset(
         "connect-timeout",
         "tls-failed",
         "proxy-failed",
-        "sync-failed",
-        "sync-timeout",
-        "state-unwritable",
-        "watchdog-failed",
+        "another-run",
+        "state-unusable",
+        "no-watchdog",
+        "no-resources",
     }
 )
+
+# A run before this one left something frozen: this one has frozen nothing, but 1 would say that all is thawed.
+LEFT_FROZEN_CODE = "left-frozen"
 
 
 class _RunLost(VmsnapshotError):
@@ -271,7 +275,7 @@ def _exit_status_of(report: _native.Report) -> int:
 
 
 def _exit_status(error: VmsnapshotError) -> int:
-    if isinstance(error, _RunLost):
+    if isinstance(error, _RunLost) or error.code == LEFT_FROZEN_CODE:
         return NOT_THAWED
     is_about_arguments = isinstance(error, (ArgumentsError, PlanError, PrepareError))
     if is_about_arguments and error.code not in NOT_THE_ARGUMENTS_CODES:

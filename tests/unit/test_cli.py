@@ -157,6 +157,13 @@ def test_snapshot_exits_1_when_prepare_fails_for_no_fault_of_the_arguments(
     assert "run" not in native.calls
 
 
+def test_what_an_earlier_run_left_frozen_is_exit_status_3(
+    command: Command, native: FakeNative, blob_list: str
+) -> None:
+    native.prepare_error = PrepareError("run 1 left `/data` frozen", code="left-frozen")
+    assert command("snapshot", "--blobs-from", blob_list) == 3
+
+
 def test_snapshot_exits_3_when_the_run_ends_without_a_report(
     command: Command, native: FakeNative, blob_list: str, tmp_path: Path
 ) -> None:
