@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import THAW_LIMIT_MS, Machine
+from tests.support import processes
 from tests.support.command import SnapshotRun, read_status
 from tests.support.fault_server import Creates
 from tests.support.filesystems import REPOSITORY
@@ -36,7 +37,9 @@ def run_with(program: Path, fault: str, machine: Machine) -> Any:
         process = subprocess.Popen(
             [program, fault, *machine.mount_points], stdout=subprocess.PIPE, stderr=errors
         )
-        output, _ = process.communicate(timeout=20)
+        assert process.stdout is not None
+        output = process.stdout.read()
+        assert processes.end(process, limit_seconds=20.0)
     assert process.returncode == 0, (machine.mount_points[0] / "errors").read_text()
     return json.loads(output)
 
@@ -86,9 +89,10 @@ def test_a_process_that_writes_to_what_it_freezes_thaws_and_reports(machine: Mac
         def write():
             while True:
                 start = time.monotonic()
-                os.write(file, bytes(4096)); os.fsync(file)
-                writes.append(time.monotonic() - start)
+                os.write(file, bytes(4096))
+                os.fsync(file)
                 print("written", file=sys.stderr, flush=True)
+                writes.append(time.monotonic() - start)
         threading.Thread(target=write, daemon=True).start()
         plan = vmsnapshot.plan(include=eval(mounts))
         with vmsnapshot.prepare(plan, blobs=[uri], thaw_timeout=2.0) as session:
@@ -116,7 +120,8 @@ def test_a_process_that_writes_to_what_it_freezes_thaws_and_reports(machine: Mac
             stdout=output,
             stderr=errors,
         )
-        assert process.wait(timeout=20) == 0
+        assert processes.end(process, limit_seconds=20.0)
+        assert process.returncode == 0
     report = json.loads((directory / "output").read_text())
     assert (report["consistent"], report["all_thawed"]) == (True, True)
     assert report["window_ms"] < 1000.0
