@@ -8,14 +8,14 @@ use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{flock, statfs, FlockOperation};
+use rustix::fs::{flock, major, minor, open, statfs, FlockOperation, Mode, OFlags};
 use rustix::mount::{mount, MountFlags};
 use vmsnapshot_core::ledger::{FreezeState, Thawer};
-use vmsnapshot_core::plan::Plan;
+use vmsnapshot_core::plan::{DeviceNumber, Plan};
 use vmsnapshot_core::report::utc_text;
 use vmsnapshot_core::status::{
     FrozenFilesystem, RcuStatus, RunFilesystem, RunStatus, Status, ThawFailed, ThawLeftAlone,
@@ -221,11 +221,23 @@ pub fn thaw() -> Result<ThawResult, ThawError> {
 /// old mount point by now. It hangs, at most, a thread.
 fn thaw_entry(ledger: &LedgerFile, index: usize, mounted: &Plan) -> Result<(), String> {
     let entry = ledger.entries.get(index).ok_or("no such entry")?;
-    let planned = mounted
+    let found = mounted
         .filesystems
         .iter()
-        .find(|planned| planned.device == entry.device())
-        .ok_or("it is not mounted any more: mount its device again, then thaw")?;
+        .find(|planned| planned.device == entry.device());
+    let Some(planned) = found else {
+        if !is_free(entry.device()) {
+            return Err(format!(
+                "it is not mounted any more: mount its device again, then thaw; if its device is \
+                 gone for good, remove `{DIRECTORY}/{}.ledger`",
+                ledger.header.run_id()
+            ));
+        }
+        // Thawed and unmounted by somebody else: there is nothing left that could be frozen.
+        entry.find_thawed(clock::monotonic());
+        entry.never_frozen();
+        return Ok(());
+    };
     let directory = open_planned(planned).map_err(|error| error.to_string())?;
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -252,6 +264,34 @@ fn thaw_entry(ledger: &LedgerFile, index: usize, mounted: &Plan) -> Result<(), S
             FITHAW_LIMIT.as_secs()
         )),
     }
+}
+
+/// Whether it is known that no filesystem is on a block device: it does not exist, or can be opened
+/// exclusively. A filesystem that was unmounted while frozen keeps its device (EBUSY).
+///
+/// Of a filesystem whose number is no block device's (btrfs) it is never known.
+fn is_free(device: DeviceNumber) -> bool {
+    if device.major == 0 {
+        return false;
+    }
+    let name = match fs::read_link(format!("/sys/dev/block/{device}")) {
+        Ok(link) => link.file_name().map(OsStr::to_owned),
+        Err(error) => return error.kind() == io::ErrorKind::NotFound,
+    };
+    let Some(path) = name.map(|name| Path::new("/dev").join(name)) else {
+        return false;
+    };
+    let is_named_so = fs::symlink_metadata(&path).is_ok_and(|node| {
+        let number = (major(node.rdev()), minor(node.rdev()));
+        node.file_type().is_block_device() && number == (device.major, device.minor)
+    });
+    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    // ENXIO and ENOMEDIUM: a loop device without a file, a drive without a disk.
+    is_named_so
+        && matches!(
+            open(&path, flags, Mode::empty()),
+            Ok(_) | Err(Errno::NXIO | Errno::NOMEDIUM)
+        )
 }
 
 fn run_status(ledger: &LedgerFile) -> RunStatus {

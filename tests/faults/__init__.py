@@ -1,0 +1,1 @@
+"""The kill matrix: whatever happens, everything is thawed by the deadline and the truth is told."""

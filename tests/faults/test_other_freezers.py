@@ -1,0 +1,305 @@
+"""Other programs that freeze, thaw and unmount what a run works on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from tests.conftest import ArmRescue
+from tests.faults.conftest import THAW_LIMIT_MS, Machine, held_ms, read_rcu
+from tests.support import freezing
+from tests.support.command import (
+    SnapshotRun,
+    read_status,
+    run_command,
+    run_of,
+    take_snapshot,
+    wait_until_gone,
+)
+from tests.support.fault_server import Creates, FaultServer
+from tests.support.filesystems import ScratchFilesystems
+from tests.support.mounts import mounts_below
+from tests.support.rescue import RescueThaw
+from tests.support.writers import Writer
+
+
+def outcome_of(report: Any, mount_point: Path) -> Any:
+    (found,) = (item for item in report["filesystems"] if item["mount_point"] == str(mount_point))
+    return found
+
+
+# A second freezer.
+
+
+def test_what_somebody_else_froze_before_is_left_alone_and_nothing_is_sent(machine: Machine) -> None:
+    theirs, ours = machine.mount_points
+    with freezing.frozen(theirs):
+        finished = take_snapshot([theirs, ours], [machine.server.uri("disk")], "--sync-timeout=0.5")
+        assert freezing.is_frozen(theirs)
+        assert not freezing.is_frozen(ours)
+    assert finished.status == 1
+    report = finished.document
+    assert outcome_of(report, theirs)["outcome"] == "frozen-by-another"
+    assert outcome_of(report, theirs)["thawed_by"] is None
+    assert outcome_of(report, ours)["outcome"] in ("thawed", "not-frozen")
+    assert (report["consistent"], report["all_thawed"]) == (False, True)
+    assert (report["blobs"][0]["outcome"], report["blobs"][0]["attempts"]) == ("refused", 0)
+    assert str(theirs) in report["why"]
+    assert machine.server.requests() == []
+    machine.assert_rcu_is_back()
+
+
+def test_what_somebody_else_froze_before_is_not_thawed_by_the_watchdog_either(machine: Machine) -> None:
+    theirs, ours = machine.mount_points
+    with freezing.frozen(theirs):
+        finished = take_snapshot([theirs], [machine.server.uri("disk")], "--sync-timeout=0", thaw_timeout=0.3)
+        time.sleep(0.4)
+        assert freezing.is_frozen(theirs)
+    assert (finished.status, finished.document["watchdog"]["fired"]) == (1, None)
+    assert not freezing.is_frozen(ours)
+
+
+def test_a_freeze_by_somebody_else_during_ours_is_busy_and_ours_is_unaffected(machine: Machine) -> None:
+    machine.server.script("disk", Creates(after_ms=500))
+    with SnapshotRun(machine.mount_points, [machine.server.uri("disk")]) as run:
+        run.wait_until_open(machine.server)
+        for mount_point in machine.mount_points:
+            assert freezing.start_freeze(mount_point).wait(timeout=5) == errno.EBUSY
+        finished = run.finish()
+    assert (finished.status, finished.document["consistent"]) == (0, True)
+    for mount_point in machine.mount_points:
+        assert not freezing.is_frozen(mount_point)
+
+
+def test_a_freeze_by_somebody_else_after_ours_is_theirs_alone(machine: Machine) -> None:
+    finished = take_snapshot(machine.mount_points, [machine.server.uri("disk")], thaw_timeout=0.5)
+    assert finished.status == 0
+    with freezing.frozen(machine.mount_points[0]):
+        time.sleep(0.6)
+        assert freezing.is_frozen(machine.mount_points[0])
+        assert read_status()["frozen"] == []
+
+
+# A thaw by somebody else.
+
+
+def test_a_thaw_by_somebody_else_in_the_window_is_not_consistent(machine: Machine) -> None:
+    behind, other = machine.mount_points
+    machine.server.script("disk", Creates(after_ms=500))
+    with SnapshotRun([behind, other], [machine.server.uri("disk")]) as run:
+        run.wait_until_open(machine.server)
+        freezing.thaw(behind)
+        finished = run.finish()
+    assert finished.status == 1
+    report = finished.document
+    assert report["blobs"][0]["outcome"] == "created"
+    assert outcome_of(report, behind)["outcome"] == "thawed-by-another"
+    assert outcome_of(report, behind)["thawed_by"] == "another"
+    assert outcome_of(report, other)["outcome"] == "thawed"
+    assert (report["consistent"], report["consistency"], report["all_thawed"]) == (False, "crash", True)
+    assert str(behind) in report["why"]
+
+
+def test_a_thaw_by_somebody_else_is_told_of_a_killed_run_too(machine: Machine) -> None:
+    behind, other = machine.mount_points
+    with machine.open_window() as run:
+        run_id = run.run_id()
+        freezing.thaw(behind)
+        run.send(signal.SIGKILL)
+        run.finish()
+    dead = run_of(read_status(), run_id)
+    wait_until_gone(dead["watchdog_pid"])
+    dead = run_of(read_status(), run_id)
+    assert {item["mount_point"]: item["thawed_by"] for item in dead["filesystems"]} == {
+        str(behind): "another",
+        str(other): "watchdog",
+    }
+
+
+# An unmount.
+
+
+def test_a_lazy_unmount_in_the_window_does_not_keep_it_from_thawing(
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: Callable[..., FaultServer]
+) -> None:
+    filesystem = scratch.make_on_loop("disk")
+    rescue([filesystem.mount_point])
+    server = fault_server()
+    server.script("disk", Creates(after_ms=500))
+    with SnapshotRun([filesystem.mount_point], [server.uri("disk")]) as run:
+        run.wait_until_open(server)
+        subprocess.run(["umount", "--lazy", filesystem.mount_point], check=True, timeout=10)
+        finished = run.finish()
+    subprocess.run(["mount", filesystem.device, filesystem.mount_point], check=True, timeout=10)
+    assert not freezing.is_frozen(filesystem.mount_point)
+    assert (finished.status, finished.document["filesystems"][0]["outcome"]) == (0, "thawed")
+
+
+def test_watchdog_thaws_what_was_unmounted_in_the_window(
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: Callable[..., FaultServer]
+) -> None:
+    filesystem = scratch.make_on_loop("disk", "xfs")
+    rescue([filesystem.mount_point])
+    server = fault_server()
+    server.script("disk", Creates(after_ms=5000))
+    with SnapshotRun([filesystem.mount_point], [server.uri("disk")]) as run:
+        run.wait_until_open(server)
+        run_id = run.run_id()
+        subprocess.run(["umount", "--lazy", filesystem.mount_point], check=True, timeout=10)
+        run.send(signal.SIGKILL)
+        run.finish()
+    wait_until_gone(run_of(read_status(), run_id)["watchdog_pid"])
+    (item,) = run_of(read_status(), run_id)["filesystems"]
+    assert item["thawed_by"] == "watchdog"
+    subprocess.run(["mount", filesystem.device, filesystem.mount_point], check=True, timeout=10)
+    assert not freezing.is_frozen(filesystem.mount_point)
+
+
+# What the watchdog and the run both left, when others have been at it since.
+
+
+@pytest.fixture
+def left_frozen(
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: Callable[..., FaultServer]
+) -> Iterator[tuple[Path, RescueThaw]]:
+    """A filesystem that a run, which is gone with its watchdog, left frozen; and the rescue, which holds it."""
+    filesystem = scratch.make_on_loop("left")
+    armed = rescue([filesystem.mount_point])
+    server = fault_server()
+    server.script("disk", Creates(after_ms=5000))
+    with SnapshotRun([filesystem.mount_point], [server.uri("disk")]) as run:
+        run.wait_until_open(server)
+        watchdog_pid = run_of(read_status(), run.run_id())["watchdog_pid"]
+        run.send(signal.SIGSTOP)
+        os.kill(watchdog_pid, signal.SIGKILL)
+        run.send(signal.SIGKILL)
+        run.finish()
+    wait_until_gone(watchdog_pid)
+    yield filesystem.mount_point, armed
+    run_command("thaw")
+
+
+def test_thaw_finds_thawed_what_somebody_else_has_thawed_since(left_frozen: tuple[Path, RescueThaw]) -> None:
+    freezing.thaw(left_frozen[0])
+    thaw = run_command("thaw", "--json")
+    assert (thaw.status, len(thaw.document["thawed"]), thaw.document["failed"]) == (0, 1, [])
+    assert run_command("status").status == 0
+
+
+def test_thaw_thaws_what_is_mounted_elsewhere_since(
+    left_frozen: tuple[Path, RescueThaw], scratch: ScratchFilesystems, rescue: ArmRescue
+) -> None:
+    mount_point, armed = left_frozen
+    (device,) = (mount.source for mount in mounts_below(mount_point))
+    assert armed.cancel() == []
+    # With no descriptor left it stays frozen and keeps its device, and cannot be thawed before it is mounted.
+    subprocess.run(["umount", mount_point], check=True, timeout=10)
+    elsewhere = scratch.directory / "elsewhere"
+    elsewhere.mkdir()
+    try:
+        refused = run_command("thaw", "--json")
+        assert (refused.status, len(refused.document["failed"])) == (3, 1)
+        assert run_command("status").status == 3
+    finally:
+        subprocess.run(["mount", device, elsewhere], check=True, timeout=10)
+        rescue([elsewhere])
+    assert freezing.is_frozen(elsewhere)
+    thaw = run_command("thaw", "--json")
+    assert (thaw.status, thaw.document["failed"]) == (0, [])
+    assert not freezing.is_frozen(elsewhere)
+
+
+def test_thaw_forgets_a_filesystem_that_was_thawed_by_somebody_else_and_is_gone(
+    left_frozen: tuple[Path, RescueThaw], scratch: ScratchFilesystems
+) -> None:
+    freezing.thaw(left_frozen[0])
+    left_frozen[1].cancel()
+    scratch.close()
+    thaw = run_command("thaw", "--json")
+    assert (thaw.status, thaw.document["failed"]) == (0, [])
+    status = run_command("status", "--json")
+    assert (status.status, status.document["frozen"], status.document["runs"]) == (0, [], [])
+
+
+# A freeze that hangs.
+
+
+def test_a_freeze_that_hangs_on_a_lower_frozen_filesystem_holds_up_nothing_else(
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: Callable[..., FaultServer], tmp_path: Path
+) -> None:
+    lower = scratch.make_on_loop("lower", size_mib=512)
+    upper = scratch.make_on_loop("upper", inside=lower)
+    third = scratch.make_on_loop("third")
+    server = fault_server()
+    rcu_before = read_rcu()
+    with contextlib.ExitStack() as stack:
+        on_upper = stack.enter_context(Writer(upper.mount_point, interval_ms=2))
+        on_third = stack.enter_context(Writer(third.mount_point, interval_ms=2))
+        for writer in (on_upper, on_third):
+            writer.wait_until_writing()
+        rescue([upper.mount_point, third.mount_point, lower.mount_point], after_seconds=15.0)
+        freezing.freeze(lower.mount_point)
+        run = stack.enter_context(
+            SnapshotRun(
+                [upper.mount_point, third.mount_point],
+                [server.uri("disk")],
+                "--sync-timeout=0.3",
+                f"--report={tmp_path / 'report'}",
+                thaw_timeout=1.0,
+            )
+        )
+        # The process cannot end before its thread has left FIFREEZE, so its end is not waited for.
+        report = json.loads(read_document(run))
+        assert json.loads((tmp_path / "report").read_text()) == report
+        assert outcome_of(report, upper.mount_point)["outcome"] == "freeze-hung"
+        assert outcome_of(report, third.mount_point)["outcome"] == "thawed"
+        assert (report["all_thawed"], report["consistent"]) == (False, False)
+        assert report["blobs"][0]["attempts"] == 0
+        assert server.requests() == []
+        assert read_rcu() == rcu_before
+        longest_ms = on_third.longest_stall_ms()
+        assert 300.0 < longest_ms < 1000.0 + THAW_LIMIT_MS
+
+        told = run_command("status", "--json")
+        assert told.status == 3
+        (frozen,) = told.document["frozen"]
+        assert (frozen["mount_point"], frozen["state"]) == (str(upper.mount_point), "announced")
+
+        thawed_ns = time.monotonic_ns()
+        freezing.thaw(lower.mount_point)
+        assert held_ms(on_upper, since_ns=thawed_ns) < THAW_LIMIT_MS
+        assert run.finish().status == 3
+    dead = run_of(read_status(), report["run_id"])
+    wait_until_gone(dead["watchdog_pid"])
+    assert read_status()["frozen"] == []
+    dead = run_of(read_status(), report["run_id"])
+    # The run gave up at its own, earlier deadline, and told the watchdog.
+    assert dead["fired"] == "told"
+    states = {item["mount_point"]: item["thawed_by"] for item in dead["filesystems"]}
+    assert states == {str(upper.mount_point): "watchdog", str(third.mount_point): "run"}
+
+
+def read_document(run: SnapshotRun, *, limit_seconds: float = 10.0) -> bytes:
+    """Reads standard output until it holds a whole JSON document; its other end may stay open."""
+    assert run.process.stdout is not None
+    descriptor = run.process.stdout.fileno()
+    until = time.monotonic() + limit_seconds
+    output = b""
+    while not output.endswith(b"\n}\n"):
+        readable, _, _ = select.select([descriptor], [], [], max(0.0, until - time.monotonic()))
+        assert readable, "the run printed no report"
+        part = os.read(descriptor, 65536)
+        assert part, f"the run ended without a report: {output!r}"
+        output += part
+    return output
