@@ -26,8 +26,6 @@ pub enum Frame {
     },
     /// Watchdog to run: everything is held, nothing is missing.
     Ready {
-        /// The watchdog's process id.
-        pid: u32,
         /// Whether it runs in a control group of its own.
         own_control_group: bool,
     },
@@ -47,6 +45,11 @@ pub enum Frame {
         /// Which one.
         index: u32,
         /// 0, or the error number.
+        errno: u32,
+    },
+    /// Companion to run: it could not begin.
+    Failed {
+        /// The error number; 0 if the system gave none.
         errno: u32,
     },
 }
@@ -69,15 +72,13 @@ impl Frame {
                 u32::from(has_pidfd) | u32::from(has_rcu) << 1,
             ),
             Frame::Directories { count } => (2, count, 0),
-            Frame::Ready {
-                pid,
-                own_control_group,
-            } => (3, pid, u32::from(own_control_group)),
+            Frame::Ready { own_control_group } => (3, u32::from(own_control_group), 0),
             Frame::Arm => (4, 0, 0),
             Frame::Armed => (5, 0, 0),
             Frame::Release => (6, 0, 0),
             Frame::Released { peak_memory_kib } => (7, peak_memory_kib, 0),
             Frame::Synced { index, errno } => (8, index, errno),
+            Frame::Failed { errno } => (9, errno, 0),
         };
         let mut bytes = [0; FRAME_BYTES];
         let words = [kind, first, second].map(u32::to_le_bytes);
@@ -103,8 +104,7 @@ impl Frame {
                 has_rcu: flags & 2 == 2,
             }),
             (2, count, 0) => Some(Frame::Directories { count }),
-            (3, pid, own @ 0..=1) => Some(Frame::Ready {
-                pid,
+            (3, own @ 0..=1, 0) => Some(Frame::Ready {
                 own_control_group: own == 1,
             }),
             (4, 0, 0) => Some(Frame::Arm),
@@ -112,6 +112,7 @@ impl Frame {
             (6, 0, 0) => Some(Frame::Release),
             (7, peak_memory_kib, 0) => Some(Frame::Released { peak_memory_kib }),
             (8, index, errno) => Some(Frame::Synced { index, errno }),
+            (9, errno, 0) => Some(Frame::Failed { errno }),
             _ => None,
         }
     }
@@ -132,10 +133,8 @@ mod tests {
                 }
             ),
             any::<u32>().prop_map(|count| Frame::Directories { count }),
-            (any::<u32>(), any::<bool>()).prop_map(|(pid, own_control_group)| Frame::Ready {
-                pid,
-                own_control_group
-            }),
+            any::<bool>().prop_map(|own_control_group| Frame::Ready { own_control_group }),
+            any::<u32>().prop_map(|errno| Frame::Failed { errno }),
             Just(Frame::Arm),
             Just(Frame::Armed),
             Just(Frame::Release),

@@ -142,7 +142,8 @@ pub struct Entry {
     thaw_called_ns: AtomicU64,
     thawed_ns: AtomicU64,
     mount_point_length: AtomicU32,
-    reserved: [AtomicU32; 3],
+    undid_another: AtomicU32,
+    reserved: [AtomicU32; 2],
     mount_point: [AtomicU8; MOUNT_POINT_MAX],
 }
 
@@ -213,10 +214,15 @@ impl Entry {
         self.step(FreezeState::Planned, FreezeState::Announced)
     }
 
-    /// Says that FIFREEZE succeeded. False if the watchdog has thawed it meanwhile.
+    /// Says that FIFREEZE succeeded. False if it came too late: somebody has called it thawed, so
+    /// nobody but the caller is going to thaw it, and the caller has to do that at once.
+    #[must_use]
     pub fn frozen(&self, now: Monotonic) -> bool {
         self.freeze_returned_ns.store(now.0, Ordering::Relaxed);
-        self.step(FreezeState::Announced, FreezeState::Frozen)
+        let before = self
+            .state
+            .swap(FreezeState::Frozen as u32, Ordering::SeqCst);
+        FreezeState::from_raw(before) == FreezeState::Announced
     }
 
     /// Says that FIFREEZE failed: nobody of ours may thaw it from here on.
@@ -244,14 +250,33 @@ impl Entry {
 
     /// Says that `thawer`'s FITHAW succeeded: exactly one FITHAW succeeds for a freeze, so this
     /// also corrects a `find_thawed` that another process wrote between that call and this line.
+    ///
+    /// If our FIFREEZE has failed meanwhile, what was thawed was somebody else's freeze: that is
+    /// kept, for the report.
     pub fn thawed(&self, thawer: Thawer, now: Monotonic) {
-        self.thawed_ns.store(now.0, Ordering::Relaxed);
         let state = match thawer {
             Thawer::Run => FreezeState::ThawedByRun,
             Thawer::Watchdog => FreezeState::ThawedByWatchdog,
             Thawer::Operator => FreezeState::ThawedByOperator,
         };
-        self.state.store(state as u32, Ordering::SeqCst);
+        let was_ours = [
+            FreezeState::Frozen,
+            FreezeState::Announced,
+            FreezeState::ThawedByAnother,
+        ]
+        .into_iter()
+        .any(|before| self.step(before, state));
+        if was_ours {
+            self.thawed_ns.store(now.0, Ordering::Relaxed);
+        } else {
+            self.undid_another.store(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether a FITHAW of ours undid a freeze that was not ours.
+    #[must_use]
+    pub fn undid_another(&self) -> bool {
+        self.undid_another.load(Ordering::SeqCst) == 1
     }
 
     /// Says that FITHAW found a filesystem thawed that we had frozen.
@@ -491,7 +516,8 @@ mod tests {
             thaw_called_ns: AtomicU64::new(0),
             thawed_ns: AtomicU64::new(0),
             mount_point_length: AtomicU32::new(0),
-            reserved: [const { AtomicU32::new(0) }; 3],
+            undid_another: AtomicU32::new(0),
+            reserved: [const { AtomicU32::new(0) }; 2],
             mount_point: [const { AtomicU8::new(0) }; MOUNT_POINT_MAX],
         }
     }
@@ -528,12 +554,22 @@ mod tests {
     }
 
     #[test]
-    fn a_freeze_that_the_watchdog_thawed_first_is_not_called_frozen() {
+    fn a_freeze_that_comes_after_its_thaw_is_called_frozen_and_told_to_its_caller() {
         let entry = entry();
         assert!(entry.announce(NOW));
         entry.thawed(Thawer::Watchdog, NOW);
         assert!(!entry.frozen(NOW));
-        assert_eq!(entry.state(), FreezeState::ThawedByWatchdog);
+        assert_eq!(entry.state(), FreezeState::Frozen);
+    }
+
+    #[test]
+    fn a_thaw_of_what_another_had_frozen_is_not_called_ours() {
+        let entry = entry();
+        assert!(entry.announce(NOW));
+        entry.refuse(NOW, 16);
+        entry.thawed(Thawer::Watchdog, NOW);
+        assert_eq!(entry.state(), FreezeState::Refused);
+        assert!(entry.undid_another());
     }
 
     #[test]

@@ -34,8 +34,9 @@ pub(crate) fn start(role: &str) -> io::Result<Channel> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    // It forks at once and ends; the process that stays is its child.
-    child.wait()?;
+    // It forks at once and ends; the process that stays is its child. Who ignores SIGCHLD, or waits
+    // for every child, has reaped it already: that the process is there is said on the channel.
+    let _ = child.wait();
     Ok(ours)
 }
 

@@ -53,7 +53,7 @@ pub enum PrepareError {
     #[error("another run of vmsnapshot is under way on this machine")]
     AnotherRun,
     /// A run that is gone with its watchdog left something frozen.
-    #[error("run {run_id} left `{mount_point}` frozen, and neither it nor its watchdog is alive")]
+    #[error("run {run_id} left `{mount_point}` frozen, and nobody of it is left to thaw it")]
     LeftFrozen {
         /// The run.
         run_id: String,
@@ -123,6 +123,17 @@ impl PrepareError {
                 Some("wait for it to end; `vmsnapshot status` shows it".to_owned())
             }
             PrepareError::LeftFrozen { .. } => Some("run `vmsnapshot thaw`".to_owned()),
+            PrepareError::Open {
+                errno: Errno::MFILE,
+                ..
+            } => Some("raise the limit on open files (`ulimit -n`)".to_owned()),
+            PrepareError::State { cause, .. }
+                if cause.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Some(
+                    "runs are kept on tmpfs: mount one there, or let this process do it".to_owned(),
+                )
+            }
             PrepareError::Watchdog { cause, .. }
                 if cause.kind() == io::ErrorKind::PermissionDenied =>
             {

@@ -7,8 +7,9 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use vmsnapshot_core::deadlines::Monotonic;
@@ -26,8 +27,13 @@ const THAW: u32 = 1 << 30;
 /// courtesy (an upper FITHAW writes through the lower filesystem, and waits for it by itself), so
 /// one slow disk does not keep the others frozen.
 const LEVEL_THAW_LIMIT: Duration = Duration::from_millis(50);
-/// The pause between two FITHAW calls that failed for another reason than "not frozen".
+/// The first pause between two FITHAW calls that failed for another reason than "not frozen".
 const TRY_AGAIN: Duration = Duration::from_millis(5);
+/// The longest such pause.
+const TRY_AGAIN_MAX: Duration = Duration::from_millis(200);
+/// How long a run whose filesystems are all thawed waits for its threads to end, so that nothing of
+/// it is open any more when it returns (an unmount would find it busy).
+const END_LIMIT: Duration = Duration::from_millis(200);
 
 /// The freeze threads of a run, in their orders.
 ///
@@ -35,6 +41,7 @@ const TRY_AGAIN: Duration = Duration::from_millis(5);
 pub(crate) struct Freezers {
     shared: Arc<Shared>,
     level_count: u32,
+    threads: Vec<JoinHandle<()>>,
 }
 
 struct Shared {
@@ -51,8 +58,6 @@ struct Shared {
     /// How many threads are done with FITHAW, and at which count somebody waits.
     thaws_done: Signal,
     thaws_awaited: AtomicU32,
-    /// From this instant on, in nanoseconds, a failing FITHAW is left to the watchdog.
-    thaw_by_ns: AtomicU64,
 }
 
 impl Freezers {
@@ -67,7 +72,7 @@ impl Freezers {
         levels: &[u32],
     ) -> io::Result<Freezers> {
         let level_count = levels.iter().max().map_or(0, |highest| highest + 1);
-        let freezers = Freezers {
+        let mut freezers = Freezers {
             shared: Arc::new(Shared {
                 ledger,
                 kernel,
@@ -78,16 +83,17 @@ impl Freezers {
                 has_failed: AtomicBool::new(false),
                 thaws_done: Signal::new(0),
                 thaws_awaited: AtomicU32::new(0),
-                thaw_by_ns: AtomicU64::new(u64::MAX),
             }),
             level_count,
+            threads: Vec::with_capacity(levels.len()),
         };
         for (index, level) in levels.iter().copied().enumerate() {
             let shared = Arc::clone(&freezers.shared);
-            std::thread::Builder::new()
+            let thread = std::thread::Builder::new()
                 .name("vmsnapshot-freeze".to_owned())
                 .stack_size(STACK_BYTES)
                 .spawn(move || shared.serve(index, level, level_count))?;
+            freezers.threads.push(thread);
         }
         Ok(freezers)
     }
@@ -116,7 +122,6 @@ impl Freezers {
     /// `in_order` says whether a level waits (a little) for the one below it.
     pub(crate) fn thaw(&self, levels: &[u32], in_order: bool, deadline: Monotonic) {
         let shared = &self.shared;
-        shared.thaw_by_ns.store(deadline.0, Ordering::SeqCst);
         shared.ledger.revoke_planned();
         let mut expected = 0;
         for (released, level) in (1..).zip((0..self.level_count).rev()) {
@@ -144,6 +149,13 @@ impl Drop for Freezers {
     fn drop(&mut self) {
         self.shared.ledger.revoke_planned();
         self.shared.order.set(u32::MAX);
+        if self.shared.ledger.may_be_frozen() {
+            return;
+        }
+        let deadline = clock::monotonic().plus(END_LIMIT);
+        while !self.threads.iter().all(JoinHandle::is_finished) && clock::monotonic() < deadline {
+            std::thread::sleep(Duration::from_micros(50));
+        }
     }
 }
 
@@ -179,7 +191,13 @@ impl Shared {
             return false;
         }
         match catch_unwind(AssertUnwindSafe(|| self.kernel.freeze(directory.as_fd()))) {
-            Ok(Ok(())) => entry.frozen(clock::monotonic()),
+            Ok(Ok(())) => {
+                let is_in_time = entry.frozen(clock::monotonic());
+                if !is_in_time {
+                    self.thaw(index);
+                }
+                is_in_time
+            }
             Ok(Err(errno)) => {
                 entry.refuse(clock::monotonic(), errno.raw_os_error().unsigned_abs());
                 errno == Errno::OPNOTSUPP
@@ -195,6 +213,7 @@ impl Shared {
         else {
             return;
         };
+        let mut pause = TRY_AGAIN;
         loop {
             let state = entry.state();
             if !state.may_be_frozen() {
@@ -211,11 +230,9 @@ impl Shared {
                 Ok(Err(errno)) => entry.thaw_failed(errno.raw_os_error().unsigned_abs()),
                 Err(_) => {}
             }
-            if clock::monotonic().0 >= self.thaw_by_ns.load(Ordering::SeqCst) {
-                // The watchdog goes on asking.
-                return;
-            }
-            std::thread::sleep(TRY_AGAIN);
+            // There is no giving up: the watchdog may be gone. Nobody waits for this thread.
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(TRY_AGAIN_MAX);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Prepare, freeze, snapshot, thaw: everything that touches the machine, for plain Rust callers.
 //!
 //! [`scan::plan`] says what to freeze, [`session::prepare`] does all that can be done before the
-//! window, [`session::Session::run`] opens it and gives the report; [`state`] knows what runs left.
+//! window, [`session::Session::run`] opens it and gives the report; [`recovery`] knows what runs left.
 
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,7 @@ pub mod connect;
 pub mod error;
 mod freezers;
 mod rcu;
+pub mod recovery;
 pub mod scan;
 pub mod session;
 pub mod state;

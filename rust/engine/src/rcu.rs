@@ -100,10 +100,11 @@ impl Expedited<'_> {
 
 impl Drop for Expedited<'_> {
     fn drop(&mut self) {
-        if let (Some(setting), Some(previous)) = (self.setting, self.ledger.header.rcu_owed()) {
-            let text: &[u8] = if previous == 0 { b"0" } else { b"1" };
-            // If this fails the ledger still says that it is owed, and the watchdog tries as well.
-            if pwrite(setting, text, 0).is_ok() {
+        // Also when the ledger says that the watchdog did it: it may have done so before we, stopped
+        // in between, switched it on. We only switch on what was off. If the write fails, the ledger
+        // goes on saying that it is owed, and the watchdog tries as well.
+        if let Some(setting) = self.setting {
+            if pwrite(setting, b"0", 0).is_ok() {
                 self.ledger.header.rcu_put_back();
             }
         }

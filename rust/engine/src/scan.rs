@@ -97,7 +97,7 @@ pub fn plan(include: &[String], exclude: &[String]) -> Result<Plan, PlanError> {
 ///
 /// # Errors
 ///
-/// When our own mountinfo cannot be read, or any is malformed.
+/// When our own mountinfo cannot be read or is malformed.
 pub fn namespaces(roots: &Roots) -> Result<Vec<MountNamespace>, PlanError> {
     let own = roots.proc.join("self");
     let mut namespaces = vec![MountNamespace {
@@ -122,16 +122,13 @@ pub fn namespaces(roots: &Roots) -> Result<Vec<MountNamespace>, PlanError> {
         if seen.contains(&namespace) {
             continue;
         }
-        match mounts_of(&process) {
-            Ok(mounts) => {
-                seen.insert(namespace);
-                namespaces.push(MountNamespace {
-                    pid: Some(pid),
-                    mounts,
-                });
-            }
-            Err(PlanError::Unreadable { .. }) => {}
-            Err(error) => return Err(error),
+        // Gone, or nonsense: somebody else's tables do not keep us from our own filesystems.
+        if let Ok(mounts) = mounts_of(&process) {
+            seen.insert(namespace);
+            namespaces.push(MountNamespace {
+                pid: Some(pid),
+                mounts,
+            });
         }
     }
     Ok(namespaces)

@@ -23,20 +23,21 @@ use crate::connect::{self, ConnectOptions, PreparedRequest, WarmConnection};
 use crate::error::PrepareError;
 use crate::freezers::Freezers;
 use crate::rcu::Rcu;
-use crate::state::{self, Lock};
+use crate::scan;
+use crate::state::{self, Published};
+use crate::sync::{sync, Synced};
 use crate::verdict::{self, Facts};
 use crate::watchdog::Watchdog;
 use crate::window::{self, Call};
-use crate::{scan, sync};
 
 /// How often a preparation looks whether it was interrupted.
 pub(crate) const INTERRUPTION_TICK: Duration = Duration::from_millis(50);
 /// How long the run waits for the last word of a watchdog that has nothing left to thaw.
 const LAST_WORD_LIMIT: Duration = Duration::from_secs(2);
+/// How long it waits, after the deadline, for the word of one that has: it may never come.
+const LATE_WORD_LIMIT: Duration = Duration::from_millis(250);
 /// How long the bodies of refusals may take, all together; the thaw does not wait for them.
 const BODIES_LIMIT: Duration = Duration::from_secs(1);
-/// How long it waits, after the deadline, for one that has: it may never come.
-const LATE_WORD_LIMIT: Duration = Duration::from_millis(250);
 
 /// The phase in which a run is when it can no longer be given up.
 pub const FREEZING: &str = "freezing";
@@ -86,15 +87,13 @@ pub struct Session {
     levels: Vec<u32>,
     ledger: Arc<LedgerFile>,
     rcu: Rcu,
-    // In the order in which they have to go: the threads before the watchdog, so that it hears the
-    // channel close when nothing can be frozen any more; the lock last.
     freezers: Freezers,
     watchdog: Watchdog,
     connections: Vec<WarmConnection>,
     requests: Vec<PreparedRequest>,
     runtime: Runtime,
-    _ledger_on_disk: PublishedLedger,
-    _lock: Lock,
+    // The last to be dropped: it looks at what the others leave.
+    published: Published,
 }
 
 /// Prepares a run on the kernel that runs us; see [`prepare_on`].
@@ -156,18 +155,19 @@ pub fn prepare_on(
         path: Path::new(state::DIRECTORY).to_owned(),
         cause,
     };
-    let ledger = state::create_ledger(&run_id, directories.len()).map_err(state_error)?;
-    let ledger_on_disk = PublishedLedger(run_id.clone());
+    let (published, ledger) =
+        Published::create(lock, &run_id, directories.len()).map_err(state_error)?;
     for (entry, planned) in ledger.entries.iter().zip(&plan.filesystems) {
         entry.name(planned.device, &planned.mount_point);
     }
-    let ledger = Arc::new(ledger);
     let rcu = Rcu::open(options.expedite_rcu);
     let borrowed = borrow(&directories);
-    let watchdog = Watchdog::start(&ledger, lock.descriptor(), rcu.descriptor(), &borrowed)
-        .map_err(|cause| PrepareError::Watchdog {
-            step: "start",
-            cause,
+    let watchdog =
+        Watchdog::start(&ledger, &published, rcu.descriptor(), &borrowed).map_err(|cause| {
+            PrepareError::Watchdog {
+                step: "start",
+                cause,
+            }
         })?;
     let levels: Vec<u32> = plan
         .filesystems
@@ -195,8 +195,7 @@ pub fn prepare_on(
         connections,
         requests,
         runtime,
-        _ledger_on_disk: ledger_on_disk,
-        _lock: lock,
+        published,
     })
 }
 
@@ -216,6 +215,8 @@ impl Session {
     /// things can fail at once, and one of them may be "not thawed".
     pub fn run(self, observer: &mut dyn Observer) -> Result<Report, PrepareError> {
         let Session {
+            // Bound first, so dropped last, however this ends.
+            mut published,
             run_id,
             plan,
             options,
@@ -224,20 +225,18 @@ impl Session {
             levels,
             ledger,
             rcu,
-            freezers,
+            runtime,
             watchdog,
+            freezers,
             mut connections,
             requests,
-            runtime,
-            _ledger_on_disk: ledger_on_disk,
-            _lock: lock,
         } = self;
 
-        let mut synced = vec![true; directories.len()];
+        let mut synced = vec![Synced::Done; directories.len()];
         if let Some(limit) = options.sync_timeout {
             observer.phase("writing out dirty data");
             let deadline = clock::monotonic().plus(limit);
-            synced = sync::sync(&borrow(&directories), deadline, observer)?;
+            synced = sync(&borrow(&directories), deadline, observer)?;
         }
         let refreshed = connect::refresh(&mut connections, options.connect.time_limit);
         wait_for(&runtime, observer, refreshed)?;
@@ -290,6 +289,7 @@ impl Session {
         };
         let watchdog = watchdog.release(patience, &ledger);
         drop(freezers);
+        drop(directories);
         let mut record = record.ok();
         if let Some(record) = &mut record {
             runtime.block_on(record.read_bodies(BODIES_LIMIT));
@@ -308,13 +308,8 @@ impl Session {
         });
         // A run that went as it should has said all in its report.
         if !report.all_thawed || report.watchdog.fired.is_some() || !report.watchdog.released {
-            ledger_on_disk.keep();
+            published.keep();
         }
-        if !report.watchdog.released {
-            lock.leave_to_watchdog();
-        }
-        // Resolving may still wait for a name server in a thread of its own.
-        runtime.shutdown_background();
         Ok(report)
     }
 }
@@ -394,21 +389,6 @@ fn borrow(directories: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
 
 fn resources(step: &'static str, cause: io::Error) -> PrepareError {
     PrepareError::Resources { step, cause }
-}
-
-/// The ledger's file, which goes with its run unless it has something to tell.
-struct PublishedLedger(String);
-
-impl PublishedLedger {
-    fn keep(self) {
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for PublishedLedger {
-    fn drop(&mut self) {
-        state::remove_ledger(&self.0);
-    }
 }
 
 /// While it lives, no signal ends this thread and no panic prints: the file that standard error is

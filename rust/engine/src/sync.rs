@@ -12,8 +12,19 @@ use crate::companion;
 use crate::error::PrepareError;
 use crate::session::{Observer, INTERRUPTION_TICK};
 
+/// What became of a `syncfs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Synced {
+    /// Everything that was dirty is on the disk.
+    Done,
+    /// It had not returned in time.
+    Late,
+    /// It failed, with this error number.
+    Failed(u32),
+}
+
 /// Calls `syncfs` on every directory, in parallel, in a process of its own, and says of each
-/// whether it was done by `deadline`.
+/// what had become of it by `deadline`.
 ///
 /// A FIFREEZE of 64 MiB dirty data takes seconds on a slow disk, straight after a sync almost
 /// nothing. What is not done in time is left behind with the process that does it: a syncfs that
@@ -25,8 +36,8 @@ pub(crate) fn sync(
     directories: &[BorrowedFd<'_>],
     deadline: Monotonic,
     observer: &mut dyn Observer,
-) -> Result<Vec<bool>, PrepareError> {
-    let mut synced = vec![false; directories.len()];
+) -> Result<Vec<Synced>, PrepareError> {
+    let mut synced = vec![Synced::Late; directories.len()];
     let failed = |cause: io::Error| PrepareError::Resources {
         step: "start the process that writes out dirty data",
         cause,
@@ -50,7 +61,10 @@ pub(crate) fn sync(
                 answers += 1;
                 let place = usize::try_from(index).ok();
                 if let Some(place) = place.and_then(|index| synced.get_mut(index)) {
-                    *place = errno == 0;
+                    *place = match errno {
+                        0 => Synced::Done,
+                        errno => Synced::Failed(errno),
+                    };
                 }
             }
             Err(Errno::TIMEDOUT) if observer.is_interrupted() => {

@@ -19,6 +19,7 @@ use vmsnapshot_sys::Errno;
 use crate::connect::SendFailure;
 use crate::error::cause_text;
 use crate::rcu::Rcu;
+use crate::sync::Synced;
 use crate::window::{CallRecord, WindowRecord};
 
 /// All that is known of a run that is over.
@@ -29,7 +30,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) thaw_timeout: Duration,
     pub(crate) deadlines: Deadlines,
     pub(crate) ledger: &'a Arc<LedgerFile>,
-    pub(crate) synced: &'a [bool],
+    pub(crate) synced: &'a [Synced],
     pub(crate) rcu: &'a Rcu,
     /// None when the window ended in a panic.
     pub(crate) record: Option<WindowRecord>,
@@ -45,6 +46,9 @@ pub(crate) fn report(facts: Facts<'_>) -> Report {
         .zip(&facts.ledger.entries)
         .map(|(planned, entry)| filesystem_outcome(planned, entry, facts.ledger))
         .collect();
+    // From what the report says of each, and not from the ledger again: the watchdog may still be
+    // at work, and the report must not contradict itself.
+    let all_thawed = !filesystems.iter().any(is_still_frozen);
     let blobs = blob_outcomes(&facts);
     let (consistency, why) = consistency(&facts, &filesystems, &blobs);
     Report {
@@ -57,8 +61,8 @@ pub(crate) fn report(facts: Facts<'_>) -> Report {
         ),
         consistency,
         why,
-        all_thawed: !facts.ledger.may_be_frozen(),
-        window_ms: window_ms(&facts),
+        all_thawed,
+        window_ms: window_ms(&facts).filter(|_| all_thawed),
         thaw_timeout_ms: milliseconds(facts.thaw_timeout),
         mode: mode(&facts),
         filesystems,
@@ -116,17 +120,23 @@ fn filesystem_outcome(
         thawed_at: thawed.map(text),
         frozen_ms: length(announced, thawed),
         thawed_by,
-        error: error_text(outcome, entry.errno()),
+        error: error_text(outcome, entry),
     }
 }
 
-fn error_text(outcome: FilesystemResult, errno: u32) -> Option<String> {
+fn error_text(outcome: FilesystemResult, entry: &Entry) -> Option<String> {
+    let errno = entry.errno();
     let answer = || cause_text(&io::Error::from_raw_os_error(errno.cast_signed()));
     match outcome {
         FilesystemResult::Thawed | FilesystemResult::ThawedByWatchdog => None,
         FilesystemResult::ThawedByAnother => {
             Some("FITHAW: it was not frozen any more: somebody else thawed it".to_owned())
         }
+        FilesystemResult::FrozenByAnother if entry.undid_another() => Some(
+            "FIFREEZE: device or resource busy: frozen by somebody else; a FITHAW of ours, called \
+             at the deadline while FIFREEZE waited behind that freeze, undid it"
+                .to_owned(),
+        ),
         FilesystemResult::FrozenByAnother => Some(
             "FIFREEZE: device or resource busy: frozen or suspended by somebody else".to_owned(),
         ),
@@ -252,6 +262,10 @@ fn consistency(
     blobs: &[BlobOutcome],
 ) -> (Consistency, Option<String>) {
     let doubt = freeze_doubt(facts, filesystems);
+    if filesystems.iter().any(is_still_frozen) {
+        // Nothing else that went wrong is as grave, whatever became of the snapshots.
+        return (Consistency::None, doubt);
+    }
     let missing = blobs
         .iter()
         .find(|blob| blob.outcome != BlobResult::Created);
@@ -283,6 +297,14 @@ fn consistency(
             (Consistency::None, Some(why))
         }
     }
+}
+
+/// Whether it is, or will be when FIFREEZE returns, frozen by us.
+fn is_still_frozen(filesystem: &FilesystemOutcome) -> bool {
+    matches!(
+        filesystem.outcome,
+        FilesystemResult::NotThawed | FilesystemResult::FreezeHung
+    )
 }
 
 /// Why it is not known that everything planned was frozen over all snapshots; none if it is.
@@ -343,7 +365,7 @@ fn freeze_doubt(facts: &Facts<'_>, filesystems: &[FilesystemOutcome]) -> Option<
                 .iter()
                 .any(|filesystem| filesystem.outcome == FilesystemResult::Thawed) =>
         {
-            Some("there was nothing to freeze".to_owned())
+            Some("nothing was frozen".to_owned())
         }
         Some(_) => None,
     }
@@ -403,9 +425,14 @@ fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
     };
     let mut events = Vec::new();
     for (planned, synced) in facts.plan.filesystems.iter().zip(facts.synced) {
-        if !synced {
-            let subject = Some(path_text(&planned.mount_point));
-            events.push(event(start, "not synced in time", subject));
+        let subject = Some(path_text(&planned.mount_point));
+        match synced {
+            Synced::Done => {}
+            Synced::Late => events.push(event(start, "not synced in time", subject)),
+            Synced::Failed(errno) => {
+                let cause = cause_text(&io::Error::from_raw_os_error(errno.cast_signed()));
+                events.push(event(start, &format!("sync failed: {cause}"), subject));
+            }
         }
     }
     for (planned, entry) in facts.plan.filesystems.iter().zip(&facts.ledger.entries) {

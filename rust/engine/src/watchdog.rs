@@ -17,6 +17,7 @@ use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::{clock, process, Errno};
 
 use crate::companion;
+use crate::state::Published;
 
 /// How long the watchdog may take to be ready: an exec, some threads, a lock on its memory.
 const READY_LIMIT: Duration = Duration::from_secs(10);
@@ -46,13 +47,14 @@ impl Watchdog {
     /// What the kernel answers, and `UnexpectedEof` when it ended by itself.
     pub(crate) fn start(
         ledger: &LedgerFile,
-        lock: BorrowedFd<'_>,
+        published: &Published,
         rcu: Option<BorrowedFd<'_>>,
         directories: &[BorrowedFd<'_>],
     ) -> io::Result<Watchdog> {
         let channel = companion::start("watch")?;
         let run = process::own_pidfd();
-        let mut descriptors = vec![ledger.descriptor(), lock];
+        let mut descriptors = vec![ledger.descriptor()];
+        descriptors.extend(published.lock_descriptor());
         descriptors.extend(run.as_ref().map(std::os::fd::AsFd::as_fd));
         descriptors.extend(rcu);
         let hello = Frame::Hello {
@@ -63,17 +65,14 @@ impl Watchdog {
         channel.send(hello, &descriptors)?;
         companion::send_directories(&channel, directories)?;
         match channel.receive(clock::monotonic().plus(READY_LIMIT))? {
-            Received::Frame(
-                Frame::Ready {
-                    pid,
-                    own_control_group,
-                },
-                _,
-            ) => Ok(Watchdog {
+            Received::Frame(Frame::Ready { own_control_group }, _) => Ok(Watchdog {
                 channel,
-                pid,
+                pid: ledger.header.watchdog().pid,
                 own_control_group,
             }),
+            Received::Frame(Frame::Failed { errno }, _) if errno != 0 => {
+                Err(io::Error::from_raw_os_error(errno.cast_signed()))
+            }
             Received::Frame(..) => Err(io::ErrorKind::InvalidData.into()),
             Received::Closed => Err(io::ErrorKind::UnexpectedEof.into()),
         }

@@ -104,7 +104,11 @@ pub(crate) fn open(prepared: Prepared<'_>) -> WindowRecord {
         deadlines,
     };
 
-    let froze_all = freeze(freezers, levels, deadlines.call_by);
+    // A run that was stopped, or whose last freeze came too late, sends nothing: nobody would wait
+    // for the answers, and the watchdog may have thawed.
+    let froze_all = freeze(freezers, levels, deadlines.call_by)
+        && clock::monotonic() < deadlines.call_by
+        && ledger.header.fired().is_none();
     let mut record = WindowRecord {
         rcu_expedited: expedited.is_on(),
         froze_all,

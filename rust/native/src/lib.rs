@@ -15,7 +15,7 @@ use vmsnapshot_core::blob::{Metadata, SasUri};
 use vmsnapshot_engine::connect::{ConnectOptions, Proxy};
 use vmsnapshot_engine::error::PrepareError;
 use vmsnapshot_engine::session::{self, Observer, Options};
-use vmsnapshot_engine::{scan, state};
+use vmsnapshot_engine::{recovery, scan};
 
 use classes::{
     BlobOutcome, FilesystemOutcome, Mode, Plan, PlannedFilesystem, Report, SkippedFilesystem,
@@ -26,6 +26,9 @@ use classes::{
 #[pyclass(frozen)]
 struct Session {
     run_id: String,
+    /// Who prepared it. A forked child has a copy of this object, and none of its threads: what it
+    /// does to the copy would be done to the run.
+    owner: u32,
     /// None once it has run or was closed.
     session: Mutex<Option<session::Session>>,
     progress: Option<Py<PyAny>>,
@@ -39,6 +42,11 @@ impl Session {
     }
 
     fn run(&self, py: Python<'_>) -> PyResult<Report> {
+        if self.is_copy() {
+            return Err(pyo3::exceptions::PyRuntimeError::new_err(
+                "this session belongs to the process that prepared it",
+            ));
+        }
         let Some(session) = self.take() else {
             return Err(pyo3::exceptions::PyRuntimeError::new_err(
                 "this session has run, or was closed",
@@ -51,8 +59,10 @@ impl Session {
     }
 
     fn close(&self, py: Python<'_>) {
-        let session = self.take();
-        py.detach(|| drop(session));
+        if !self.is_copy() {
+            let session = self.take();
+            py.detach(|| drop(session));
+        }
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -70,11 +80,23 @@ impl Session {
 }
 
 impl Session {
+    fn is_copy(&self) -> bool {
+        self.owner != std::process::id()
+    }
+
     fn take(&self) -> Option<session::Session> {
         self.session
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.is_copy() {
+            std::mem::forget(self.take());
+        }
     }
 }
 
@@ -184,6 +206,7 @@ fn prepare(
     let session = observer.outcome(py, result)?;
     Ok(Session {
         run_id: session.run_id().to_owned(),
+        owner: std::process::id(),
         session: Mutex::new(Some(session)),
         progress,
     })
@@ -200,7 +223,7 @@ fn time_limit(name: &'static str, seconds: f64) -> Result<Duration, PrepareError
 /// What is frozen and by which run, as JSON.
 #[pyfunction]
 fn status(py: Python<'_>) -> PyResult<String> {
-    py.detach(state::status)
+    py.detach(recovery::status)
         .map(|status| classes::json(&status))
         .map_err(|error| errors::state_error(py, error))
 }
@@ -208,7 +231,7 @@ fn status(py: Python<'_>) -> PyResult<String> {
 /// Thaws what runs that are gone left frozen, and says what it did, as JSON.
 #[pyfunction]
 fn thaw(py: Python<'_>) -> PyResult<String> {
-    py.detach(state::thaw)
+    py.detach(recovery::thaw)
         .map(|result| classes::json(&result))
         .map_err(|error| errors::thaw_error(py, &error))
 }

@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{poll, PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    recvmsg, sendmsg, socketpair, AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage,
-    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    recvmsg, sendmsg, shutdown, socketpair, AddressFamily, RecvAncillaryBuffer,
+    RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    Shutdown, SocketFlags, SocketType,
 };
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::frames::{Frame, DIRECTORIES_PER_FRAME, FRAME_BYTES};
@@ -18,6 +19,13 @@ use crate::clock;
 /// One end of a channel; closing it is heard at the other end.
 #[derive(Debug)]
 pub struct Channel(OwnedFd);
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        // The other end is to hear it also while a forked child of this process holds a copy.
+        let _ = shutdown(&self.0, Shutdown::Both);
+    }
+}
 
 /// What came from the other end.
 #[derive(Debug)]
@@ -62,6 +70,29 @@ impl Channel {
     /// # Errors
     /// What the kernel answers: EPIPE when the other end is closed.
     pub fn send(&self, frame: Frame, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+        self.send_with(
+            frame,
+            descriptors,
+            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+        )
+    }
+
+    /// Sends a frame, and waits while the socket is full.
+    ///
+    /// *Blocking*: until the other end reads or is closed.
+    ///
+    /// # Errors
+    /// What the kernel answers: EPIPE when the other end is closed.
+    pub fn send_patiently(&self, frame: Frame) -> Result<(), Errno> {
+        self.send_with(frame, &[], SendFlags::NOSIGNAL)
+    }
+
+    fn send_with(
+        &self,
+        frame: Frame,
+        descriptors: &[BorrowedFd<'_>],
+        flags: SendFlags,
+    ) -> Result<(), Errno> {
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DIRECTORIES_PER_FRAME))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -70,7 +101,6 @@ impl Channel {
             return Err(Errno::TOOBIG);
         }
         let bytes = frame.encode();
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, flags).map(|_| ())
     }
 

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::fs::{fstat, fstatfs, ftruncate};
+use rustix::fs::{fallocate, fstat, fstatfs, FallocateFlags};
 use rustix::mm::{mmap, munmap, MapFlags, ProtFlags};
 use vmsnapshot_core::ledger::Ledger;
 
@@ -40,7 +40,9 @@ impl LedgerFile {
                 "the file is not on tmpfs",
             ));
         }
-        ftruncate(&file, Ledger::size_bytes(count) as u64)?;
+        // Not ftruncate: the first store into a page that tmpfs then has no room for is a SIGBUS.
+        let size_bytes = Ledger::size_bytes(count) as u64;
+        fallocate(&file, FallocateFlags::empty(), 0, size_bytes)?;
         Self::map(file, count)
     }
 

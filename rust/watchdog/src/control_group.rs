@@ -1,7 +1,8 @@
 //! A control group of the watchdog's own, so that ending the run's whole group leaves it alive.
 //!
-//! Only cgroup v2: there `cgroup.kill`, and systemd's `KillMode=control-group`, end all that is
-//! inside at once. Where it cannot be had the watchdog says so and goes on.
+//! In the cgroup v2 hierarchy (`cgroup.kill`, and systemd's `KillMode=control-group`), and where
+//! systemd still keeps a v1 hierarchy of its own (`name=systemd`), in that as well. Where it cannot
+//! be had the watchdog says so and goes on.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -10,48 +11,89 @@ use std::path::{Path, PathBuf};
 use vmsnapshot_core::mountinfo;
 
 /// What the group's name begins with; the process id makes it one watchdog's alone.
-const NAME: &str = "vmsnapshot-watchdog";
+const NAME: &str = "vmsnapshot-watchdog-";
 
-/// The group this process is in, and the one it came from.
+/// The groups this process is in, and the ones it came from.
 #[derive(Debug)]
-pub struct OwnGroup {
+pub struct OwnGroups(Vec<OwnGroup>);
+
+#[derive(Debug)]
+struct OwnGroup {
     group: PathBuf,
     came_from: PathBuf,
 }
 
-/// Moves this process into a group of its own; none if the host does not let it.
+/// Moves this process into groups of its own; none unless it could in every hierarchy that there is.
 #[must_use]
-pub fn enter() -> Option<OwnGroup> {
-    let root = hierarchy()?;
+pub fn enter() -> Option<OwnGroups> {
+    let mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").ok()?).ok()?;
     let own = fs::read("/proc/self/cgroup").ok()?;
-    let path = own
-        .split(|byte| *byte == b'\n')
-        .find_map(|line| line.strip_prefix(b"0::/"))?;
-    let came_from = root.join(Path::new(std::ffi::OsStr::from_bytes(path)));
-    let group = root.join(format!("{NAME}-{}", std::process::id()));
+    let mut groups = Vec::new();
+    for mount in &mounts {
+        let line = match mount.filesystem_type.as_str() {
+            "cgroup2" => b"0::/".as_slice(),
+            "cgroup"
+                if mount
+                    .super_options
+                    .split(',')
+                    .any(|name| name == "name=systemd") =>
+            {
+                b":name=systemd:/".as_slice()
+            }
+            _ => continue,
+        };
+        groups.push(enter_below(&mount.mount_point, path_after(&own, line)?)?);
+    }
+    (!groups.is_empty()).then_some(OwnGroups(groups))
+}
+
+impl OwnGroups {
+    /// Goes back and removes the groups.
+    pub fn leave(self) {
+        for OwnGroup { group, came_from } in self.0 {
+            // The group that it came from may be gone: then this one stays behind, empty, and the
+            // next watchdog removes it.
+            if fs::write(came_from.join("cgroup.procs"), "0").is_ok() {
+                let _ = fs::remove_dir(group);
+            }
+        }
+    }
+}
+
+fn enter_below(root: &Path, own: &Path) -> Option<OwnGroup> {
+    remove_abandoned(root);
+    let group = root.join(format!("{NAME}{}", std::process::id()));
     fs::create_dir(&group).ok()?;
     // "0" is the process that writes.
     if fs::write(group.join("cgroup.procs"), "0").is_err() {
         let _ = fs::remove_dir(&group);
         return None;
     }
-    Some(OwnGroup { group, came_from })
+    Some(OwnGroup {
+        group,
+        came_from: root.join(own),
+    })
 }
 
-impl OwnGroup {
-    /// Goes back and removes the group.
-    pub fn leave(self) {
-        // The group that it came from may be gone: then this one stays behind, empty.
-        if fs::write(self.came_from.join("cgroup.procs"), "0").is_ok() {
-            let _ = fs::remove_dir(self.group);
+/// Removes the groups of watchdogs that were killed.
+fn remove_abandoned(root: &Path) {
+    let Ok(entries) = fs::read_dir(root) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(NAME));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = fs::remove_dir(entry.path());
         }
     }
 }
 
-fn hierarchy() -> Option<PathBuf> {
-    let mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").ok()?).ok()?;
-    let mount = mounts
-        .into_iter()
-        .find(|mount| mount.filesystem_type == "cgroup2")?;
-    Some(mount.mount_point)
+/// The path behind `prefix` in the lines of `/proc/self/cgroup`.
+fn path_after<'a>(own: &'a [u8], prefix: &[u8]) -> Option<&'a Path> {
+    own.split(|byte| *byte == b'\n').find_map(|line| {
+        let start = line.windows(prefix.len()).position(|part| part == prefix)?;
+        let path = line.get(start + prefix.len()..)?;
+        Some(Path::new(std::ffi::OsStr::from_bytes(path)))
+    })
 }

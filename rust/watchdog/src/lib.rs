@@ -8,7 +8,7 @@
 pub mod control_group;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,8 @@ const FIRED_TICK: Duration = Duration::from_millis(2);
 const ASK_AGAIN_MAX: Duration = Duration::from_millis(8);
 /// The longest pause between two FITHAW calls that failed.
 const TRY_AGAIN_MAX: Duration = Duration::from_millis(200);
+/// How long workers may take to see that there is nothing left to do.
+const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 /// A thaw worker calls one ioctl; 64 of these are 4 MiB of addresses and a few pages of memory.
 const WORKER_STACK_BYTES: usize = 64 * 1024;
 
@@ -38,12 +40,12 @@ const WORKER_STACK_BYTES: usize = 64 * 1024;
 struct Watch {
     ledger: LedgerFile,
     kernel: Arc<dyn Kernel>,
-    directories: Vec<OwnedFd>,
     /// Whether no thread of the run can be inside FIFREEZE any more.
     freezer_is_gone: AtomicBool,
-    /// 0 while there is nothing to do, 1 from the moment of thawing on.
+    /// 0 while there is nothing to do, 1 from the moment on when each worker settles its own.
     fired: Signal,
-    /// How many workers know that their filesystem is not frozen by us.
+    /// How many workers have settled: they know that their filesystem is not frozen by us, have
+    /// written what they did, and have closed it.
     settled: Signal,
 }
 
@@ -53,10 +55,10 @@ struct Watch {
 /// What is missing at the start; the run then never freezes. Nothing ends it once it is armed.
 pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
     let introduction = Introduction::receive(channel)?;
+    let count = u32::try_from(introduction.directories.len()).map_err(|_| unexpected())?;
     let watch = Arc::new(Watch {
         ledger: introduction.ledger,
         kernel,
-        directories: introduction.directories,
         freezer_is_gone: AtomicBool::new(false),
         fired: Signal::new(0),
         settled: Signal::new(0),
@@ -66,27 +68,26 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     let _ = process::run_before_others();
     let _ = process::lock_memory();
-    for index in 0..watch.directories.len() {
+    for (index, directory) in introduction.directories.into_iter().enumerate() {
         let watch = Arc::clone(&watch);
         std::thread::Builder::new()
             .stack_size(WORKER_STACK_BYTES)
             .spawn(move || {
                 watch.fired.wait_until(None, |fired| fired == 1);
-                watch.settle(index);
+                watch.settle(index, directory.as_fd());
+                drop(directory);
                 watch.settled.add_one();
                 watch.settled.wake_all();
             })?;
     }
-    let name = process::own_name();
-    watch.ledger.header.set_watchdog(name);
+    watch.ledger.header.set_watchdog(process::own_name());
     channel.send(
         Frame::Ready {
-            pid: name.pid,
             own_control_group: own_control_group.is_some(),
         },
         &[],
     )?;
-    Vigil {
+    let listener = Vigil {
         watch: &watch,
         channel: Some(channel),
         run: introduction.run,
@@ -94,7 +95,23 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
         is_armed: false,
     }
     .keep();
-    drop(introduction.lock);
+
+    // Nothing of ours is frozen any more. The workers see that and end; what one of them has just
+    // done is in the ledger before the run hears that it may read it.
+    watch.fired.set(1);
+    let limit = clock::monotonic().plus(SETTLE_LIMIT);
+    watch
+        .settled
+        .wait_until(Some(limit), |settled| settled >= count);
+    if let Some(channel) = listener {
+        let peak_memory_kib = process::peak_memory_kib()
+            .and_then(|kib| u32::try_from(kib).ok())
+            .unwrap_or(0);
+        // The run may have stopped waiting.
+        let _ = channel.send(Frame::Released { peak_memory_kib }, &[]);
+    }
+    // A child that the run forked may hold the lock as well; it is not the child's.
+    process::unlock(introduction.lock.as_fd());
     if let Some(group) = own_control_group {
         group.leave();
     }
@@ -122,7 +139,7 @@ pub fn sync(channel: &Arc<Channel>, kernel: &Arc<dyn Kernel>) -> io::Result<()> 
                 Err(errno) => errno.raw_os_error().unsigned_abs(),
             };
             // The run may have stopped waiting; nothing depends on this answer.
-            let _ = channel.send(Frame::Synced { index, errno }, &[]);
+            let _ = channel.send_patiently(Frame::Synced { index, errno });
         }));
     }
     for worker in workers {
@@ -187,7 +204,10 @@ fn receive_directories(channel: &Channel, count: u32) -> io::Result<Vec<OwnedFd>
     let mut directories = Vec::new();
     while directories.len() < count {
         match receive(channel)? {
-            (Frame::Directories { .. }, descriptors) if !descriptors.is_empty() => {
+            // Fewer than were sent: this process may not have so many open.
+            (Frame::Directories { count }, descriptors)
+                if count > 0 && u32::try_from(descriptors.len()) == Ok(count) =>
+            {
                 directories.extend(descriptors);
             }
             _ => return Err(unexpected()),
@@ -214,9 +234,10 @@ struct Vigil<'a> {
     is_armed: bool,
 }
 
-impl Vigil<'_> {
+impl<'a> Vigil<'a> {
     /// Waits until the run has released the watchdog, or is gone, and nothing is left to thaw.
-    fn keep(mut self) {
+    /// Returns the channel, if the run still listens.
+    fn keep(mut self) -> Option<&'a Channel> {
         let mut is_released = false;
         loop {
             let is_over = is_released || self.channel.is_none();
@@ -236,14 +257,11 @@ impl Vigil<'_> {
                 self.fire(FireReason::Deadline);
             }
         }
-        self.put_rcu_back();
-        // Nothing of ours is frozen any more: files may be read again.
-        let peak_memory_kib = process::peak_memory_kib()
-            .and_then(|kib| u32::try_from(kib).ok())
-            .unwrap_or(0);
-        if let Some(channel) = self.channel {
-            let _ = channel.send(Frame::Released { peak_memory_kib }, &[]);
+        // Only now is it certain that a run which was stopped in between does not switch it on again.
+        if self.put_rcu_back() {
+            self.watch.ledger.header.rcu_put_back();
         }
+        self.channel
     }
 
     /// Waits for a word of the run, for its end, for the deadline, or for the next look.
@@ -255,18 +273,17 @@ impl Vigil<'_> {
             self.guard_by()
                 .map(|deadline| deadline.since(clock::monotonic()))
         };
-        let mut waiting = Vec::with_capacity(2);
-        if let Some(channel) = self.channel {
-            waiting.push(PollFd::from_borrowed_fd(
-                channel.descriptor(),
-                PollFlags::IN,
-            ));
-        }
-        if let Some(run) = &self.run {
-            waiting.push(PollFd::new(run, PollFlags::IN));
-        }
+        let limit = limit.map(clock::timespec);
+        let word = self
+            .channel
+            .map(|channel| PollFd::from_borrowed_fd(channel.descriptor(), PollFlags::IN));
+        let end = self.run.as_ref().map(|run| PollFd::new(run, PollFlags::IN));
         // Whatever it answers, the caller looks at everything again.
-        let _ = poll(&mut waiting, limit.map(clock::timespec).as_ref());
+        let _ = match (word, end) {
+            (Some(word), Some(end)) => poll(&mut [word, end], limit.as_ref()),
+            (Some(only), None) | (None, Some(only)) => poll(&mut [only], limit.as_ref()),
+            (None, None) => poll(&mut [], limit.as_ref()),
+        };
     }
 
     fn guard_by(&self) -> Option<Monotonic> {
@@ -332,61 +349,68 @@ impl Vigil<'_> {
         if self.watch.fired.value() == 1 {
             return;
         }
-        if self.watch.ledger.may_be_frozen() {
-            self.watch.ledger.header.fire(reason);
-        }
+        self.watch.ledger.header.fire(reason);
         self.watch.ledger.revoke_planned();
         self.watch.fired.set(1);
+        // It stays owed: a run that is stopped just before it switches it on does so when continued.
         self.put_rcu_back();
     }
 
-    fn put_rcu_back(&self) {
-        let header = &self.watch.ledger.header;
-        if let (Some(rcu), Some(previous)) = (&self.rcu, header.rcu_owed()) {
-            if rustix::io::pwrite(rcu, previous.to_string().as_bytes(), 0).is_ok() {
-                header.rcu_put_back();
+    /// Writes back what was read, if it is owed. False if that failed.
+    fn put_rcu_back(&self) -> bool {
+        match (&self.rcu, self.watch.ledger.header.rcu_owed()) {
+            (Some(rcu), Some(previous)) => {
+                let text: &[u8] = if previous == 0 { b"0" } else { b"1" };
+                rustix::io::pwrite(rcu, text, 0).is_ok()
             }
+            (_, owed) => owed.is_none(),
         }
     }
 }
 
 impl Watch {
     /// Thaws one filesystem, and returns when it is known not to be frozen by us.
-    fn settle(&self, index: usize) {
-        let (Some(entry), Some(directory)) =
-            (self.ledger.entries.get(index), self.directories.get(index))
-        else {
+    fn settle(&self, index: usize, directory: BorrowedFd<'_>) {
+        let Some(entry) = self.ledger.entries.get(index) else {
             return;
         };
+        let mut has_thawed = false;
         let mut pause = Duration::from_millis(1);
         loop {
-            // Both are read *before* the FITHAW: an EINVAL says "not frozen" only when no FIFREEZE
-            // can follow it (a FIFREEZE that waits for a writer lets FITHAW answer EINVAL, and
-            // freezes seconds later).
+            // Both are read *before* the FITHAW: its answer is final only when no FIFREEZE can
+            // follow. A FIFREEZE that waits for a writer lets FITHAW answer EINVAL, and freezes
+            // seconds later; one that waits for another's freeze lets it undo that one first.
             let freezer_is_gone = self.freezer_is_gone.load(Ordering::SeqCst);
             let state = entry.state();
             if !state.may_be_frozen() {
+                if has_thawed {
+                    // Our FIFREEZE was refused meanwhile; the ledger keeps what we undid.
+                    entry.thawed(Thawer::Watchdog, clock::monotonic());
+                }
                 return;
             }
+            let is_final = freezer_is_gone || state == FreezeState::Frozen;
             entry.thawing(clock::monotonic());
-            match self.kernel.thaw(directory.as_fd()) {
+            match self.kernel.thaw(directory) {
                 Ok(()) => {
-                    entry.thawed(Thawer::Watchdog, clock::monotonic());
-                    return;
-                }
-                Err(Errno::INVAL) if state == FreezeState::Frozen => {
-                    entry.find_thawed(clock::monotonic());
-                    return;
-                }
-                Err(Errno::INVAL) if freezer_is_gone => {
-                    entry.never_frozen();
-                    return;
+                    has_thawed = true;
+                    pause = Duration::from_millis(1);
                 }
                 Err(Errno::INVAL) => pause = (pause * 2).min(ASK_AGAIN_MAX),
                 Err(errno) => {
                     entry.thaw_failed(errno.raw_os_error().unsigned_abs());
                     pause = (pause * 2).min(TRY_AGAIN_MAX);
+                    std::thread::sleep(pause);
+                    continue;
                 }
+            }
+            if is_final {
+                match state {
+                    _ if has_thawed => entry.thawed(Thawer::Watchdog, clock::monotonic()),
+                    FreezeState::Frozen => entry.find_thawed(clock::monotonic()),
+                    _ => entry.never_frozen(),
+                }
+                return;
             }
             std::thread::sleep(pause);
         }

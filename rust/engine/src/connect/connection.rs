@@ -42,11 +42,9 @@ pub struct RawAnswer {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SendFailure {
-    /// Nothing of the request was written; here it is back.
+    /// Nothing of the request was written.
     #[error("the request was not sent: {cause}")]
     NotSent {
-        /// The request, to be sent on another connection.
-        request: Box<PreparedRequest>,
         /// What happened to the connection.
         cause: String,
     },
@@ -116,10 +114,7 @@ impl Connection {
                 Err(_) => Some("the connection was busy".to_owned()),
             };
             if let Some(cause) = cause {
-                return Err(SendFailure::NotSent {
-                    request: Box::new(request),
-                    cause,
-                });
+                return Err(SendFailure::NotSent { cause });
             }
         }
         let response = match timeout_at(call_by, self.sender.try_send_request(request.0)).await {
@@ -128,10 +123,7 @@ impl Connection {
                 let cause = chain_text(failure.error());
                 // hyper gives the request back if and only if it has not begun to write it.
                 return Err(match failure.take_message() {
-                    Some(request) => SendFailure::NotSent {
-                        request: Box::new(PreparedRequest(request)),
-                        cause,
-                    },
+                    Some(_) => SendFailure::NotSent { cause },
                     None if failure.error().is_parse() => SendFailure::BadAnswer { cause },
                     None => SendFailure::Lost { cause },
                 });
