@@ -12,8 +12,10 @@ import glob
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,8 +230,9 @@ def main() -> int:
 
 def heading(title: str, text: str) -> None:
     """Prints a heading and what the reader is about to see."""
-    lines = "\n".join(line.strip() for line in text.strip().splitlines())
-    print(f"\n=== {title} ===\n{lines}\n", flush=True)
+    width = min(shutil.get_terminal_size((90, 24)).columns, 90)
+    paragraph = textwrap.fill(" ".join(text.split()), width)
+    print(f"\n=== {title} ===\n{paragraph}\n", flush=True)
 
 
 def run_shown(arguments: list[str], given: str = "") -> int:

@@ -131,5 +131,7 @@ def test_interrupted_demo_leaves_nothing(demo: RunningDemo, number: signal.Signa
     demo.read_until(moment)
     demo.signal_as_terminal(number)
     assert demo.wait() == 128 + number, demo.output.decode()
-    assert b"Traceback" not in demo.output
+    # No traceback of the demo; Python's own, where the command was interrupted while it was being loaded, is
+    # not the demo's.
+    assert b"tests/demo" not in demo.output
     assert demo.left_over() == []
