@@ -63,9 +63,7 @@ def test_what_somebody_else_froze_before_is_left_alone_and_nothing_is_sent(machi
 def test_what_somebody_else_froze_before_is_not_thawed_by_the_watchdog_either(machine: Machine) -> None:
     theirs, ours = machine.mount_points
     with freezing.frozen(theirs):
-        finished = take_snapshot(
-            [theirs], [machine.server.uri("disk")], "--sync-timeout=0", thaw_timeout=0.3
-        )
+        finished = take_snapshot([theirs], [machine.server.uri("disk")], "--sync-timeout=0", thaw_timeout=0.3)
         time.sleep(0.4)
         assert freezing.is_frozen(theirs)
     assert (finished.status, finished.document["watchdog"]["fired"]) == (1, None)
@@ -175,7 +173,7 @@ def test_watchdog_thaws_what_was_unmounted_in_the_window(
 def left_frozen(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: Callable[..., FaultServer]
 ) -> Iterator[tuple[Path, RescueThaw]]:
-    """A filesystem that a run, which is gone with its watchdog, left frozen; and the rescue, which holds it."""
+    """A filesystem that a run, which is gone with its watchdog, left frozen; and the rescue for it."""
     filesystem = scratch.make_on_loop("left")
     armed = rescue([filesystem.mount_point])
     server = fault_server()

@@ -26,7 +26,9 @@ EXAMPLE_TIMEOUT_MS = 1000.0
 def faulty_run() -> Path:
     """The example program that puts a fault into a real run; built as `make test` builds it."""
     flags = ["--workspace", "--exclude", "vmsnapshot-native", "--release", "--locked"]
-    subprocess.run(["cargo", "build", "--quiet", "--examples", *flags], cwd=REPOSITORY, check=True, timeout=300)
+    subprocess.run(
+        ["cargo", "build", "--quiet", "--examples", *flags], cwd=REPOSITORY, check=True, timeout=300
+    )
     target = Path(os.environ.get("CARGO_TARGET_DIR", "target"))
     return (REPOSITORY / target / "release/examples/faulty_run").resolve()
 

@@ -191,7 +191,7 @@ def test_patterns_choose_by_mount_point_glob_type_and_device(scratch: ScratchFil
     assert chosen(f"--include={second.device}") == {"disk1"}
     assert chosen(f"--include={everything}", "--exclude=type=xfs") == {"disk0", "disk2"}
     assert chosen(f"--include={everything}", f"--exclude=device={third.device}") == {"disk0", "disk1"}
-    number = os.stat(first.mount_point).st_dev
+    number = first.mount_point.stat().st_dev
     assert chosen(f"--include={os.major(number)}:{os.minor(number)}") == {"disk0"}
     unmatched = run_command("plan", f"--include={everything}", "--exclude=/no/such/*")
     assert (unmatched.status, "/no/such/*" in unmatched.errors) == (0, True)
@@ -308,7 +308,7 @@ def test_a_mount_point_that_is_not_utf8_goes_all_the_way(
 def test_more_filesystems_than_go_into_one_message_are_frozen_and_thawed(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> None:
-    # 128 descriptors go with one frame. One image is made and copied; ext4 takes copies of itself side by side.
+    # 128 descriptors go with one frame. One image is made and copied: ext4 minds no copies of itself.
     count = 132
     template = scratch.directory / "template.img"
     with template.open("xb") as file:

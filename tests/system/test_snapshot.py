@@ -244,7 +244,9 @@ def test_the_report_has_every_documented_key_and_no_other(
         for part in parts:
             assert_keys(part, keys)
     readme = (REPOSITORY / "README.md").read_text()
-    documented = set(re.findall(r"`(\w+)`", readme.partition("### The report")[2].partition("### The plan")[0]))
+    documented = set(
+        re.findall(r"`(\w+)`", readme.partition("### The report")[2].partition("### The plan")[0])
+    )
     assert {*REPORT_KEYS, *(key for keys in PART_KEYS.values() for key in keys)} <= documented
 
 
