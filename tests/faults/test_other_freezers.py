@@ -173,7 +173,7 @@ def test_watchdog_thaws_what_was_unmounted_in_the_window(
 def left_frozen(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: Callable[..., FaultServer]
 ) -> Iterator[tuple[Path, RescueThaw]]:
-    """A filesystem that a run, gone with its watchdog, left frozen; and the rescue, which holds it."""
+    """A filesystem that a run, which is gone with its watchdog, left frozen; and the rescue for it."""
     filesystem = scratch.make_on_loop("left")
     armed = rescue([filesystem.mount_point])
     server = fault_server()

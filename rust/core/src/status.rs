@@ -46,7 +46,7 @@ pub struct RunStatus {
     pub watchdog_alive: bool,
     /// Why the watchdog thawed, if it did: `parent-gone`, `deadline` or `told`.
     pub fired: Option<String>,
-    /// Whether nothing of it can be frozen any more.
+    /// Whether it is over: its watchdog is gone, and nothing of it can be frozen any more.
     pub finished: bool,
     /// Its filesystems.
     pub filesystems: Vec<RunFilesystem>,

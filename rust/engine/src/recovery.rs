@@ -308,7 +308,7 @@ fn run_status(ledger: &LedgerFile) -> RunStatus {
         watchdog_pid: header.watchdog().pid,
         watchdog_alive: process::is_alive(header.watchdog()),
         fired: header.fired().map(|reason| reason.name().to_owned()),
-        finished: !ledger.may_be_frozen(),
+        finished: !ledger.may_be_frozen() && !process::is_alive(header.watchdog()),
         filesystems: ledger
             .entries
             .iter()

@@ -181,6 +181,10 @@ pub fn prepare_on(
         &levels,
     )
     .map_err(|cause| resources("start a freeze thread", cause))?;
+    // When all went quickly nobody has asked yet, and a session is not what the caller waits for.
+    if observer.is_interrupted() {
+        return Err(PrepareError::Interrupted);
+    }
     Ok(Session {
         run_id,
         plan: plan.clone(),

@@ -1,0 +1,1 @@
+"""The compiled module and the layering, without root and without freezing anything."""
