@@ -7,11 +7,10 @@ whatever happens to standard output, to the report's disk or by Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any, Callable, NamedTuple
 
@@ -19,7 +18,7 @@ from vmsnapshot import _native, recovery
 from vmsnapshot.arguments import parse_arguments, parse_metadata, wants_json
 from vmsnapshot.blob_list import read_blob_list
 from vmsnapshot.errors import ArgumentsError, PlanError, PrepareError, ThawError, VmsnapshotError
-from vmsnapshot.progress import Progress
+from vmsnapshot.progress import FREEZING, Progress
 from vmsnapshot.proxy import proxy_from_environment
 from vmsnapshot.readable import plan_text, report_text, status_text, thaw_text
 from vmsnapshot.report_file import ReportFile
@@ -108,15 +107,16 @@ def _snapshot(parsed: argparse.Namespace) -> int:
     report_file = ReportFile(parsed.report) if parsed.report is not None else None
     finished: _Finished | None = None
     try:
-        session = _prepare(parsed)
-        with _interruptions_held() as interruptions, session:
+        interruptions = _Interruptions()
+        session = _prepare(parsed, interruptions)
+        with interruptions, session:
             report = _run(session)
             # Before the hold ends, so that no Ctrl-C comes between the run and its report.
             document = _pretty(report.to_json())
             status = _exit_status_of(report)
             if report_file is not None:
                 status = _keep(report_file, document, report, status)
-            finished = _Finished(report, document, status, interruptions)
+            finished = _Finished(report, document, status, interruptions.noted)
     except VmsnapshotError as error:
         if report_file is not None:
             _keep_error(report_file, error)
@@ -166,7 +166,7 @@ def _print_finished(finished: _Finished, *, as_json: bool) -> int:
         return finished.status
 
 
-def _prepare(parsed: argparse.Namespace) -> _native.Session:
+def _prepare(parsed: argparse.Namespace, interruptions: _Interruptions) -> _native.Session:
     metadata = parse_metadata(parsed.metadata)
     if parsed.blobs_from is not None:
         blobs = read_blob_list(parsed.blobs_from)
@@ -181,6 +181,12 @@ def _prepare(parsed: argparse.Namespace) -> _native.Session:
     plan = _native.plan(include=parsed.mount, exclude=parsed.exclude)
     _warn_of_unmatched(plan)
     progress = Progress()
+
+    def on_phase(sentence: str) -> None:
+        progress(sentence)
+        if sentence == FREEZING:
+            interruptions.hold()
+
     try:
         return _native.prepare(
             plan,
@@ -192,7 +198,7 @@ def _prepare(parsed: argparse.Namespace) -> _native.Session:
             ca_file=parsed.ca_file,
             proxy=proxy,
             expedite_rcu=parsed.expedite_rcu,
-            progress=progress,
+            progress=on_phase,
         )
     finally:
         progress.close()
@@ -201,7 +207,8 @@ def _prepare(parsed: argparse.Namespace) -> _native.Session:
 def _run(session: _native.Session) -> _native.Report:
     try:
         return session.run()
-    except VmsnapshotError:
+    except (VmsnapshotError, KeyboardInterrupt):
+        # Both come before the window only: in it, signals are noted.
         raise
     except BaseException as error:
         # The engine promises a report once it froze anything. Should that be broken, the worst has to be
@@ -213,29 +220,39 @@ def _run(session: _native.Session) -> _native.Report:
         ) from error
 
 
-@contextlib.contextmanager
-def _interruptions_held() -> Iterator[list[str]]:
-    """Notes signals that ask for an end instead of obeying them; prints nothing, for the window's sake."""
-    noted: list[str] = []
+class _Interruptions:
+    """While entered, takes the signals that ask for an end: obeys them until `hold`, and then notes them.
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        noted.append(signal.Signals(number).name)
+    A run that has begun to freeze ends by itself, and its report must get out.
+    """
 
-    if threading.current_thread() is not threading.main_thread():
-        # Signals are handled in the main thread only, so none is raised here.
-        yield noted
-        return
-    before: dict[int, Any] = {}
-    try:
-        number: int
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # One that is ignored (nohup) stays so; None is a handler that Python could not put back.
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                before[number] = signal.signal(number, note)
-        yield noted
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+        self._is_holding = False
+        self._before: dict[int, Any] = {}
+
+    def hold(self) -> None:
+        """From here on nothing is obeyed; prints nothing, for the window's sake."""
+        self._is_holding = True
+
+    def __enter__(self) -> _Interruptions:
+        # Signals are handled in the main thread only, so none is raised in another.
+        if threading.current_thread() is threading.main_thread():
+            number: int
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                # One that is ignored (nohup) stays so; None is a handler that Python could not put back.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        if not self._is_holding:
+            raise KeyboardInterrupt
+        self.noted.append(signal.Signals(number).name)
 
 
 def _keep(report_file: ReportFile, document: str, report: _native.Report, status: int) -> int:

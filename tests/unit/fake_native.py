@@ -203,6 +203,9 @@ class Session:
 
     def run(self) -> Report:
         self._native.calls.append("run")
+        if self._native.on_sync is not None:
+            self._native.on_sync()
+        self._native.prepare_arguments["progress"]("freezing")
         if self._native.on_run is not None:
             self._native.on_run()
         return self._native.report
@@ -245,6 +248,8 @@ class FakeNative(types.ModuleType):
         self.status_error: Exception | None = None
         self.thaw_error: Exception | None = None
         self.on_prepare: Callable[[Callable[[str], None]], None] | None = None
+        # Called where the engine writes out dirty data, and where it has the window.
+        self.on_sync: Callable[[], None] | None = None
         self.on_run: Callable[[], None] | None = None
 
     def plan(self, *, include: Any = (), exclude: Any = ()) -> Plan:

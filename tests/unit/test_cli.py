@@ -238,7 +238,7 @@ def test_snapshot_passes_every_option_on(command: Command, native: FakeNative) -
     assert native.prepare_blobs == [sas_uri(0), sas_uri(1), sas_uri(2)]
     assert native.plan_arguments == {"include": ["/data*", "xfs"], "exclude": ["/data2"]}
     options = dict(native.prepare_arguments)
-    assert isinstance(options.pop("progress"), progress.Progress)
+    assert callable(options.pop("progress"))
     assert options == {
         "metadata": {"job": "nightly", "note": "a=b c"},
         "thaw_timeout": 2.5,
@@ -454,6 +454,20 @@ def test_interrupt_before_the_window_exits_130_and_says_that_nothing_was_frozen(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signal_while_dirty_data_is_written_ends_the_run_before_the_window(
+    command: Command, native: FakeNative, blob_list: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    path = tmp_path / "report"
+    before = signal.getsignal(number)
+    native.on_sync = lambda: os.kill(os.getpid(), number)
+    native.on_run = lambda: pytest.fail("the window was opened")
+    assert command("snapshot", "--blobs-from", blob_list, "--report", str(path)) == 130
+    assert "nothing was frozen" in command.err
+    assert json.loads(path.read_text())["error"]["code"] == "interrupted"
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_during_the_run_leaves_report_and_exit_status_whole(
     command: Command, native: FakeNative, blob_list: str, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -491,7 +505,7 @@ def test_phase_is_named_when_it_lasts(
     monkeypatch.setattr(progress, "say", say_and_tell)
     native.on_prepare = last
     assert command("snapshot", "--blobs-from", blob_list) == 0
-    assert command.err == "vmsnapshot: connecting to 2 blobs\n"
+    assert command.err == "vmsnapshot: connecting to 2 blobs\nvmsnapshot: freezing\n"
 
 
 def test_short_phases_leave_no_trace_in_a_pipe(command: Command, native: FakeNative, blob_list: str) -> None:
@@ -506,7 +520,7 @@ def test_every_phase_is_named_on_a_terminal(
     monkeypatch.setattr(progress, "is_terminal", lambda _name: True)
     native.on_prepare = lambda tell: tell("connecting to 2 blobs")
     assert command("snapshot", "--blobs-from", blob_list) == 0
-    assert command.err == "vmsnapshot: connecting to 2 blobs\n"
+    assert command.err == "vmsnapshot: connecting to 2 blobs\nvmsnapshot: freezing\n"
 
 
 def test_nothing_of_the_progress_is_running_in_the_window(
