@@ -55,7 +55,7 @@ NOT_THE_ARGUMENTS_CODES = frozenset(
     }
 )
 
-# A run before this one left something frozen: this one has frozen nothing, but 1 would say that all is thawed.
+# An earlier run left something frozen. This one has frozen nothing, but 1 would say that all is thawed.
 LEFT_FROZEN_CODE = "left-frozen"
 
 

@@ -274,7 +274,7 @@ def assert_watchdog_thawed_all(run_id: str, reason: str) -> None:
 
 
 def start_program(machine: Machine, program: str) -> subprocess.Popen[bytes]:
-    """Runs ``program`` with ``prepare()``, which prepares a run, and ``told(session)``, which tells its watchdog."""
+    """Runs ``program``, which may call ``prepare()``, and ``told(session)`` to print the watchdog's id."""
     machine.server.script("disk", NeverAnswers())
     prologue = f"""
 import os, signal, sys, textwrap, vmsnapshot
