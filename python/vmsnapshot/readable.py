@@ -339,7 +339,7 @@ def _run_row(run: Run) -> list[Cell | str]:
         state = Cell("ended early", Tone.BAD)
     return [
         run["run_id"],
-        run["started_at"],
+        run["started_at"] or "-",
         f"{run['pid']} {'alive' if run['alive'] else 'gone'}",
         f"{run['watchdog_pid']} {'alive' if run['watchdog_alive'] else 'gone'}",
         run["fired"] or "-",
