@@ -36,7 +36,8 @@ class Run(TypedDict):
     """One run that has left its state in ``/run/vmsnapshot``."""
 
     run_id: str
-    started_at: str
+    started_at: str | None
+    """When its window began; none if it has not."""
     pid: int
     alive: bool
     watchdog_pid: int
