@@ -91,11 +91,11 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="3 repetitions instead of 9, and only N = 1 and 16")
+    parser.add_argument("--quick", action="store_true", help="3 repetitions, not 9, and only N = 1 and 16")
     parser.add_argument("--only", action="append", choices=BENCHES, metavar="NAME", help=", ".join(BENCHES))
     parser.add_argument("--count", type=int, action="append", metavar="N", help="filesystems and blobs")
     parser.add_argument("--repetitions", type=int, metavar="N", help="of every measurement")
-    parser.add_argument("--device", choices=("zram", "loop"), default="zram", help="below the ext4 filesystems")
+    parser.add_argument("--device", choices=("zram", "loop"), default="zram", help="what ext4 is on")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every repetition here")
     options = parser.parse_args()
     options.count = sorted(set(options.count or ((1, 16) if options.quick else COUNTS)))
@@ -103,7 +103,8 @@ def _options() -> argparse.Namespace:
 
 
 def _machine() -> str:
-    return f"{platform.system()} {platform.release()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    kernel, python = platform.release(), platform.python_version()
+    return f"{platform.system()} {kernel}, {os.cpu_count()} cores, Python {python}"
 
 
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (the signal module's signature)

@@ -16,7 +16,7 @@ import time
 from collections import deque
 
 ANSWER = (
-    b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\nETag: \"0x8D1\"\r\n"
+    b'HTTP/1.1 201 Created\r\nContent-Length: 0\r\nETag: "0x8D1"\r\n'
     b"Last-Modified: Sun, 22 Nov 2026 10:26:21 GMT\r\nDate: Sun, 22 Nov 2026 10:26:21 GMT\r\n"
     b"x-ms-version: 2018-03-28\r\nx-ms-request-id: 00000000-0000-0000-0000-000000000000\r\n"
     b"x-ms-snapshot: 2026-11-22T10:26:21.8190000Z\r\n\r\n"

@@ -1,4 +1,4 @@
-"""The three blob services of the benchmark: Azurite over HTTP and over HTTPS, and one that serves in parallel."""
+"""The blob services of the benchmark: Azurite over HTTP and HTTPS, and one that serves in parallel."""
 
 from __future__ import annotations
 

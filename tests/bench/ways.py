@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import vmsnapshot
 from azure.storage.blob import BlobClient
+
+import vmsnapshot
 from tests.support import processes
 from tests.support.filesystems import REPOSITORY
 from tests.support.mounts import assert_not_root
@@ -143,7 +144,7 @@ def ours(target: Target) -> Window:
 
 
 def today(target: Target) -> Window:
-    """Takes the snapshots as scripts do: fsfreeze one after another, the SDK in a thread pool, fsfreeze back."""
+    """Takes the snapshots as scripts do: fsfreeze one after another, the SDK in a thread pool, and back."""
     clients = [
         BlobClient.from_blob_url(uri, connection_verify=str(target.ca_file) if target.ca_file else True)
         for uri in target.uris
@@ -188,7 +189,9 @@ class Floor:
     def __init__(self, target: Target) -> None:
         lines = [f"mount {path}" for path in target.mount_points] + [f"blob {uri}" for uri in target.uris]
         lines += [f"ca {target.ca_file}"] if target.ca_file else []
-        self._process = subprocess.Popen([self.PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [self.PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self._tell("\n".join([*lines, "go"]))
 
     def repeat(self) -> dict[str, float]:
