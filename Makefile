@@ -23,6 +23,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CARGO_TEST_FLAGS := --workspace --exclude vmsnapshot-native --release --locked
 # Filled in by people: make test PYTEST_FLAGS="-k rescue"
 PYTEST_FLAGS ?=
+# make bench BENCH_FLAGS="--quick --json bench.json"
+BENCH_FLAGS ?=
 
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 PACKAGES_STAMP := $(VENV)/.python-packages
@@ -51,7 +53,8 @@ check: $(PACKAGES_STAMP) ## formatting, lints and types, of the code and of the 
 	$(PYTHON) -m mypy
 
 bench: build system-packages-test $(AZURITE_STAMP) ## the benchmarks, with their baselines (root)
-	$(PYTHON) -m tests.bench
+	cargo build $(CARGO_TEST_FLAGS) --example floor
+	$(PYTHON) -m tests.bench $(BENCH_FLAGS)
 
 clean: ## remove everything that was built or installed here
 	rm -rf $(VENV) target dist $(AZURITE)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -163,6 +163,10 @@ impl Shared {
     fn serve(&self, index: usize, level: u32, level_count: u32) {
         // A signal that ended the process here would leave the thaw to the watchdog alone.
         let _ = process::block_signals();
+        // Both calls are short and wait more than they work; on a busy machine each would otherwise
+        // queue behind whatever is running. Not the run's own thread: its answers may come from a
+        // server on this machine, which it would keep from answering.
+        let _ = process::run_before_others(process::Urgency::Freezer);
         self.order.wait_until(None, |order| order > level);
         let is_frozen = self.order.value() < THAW && self.freeze(index);
         if !is_frozen {

@@ -71,13 +71,27 @@ pub fn lock_memory() -> Result<(), Errno> {
     mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
 }
 
-/// Runs this process before every ordinary one, so that a busy machine does not delay a thaw.
+/// How urgent a thread is: each before the one above it here, and both before every ordinary one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// A freeze thread of a run.
+    Freezer,
+    /// A watchdog: no fault of the run's can keep it waiting.
+    Watchdog,
+}
+
+/// Runs this thread, and those that it starts, before every ordinary one, so that a busy machine
+/// does not delay a freeze or a thaw.
 ///
 /// # Errors
 /// What the kernel answers: EPERM where real-time scheduling is not given out.
-pub fn run_before_others() -> io::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the pointer is to a live sched_param; 0 names this process.
+pub fn run_before_others(urgency: Urgency) -> io::Result<()> {
+    let sched_priority = match urgency {
+        Urgency::Freezer => 1,
+        Urgency::Watchdog => 2,
+    };
+    let parameters = libc::sched_param { sched_priority };
+    // SAFETY: the pointer is to a live sched_param; 0 names this thread.
     match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -66,7 +66,7 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
     let own_control_group = control_group::enter();
     // None of these three is a condition of thawing; each makes it surer on a machine in trouble.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
-    let _ = process::run_before_others();
+    let _ = process::run_before_others(process::Urgency::Watchdog);
     let _ = process::lock_memory();
     for (index, directory) in introduction.directories.into_iter().enumerate() {
         let watch = Arc::clone(&watch);

@@ -1,0 +1,229 @@
+"""The three ways to take the snapshots that are compared: ours, the one of today, and the floor.
+
+Each has everything made that a fair person would make beforehand, and does one repetition when told to.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from azure.storage.blob import BlobClient
+
+import vmsnapshot
+from tests.support import processes
+from tests.support.filesystems import REPOSITORY
+from tests.support.mounts import assert_not_root
+from tests.support.rescue import RescueThaw
+
+# After a thaw the kernel's gates stay in their slow state for some 10 ms; a freeze then costs nearly nothing.
+PAUSE_SECONDS = 0.06
+RESCUE_SECONDS = 20.0
+ANOTHER_RUN_LIMIT_SECONDS = 60.0
+
+
+class NotThawedError(Exception):
+    """Something was still frozen when it should not have been: the one thing that fails a benchmark."""
+
+
+class UnusableError(Exception):
+    """A repetition did not do what was to be measured."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one repetition freezes and snapshots."""
+
+    mount_points: Sequence[Path]
+    uris: Sequence[str]
+    ca_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """One repetition: how long the window was, when it was (CLOCK_MONOTONIC), and its parts."""
+
+    length_ms: float
+    began_ns: int
+    ended_ns: int
+    run_began_ns: int
+    parts_ms: dict[str, float]
+
+
+class Guard:
+    """Pauses, arms a rescue thaw, and says whether it was needed; around every repetition."""
+
+    def __init__(self, mount_points: Sequence[Path]) -> None:
+        for mount_point in mount_points:
+            assert_not_root(mount_point)
+        self._rescue = RescueThaw(mount_points, RESCUE_SECONDS)
+        time.sleep(PAUSE_SECONDS)
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        thawed = self._rescue.cancel()
+        if thawed:
+            raise NotThawedError(f"the rescue had to thaw {', '.join(map(str, thawed))}")
+
+
+def monotonic_ns(utc: str) -> int:
+    """Converts an instant of a report or of the status, to the microsecond, to CLOCK_MONOTONIC."""
+    instant = datetime.datetime.strptime(utc, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=datetime.timezone.utc)
+    since_1970 = instant - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+    return since_1970 // datetime.timedelta(microseconds=1) * 1000 - (time.time_ns() - time.monotonic_ns())
+
+
+def prepare(target: Target, *, thaw_timeout: float = 10.0) -> vmsnapshot.Session:
+    """Prepares a run of ours on exactly the target's filesystems."""
+    plan = vmsnapshot.plan(include=[str(path) for path in target.mount_points])
+    if len(plan.filesystems) != len(target.mount_points):
+        raise UnusableError(f"{len(plan.filesystems)} of {len(target.mount_points)} filesystems planned")
+    until = time.monotonic() + ANOTHER_RUN_LIMIT_SECONDS
+    while True:
+        try:
+            return vmsnapshot.prepare(
+                plan,
+                list(target.uris),
+                thaw_timeout=thaw_timeout,
+                ca_file=str(target.ca_file) if target.ca_file else None,
+            )
+        except vmsnapshot.PrepareError as error:
+            # One run at a time on a machine; somebody else's may be under way, or about to be cleared up.
+            if error.code not in ("another-run", "left-frozen") or time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
+def ours(target: Target) -> Window:
+    """Takes the snapshots with `vmsnapshot`."""
+    with Guard(target.mount_points):
+        run_began_ns = time.monotonic_ns()
+        session = prepare(target)
+        time.sleep(PAUSE_SECONDS)
+        report = session.run()
+    if not report.all_thawed:
+        raise NotThawedError("vmsnapshot left something frozen")
+    if not report.consistent or report.window_ms is None:
+        raise UnusableError(f"the run was not consistent: {report.why}")
+    moments: dict[str, list[float]] = {}
+    for event in report.timeline:
+        moments.setdefault(event.event, []).append(event.at_ms)
+    began, ended = min(moments["freeze called"]), max(moments["thawed"])
+    frozen, thawing = max(moments["freeze returned"]), min(moments["thaw called"])
+    sent = min(moments.get("request sent", [frozen]))
+    answered = max(moments.get("request ended", [frozen]))
+    started_ns = monotonic_ns(report.started_at)
+    return Window(
+        length_ms=report.window_ms,
+        began_ns=started_ns + int(began * 1e6),
+        ended_ns=started_ns + int(ended * 1e6),
+        run_began_ns=run_began_ns,
+        parts_ms={
+            "freeze": frozen - began,
+            "to call": sent - frozen,
+            "calls": answered - sent,
+            "to thaw": thawing - answered,
+            "thaw": ended - thawing,
+        },
+    )
+
+
+def today(target: Target) -> Window:
+    """Takes the snapshots as scripts do: fsfreeze one after another, the SDK in a thread pool, and back."""
+    clients = [
+        BlobClient.from_blob_url(uri, connection_verify=str(target.ca_file) if target.ca_file else True)
+        for uri in target.uris
+    ]
+    with Guard(target.mount_points), ThreadPoolExecutor(max_workers=max(1, len(clients))) as pool:
+        # The pool's threads exist before the window.
+        list(pool.map(time.sleep, [0.01] * len(clients)))
+        began_ns = time.monotonic_ns()
+        frozen: list[Path] = []
+        try:
+            for mount_point in target.mount_points:
+                processes.run_bounded(["fsfreeze", "-f", mount_point])
+                frozen.append(mount_point)
+            frozen_ns = time.monotonic_ns()
+            for call in [pool.submit(client.create_snapshot) for client in clients]:
+                call.result(timeout=RESCUE_SECONDS / 2)
+            called_ns = time.monotonic_ns()
+        finally:
+            for mount_point in frozen:
+                processes.run_bounded(["fsfreeze", "-u", mount_point])
+        ended_ns = time.monotonic_ns()
+    for client in clients:
+        client.close()
+    return Window(
+        length_ms=(ended_ns - began_ns) / 1e6,
+        began_ns=began_ns,
+        ended_ns=ended_ns,
+        run_began_ns=began_ns,
+        parts_ms={
+            "freeze": (frozen_ns - began_ns) / 1e6,
+            "calls": (called_ns - frozen_ns) / 1e6,
+            "thaw": (ended_ns - called_ns) / 1e6,
+        },
+    )
+
+
+class Floor:
+    """The program of ``rust/engine/examples/floor.rs``: bare calls with nothing frozen, and bare ioctls."""
+
+    PROGRAM = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")) / "release/examples/floor"
+
+    def __init__(self, target: Target) -> None:
+        lines = [f"mount {path}" for path in target.mount_points] + [f"blob {uri}" for uri in target.uris]
+        lines += [f"ca {target.ca_file}"] if target.ca_file else []
+        self._process = subprocess.Popen(
+            [self.PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._tell("\n".join([*lines, "go"]))
+
+    def repeat(self) -> dict[str, float]:
+        """Does it once; how long the calls, the freezing and the thawing took."""
+        time.sleep(PAUSE_SECONDS)
+        self._tell("repeat")
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise UnusableError("the floor ended early")
+        parts: dict[str, float] = json.loads(answer)
+        return parts
+
+    def _tell(self, text: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(text + "\n")
+        self._process.stdin.flush()
+
+    def __enter__(self) -> Floor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            # Its rescue, should it have to thaw, keeps asking for ten seconds.
+            self._process.wait(timeout=15.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(timeout=5.0)
