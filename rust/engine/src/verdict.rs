@@ -358,7 +358,7 @@ fn freeze_doubt(facts: &Facts<'_>, filesystems: &[FilesystemOutcome]) -> Option<
             Some("the watchdog was lost, so the window was ended early".to_owned())
         }
         Some(record) if !record.froze_all => {
-            Some("not everything was frozen by the deadline".to_owned())
+            Some("the freeze broke off before everything was frozen".to_owned())
         }
         Some(_)
             if !filesystems
