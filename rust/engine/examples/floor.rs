@@ -277,11 +277,11 @@ impl Ioctls {
 
     /// How long freezing took, and thawing: from the first call to the last return.
     fn freeze_and_thaw(&self) -> Result<(Duration, Duration)> {
-        let before = std::fs::read(EXPEDITED)?;
+        wait_until_off()?;
         std::fs::write(EXPEDITED, "1")?;
         let freeze = self.all_do_next();
         let thaw = self.all_do_next();
-        std::fs::write(EXPEDITED, before)?;
+        std::fs::write(EXPEDITED, "0")?;
         Ok((freeze?, thaw?))
     }
 
@@ -352,6 +352,19 @@ fn open_all(mount_points: &[PathBuf]) -> Result<Vec<OwnedFd>> {
     Ok(directories)
 }
 
+/// Waits until grace periods are ordinary ones. Another program's window may be open: to read its 1
+/// and put that back later would leave the setting on for good.
+fn wait_until_off() -> Result<()> {
+    let until = Instant::now() + LIMIT;
+    while !std::fs::read(EXPEDITED)?.starts_with(b"0") {
+        if Instant::now() >= until {
+            return Err(format!("`{EXPEDITED}` is on, and stays on").into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
 /// Our end of the process that thaws when this one cannot.
 struct Rescuer {
     process: Child,
@@ -417,7 +430,6 @@ fn rescue() -> Result<()> {
         }
     }
     let directories = open_all(&mount_points)?;
-    let rcu = std::fs::read(EXPEDITED)?;
     io::stdout().write_all(b"r")?;
     io::stdout().flush()?;
     let mut armed_until: Option<Instant> = None;
@@ -440,7 +452,7 @@ fn rescue() -> Result<()> {
             None => break,
         }
     }
-    std::fs::write(EXPEDITED, rcu)?;
+    std::fs::write(EXPEDITED, "0")?;
     // A thread each, because a FITHAW can hang; again and again, because a FIFREEZE may be running.
     let threads: Vec<_> = directories
         .into_iter()
