@@ -156,7 +156,7 @@ def test_a_thaw_timeout_that_is_none_is_refused(
 def test_a_thaw_timeout_below_what_the_kernel_can_keep_is_refused(
     disk: ScratchFilesystem, server: FaultServer
 ) -> None:
-    assert refuse(disk, server, "--thaw-timeout=0.001").error_code == "bad-thaw-timeout"
+    assert refuse(disk, server, "--thaw-timeout=0.001").error_code == "timeout-out-of-range"
 
 
 @pytest.mark.parametrize("metadata", ["a-b=1", "1a=1", "=1", "novalue", "a=\u00e9"])

@@ -349,7 +349,10 @@ impl<'a> Vigil<'a> {
         if self.watch.fired.value() == 1 {
             return;
         }
-        self.watch.ledger.header.fire(reason);
+        // A run that never began is only over; there is no reason why it was ended.
+        if self.is_armed || self.watch.ledger.may_be_frozen() {
+            self.watch.ledger.header.fire(reason);
+        }
         self.watch.ledger.revoke_planned();
         self.watch.fired.set(1);
         // It stays owed: a run that is stopped just before it switches it on does so when continued.
