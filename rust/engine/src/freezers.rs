@@ -23,6 +23,8 @@ use vmsnapshot_sys::{clock, process, Errno};
 const STACK_BYTES: usize = 128 * 1024;
 /// The order from which on levels thaw; below it, levels freeze.
 const THAW: u32 = 1 << 30;
+/// The last order: the threads end.
+const OVER: u32 = u32::MAX;
 /// How long a level may thaw before the next one is told to as well. The order of thawing is a
 /// courtesy (an upper FITHAW writes through the lower filesystem, and waits for it by itself), so
 /// one slow disk does not keep the others frozen.
@@ -148,7 +150,7 @@ impl Freezers {
 impl Drop for Freezers {
     fn drop(&mut self) {
         self.shared.ledger.revoke_planned();
-        self.shared.order.set(u32::MAX);
+        self.shared.order.set(OVER);
         if self.shared.ledger.may_be_frozen() {
             return;
         }
@@ -182,6 +184,9 @@ impl Shared {
         if self.thaws_done.add_one() >= self.thaws_awaited.load(Ordering::SeqCst) {
             self.thaws_done.wake_all();
         }
+        // The end of a thread unmaps its stack, on every processor, and so holds up those that have
+        // yet to thaw: not inside the window.
+        self.order.wait_until(None, |order| order == OVER);
     }
 
     /// Freezes one filesystem. False if that failed and the window has to end.

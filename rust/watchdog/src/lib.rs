@@ -78,6 +78,11 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
                 drop(directory);
                 watch.settled.add_one();
                 watch.settled.wake_all();
+                // The end of a thread unmaps its stack, on every processor, and so holds up those
+                // that have yet to thaw. It ends with the process.
+                loop {
+                    std::thread::park();
+                }
             })?;
     }
     watch.ledger.header.set_watchdog(process::own_name());
