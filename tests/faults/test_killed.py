@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import require
 from tests.faults.conftest import THAW_LIMIT_MS, Machine, held_ms, read_rcu
 from tests.support import freezing, processes
 from tests.support.command import (
@@ -309,14 +310,11 @@ def read_line(process: subprocess.Popen[bytes]) -> str:
 def control_group() -> Iterator[Path]:
     """A new group of the cgroup v2 hierarchy, which is removed at the end."""
     hierarchies = [mount.mount_point for mount in read_mounts() if mount.filesystem_type == "cgroup2"]
-    if not hierarchies:
-        pytest.skip("this machine has no cgroup v2 hierarchy")
+    require(bool(hierarchies), "a cgroup v2 hierarchy")
     group = hierarchies[0] / f"vmsnapshot-test-{os.getpid()}"
     group.mkdir()
-    if not (group / "cgroup.kill").exists():
-        group.rmdir()
-        pytest.skip("this kernel has no cgroup.kill")
     try:
+        require((group / "cgroup.kill").exists(), "a kernel with cgroup.kill")
         yield group
     finally:
         until = time.monotonic() + 5.0

@@ -16,6 +16,7 @@ import pytest
 
 import vmsnapshot
 from tests.support.filesystems import REPOSITORY
+from tests.support.processes import run_bounded
 from vmsnapshot import _native, cli
 
 STUB = REPOSITORY / "python/vmsnapshot/_native.pyi"
@@ -209,7 +210,7 @@ def test_the_package_offers_all_that_it_says() -> None:
     assert vmsnapshot.__version__ == _native.version()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to prepare a session")
+@pytest.mark.usefixtures("root")
 def test_a_session_runs_once_and_not_after_it_was_closed(plan: vmsnapshot.Plan) -> None:
     session = vmsnapshot.prepare(plan, thaw_timeout=1.0)
     report = session.run()
@@ -228,7 +229,7 @@ def test_a_session_runs_once_and_not_after_it_was_closed(plan: vmsnapshot.Plan) 
         other.run()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to prepare a session")
+@pytest.mark.usefixtures("root")
 def test_what_progress_raises_ends_the_preparation(plan: vmsnapshot.Plan) -> None:
     def stop(sentence: str) -> None:
         raise ValueError(sentence)
@@ -298,3 +299,42 @@ def test_unsafe_code_is_in_sys_only() -> None:
         if path.relative_to(REPOSITORY).parts[1] != "sys":
             code = [line.partition("//")[0] for line in path.read_text().splitlines()]
             assert not any("unsafe {" in line or "unsafe impl" in line for line in code), path
+
+
+@pytest.mark.usefixtures("root")
+def test_a_forked_child_that_closes_its_copy_of_a_session_leaves_the_run_alone() -> None:
+    program = """
+import os, vmsnapshot
+plan = vmsnapshot.plan(include=[], exclude=["/**"])
+session = vmsnapshot.prepare(plan, thaw_timeout=1.0)
+child = os.fork()
+if child == 0:
+    session.close()
+    try:
+        session.run()
+    except RuntimeError:
+        del session
+        os._exit(7)
+    os._exit(8)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert session.run_id in [run["run_id"] for run in vmsnapshot.status()["runs"]]
+try:
+    vmsnapshot.prepare(plan)
+except vmsnapshot.PrepareError as error:
+    assert error.code == "another-run", error.code
+else:
+    raise AssertionError("a second run was prepared beside the first")
+assert session.run().all_thawed
+"""
+    run_bounded([sys.executable, "-c", program], limit_seconds=30.0)
+
+
+@pytest.mark.usefixtures("root")
+def test_a_process_that_ignores_sigchld_can_start_a_watchdog() -> None:
+    program = """
+import signal, vmsnapshot
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+plan = vmsnapshot.plan(include=[], exclude=["/**"])
+assert vmsnapshot.prepare(plan, thaw_timeout=1.0).run().watchdog.released
+"""
+    run_bounded([sys.executable, "-c", program], limit_seconds=30.0)
