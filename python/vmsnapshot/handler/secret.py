@@ -1,0 +1,60 @@
+"""Texts that must not be printed: every rendering but `expose` hides them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NoReturn
+
+# A query that holds a signature, up to what may end a URI in running text.
+_SAS_QUERY = re.compile(r"\?[^\s\"'<>\\]*?\bsig=[^\s\"'<>\\]*", re.IGNORECASE)
+_SIGNATURE = re.compile(r"(sig(?:=|%3d|%253d))[^&\s\"'<>\\]+", re.IGNORECASE)
+
+
+class Secret:
+    """A text that only `expose` shows. It cannot be formatted, pickled or printed by accident."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def expose(self) -> str:
+        """Returns the text, for the one who sends it."""
+        return self._text
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(...)"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret is not pickled")
+
+
+class SasUri(Secret):
+    """A blob's URI whose query, the signature, is secret; `str` gives it without the query."""
+
+    __slots__ = ()
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text.strip())
+
+    @property
+    def without_query(self) -> str:
+        """The URI as it may be printed and reported."""
+        return self._text.partition("?")[0]
+
+    def __str__(self) -> str:
+        return self.without_query
+
+
+def redacted(text: Any) -> str:
+    """Takes signatures out of a text that may hold a SAS URI: an answer's body, an exception's message."""
+    return _SIGNATURE.sub(r"\1...", _SAS_QUERY.sub("?...", str(text)))
