@@ -55,7 +55,26 @@ class Plan:
     def skipped(self) -> list[SkippedFilesystem]: ...
     @property
     def unmatched_excludes(self) -> list[str]: ...
+    def without_filesystems(self) -> Plan:
+        """The same plan with nothing to freeze: a run of it sends its calls and freezes nothing."""
     def to_json(self) -> str: ...
+
+@final
+class HostCall:
+    """One POST that a run sends inside its window, to a host that takes the snapshots by itself.
+
+    ``uri`` is ``http://HOST[:PORT]/PATH[?QUERY]``; no proxy is ever used. ``headers`` are sent as they are, the
+    case of their names kept; ``Host`` and ``Content-Length`` are the engine's, and not to be among them.
+    ``time_limit`` (seconds, above 0, up to 3600) is how long an answer is waited for; the window may end
+    earlier. Raises ``PrepareError`` (``bad-host-call``, ``bad-time-limit``). Its ``repr`` has no secret.
+    """
+
+    def __new__(
+        cls, uri: str, *, headers: Sequence[tuple[str, str]], body: bytes, time_limit: float = 40.0
+    ) -> HostCall: ...
+    @property
+    def uri(self) -> str:
+        """The URI without its query."""
 
 @final
 class FilesystemOutcome:
@@ -120,6 +139,38 @@ class BlobOutcome:
     def attempts(self) -> int: ...
     @property
     def answer_ms(self) -> float | None: ...
+    @property
+    def body(self) -> str | None:
+        """What the service wrote with a refusal, 4 KiB at most, signatures blotted out; not in the JSON."""
+
+@final
+class HostCallOutcome:
+    """What became of the host call; ``uri`` is without its query.
+
+    ``answered``: the head of an answer came, ``http_status`` says which. ``not-sent``: nothing of it was
+    written. ``unknown``: it was written, in part at least, and no answer came in time (``error_code`` is
+    ``NoAnswer``, ``ConnectionLost`` or ``BadAnswer``): there may be snapshots.
+    """
+
+    @property
+    def uri(self) -> str: ...
+    @property
+    def outcome(self) -> Literal["answered", "not-sent", "unknown"]: ...
+    @property
+    def http_status(self) -> int | None: ...
+    @property
+    def body(self) -> bytes:
+        """The answer's body, 1 MiB at most; it may hold secrets, and is not in the JSON."""
+    @property
+    def body_is_complete(self) -> bool: ...
+    @property
+    def error_code(self) -> str | None: ...
+    @property
+    def message(self) -> str | None: ...
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def answer_ms(self) -> float | None: ...
 
 @final
 class TimelineEvent:
@@ -173,6 +224,29 @@ class Report:
     @property
     def why(self) -> str | None: ...
     @property
+    def freeze_doubt(self) -> str | None:
+        """Why it is not known that everything planned was frozen over all calls; None if it is known."""
+    @property
+    def freeze_doubt_code(
+        self,
+    ) -> (
+        Literal[
+            "not-thawed",  # something is still frozen
+            "freeze-hung",  # a FIFREEZE has not returned
+            "thawed-by-watchdog",
+            "thawed-by-another",
+            "frozen-by-another",  # somebody else had frozen it: FIFREEZE answered EBUSY
+            "freeze-failed",  # FIFREEZE answered another error
+            "freeze-late",  # not everything was frozen in time: by the last moment to call, or before a stop
+            "window-broke-off",  # by a fault of this program
+            "watchdog-fired",
+            "watchdog-lost",
+            "nothing-frozen",  # nothing was planned, or the kernel can freeze nothing of it
+        ]
+        | None
+    ):
+        """The stable name of `freeze_doubt`."""
+    @property
     def all_thawed(self) -> bool: ...
     @property
     def window_ms(self) -> float | None: ...
@@ -184,6 +258,8 @@ class Report:
     def filesystems(self) -> list[FilesystemOutcome]: ...
     @property
     def blobs(self) -> list[BlobOutcome]: ...
+    @property
+    def host_call(self) -> HostCallOutcome | None: ...
     @property
     def watchdog(self) -> WatchdogOutcome: ...
     @property
@@ -212,6 +288,8 @@ def prepare(
     blobs: Sequence[str] = (),
     *,
     metadata: dict[str, str] | None = None,
+    blob_metadata: Sequence[dict[str, str]] = (),
+    host_call: HostCall | None = None,
     thaw_timeout: float = 10.0,
     sync_timeout: float | None = 30.0,
     connect_timeout: float = 10.0,
@@ -222,6 +300,9 @@ def prepare(
 ) -> Session:
     """Does all that can be done before the window; freezes nothing. Raises ``PrepareError``.
 
+    ``metadata`` goes with every snapshot; ``blob_metadata``, if given, is one mapping a blob, which goes with
+    the snapshot of that blob besides. ``host_call`` is sent together with the snapshot requests; a host that
+    cannot be reached is a ``PrepareError`` like that of a blob, and its message names the host call.
     ``progress`` is called with a short sentence at the start of each phase, never inside the window.
     """
 
@@ -230,6 +311,14 @@ def status() -> str:
 
 def thaw() -> str:
     """Thaws what runs that are gone left frozen; the JSON of what was done. Raises ``ThawError``."""
+
+def leave_control_group(name: str) -> bool:
+    """Moves this process into a control group of its own, ``NAME-PID`` at the root, so that ending the group it
+    was started in does not end it: in cgroup v2, and in systemd's v1 hierarchy. False where that cannot be done.
+
+    The group stays when the process ends; the next call with this ``name``, in any process, removes it. Raises
+    ``ValueError`` for a name that is not made of ASCII letters, digits, hyphens and underscores.
+    """
 
 def version() -> str:
     """The version of the compiled engine."""
