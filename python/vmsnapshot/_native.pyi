@@ -63,8 +63,8 @@ class Plan:
 class HostCall:
     """One POST that a run sends inside its window, to a host that takes the snapshots by itself.
 
-    ``uri`` is ``http://HOST[:PORT]/PATH[?QUERY]``; no proxy is ever used. ``headers`` are sent as they are, the
-    case of their names kept; ``Host`` and ``Content-Length`` are the engine's, and not to be among them.
+    ``uri`` is ``http://HOST[:PORT]/PATH[?QUERY]``; no proxy is ever used. ``headers`` are sent as they are,
+    the case of their names kept; ``Host`` and ``Content-Length`` are the engine's, and not to be among them.
     ``time_limit`` (seconds, above 0, up to 3600) is how long an answer is waited for; the window may end
     earlier. Raises ``PrepareError`` (``bad-host-call``, ``bad-time-limit``). Its ``repr`` has no secret.
     """
@@ -313,11 +313,12 @@ def thaw() -> str:
     """Thaws what runs that are gone left frozen; the JSON of what was done. Raises ``ThawError``."""
 
 def leave_control_group(name: str) -> bool:
-    """Moves this process into a control group of its own, ``NAME-PID`` at the root, so that ending the group it
-    was started in does not end it: in cgroup v2, and in systemd's v1 hierarchy. False where that cannot be done.
+    """Moves this process into a control group of its own, so that ending the one it was started in spares it.
 
-    The group stays when the process ends; the next call with this ``name``, in any process, removes it. Raises
-    ``ValueError`` for a name that is not made of ASCII letters, digits, hyphens and underscores.
+    The group is ``NAME-PID`` at the root of cgroup v2, and of systemd's v1 hierarchy. False where there is
+    none, or it cannot be had. It stays when the process ends; the next call with this ``name``, in any
+    process, removes it. Raises ``ValueError`` for a name that is not made of ASCII letters, digits, hyphens
+    and underscores.
     """
 
 def version() -> str:
