@@ -1,0 +1,163 @@
+"""Where the handler lives and which job it is called for: HandlerEnvironment.json and the sequence number.
+
+It only reads. What the settings file holds is the business of ``settings``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+from vmsnapshot.errors import VmsnapshotError
+
+FILE_NAME = "HandlerEnvironment.json"
+
+# The agent rewrites the file in place at each of its starts (open, truncate, write), which takes far less
+# than this second.
+_ATTEMPTS = 6
+_PAUSE_SECONDS = 0.2
+
+# No more digits than a path takes; a sign would be the -1 of old agents, which means "none".
+_SEQUENCE_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+class HandlerEnvironmentError(VmsnapshotError):
+    """HandlerEnvironment.json is missing or cannot be used, so nothing can be reported either."""
+
+
+@dataclass(frozen=True)
+class HandlerEnvironment:
+    """What the agent says about this handler; every path is absolute."""
+
+    name: str
+    """The handler's full name, which statuses repeat."""
+    schema_version: str
+    """The version of the file's form, "1.0"; not that of the extension."""
+    log_folder: Path
+    config_folder: Path
+    status_folder: Path
+    events_folder: Path | None
+    """None where the agent takes no events."""
+    base_directory: Path
+    """The directory of this version of the extension."""
+    lib_directory: Path
+    """The agent's own directory, which holds the certificates."""
+
+    @property
+    def extension_version(self) -> str:
+        """The version of the extension, from its directory's name; empty where that has none."""
+        _, hyphen, version = self.base_directory.name.rpartition("-")
+        return version if hyphen else ""
+
+
+def find_base_directory(environ: Mapping[str, str]) -> Path:
+    """Returns the extension's directory: the current one if it is one, else the one that the agent names."""
+    named = environ.get("AZURE_GUEST_AGENT_EXTENSION_PATH")
+    current = Path.cwd()
+    return Path(named) if named and not (current / FILE_NAME).exists() else current
+
+
+def read_environment(
+    base_directory: Path, *, pause: Callable[[float], None] = time.sleep
+) -> HandlerEnvironment:
+    """Reads HandlerEnvironment.json of an extension's directory.
+
+    Raises:
+        HandlerEnvironmentError: the file is missing, is no JSON, or lacks a name or a folder.
+
+    Blocking: one second at most, while the file does not parse; `pause` does the waiting.
+    """
+    base = base_directory.absolute()
+    file = base / FILE_NAME
+    document = _parsed(file)
+    for _ in range(_ATTEMPTS - 1):
+        if document is not None:
+            break
+        pause(_PAUSE_SECONDS)
+        document = _parsed(file)
+    if document is None:
+        raise HandlerEnvironmentError(f"could not read `{file}`: it is not JSON", code="environment-not-json")
+    if isinstance(document, list) and document:
+        document = document[0]
+    if not isinstance(document, dict) or not isinstance(document.get("handlerEnvironment"), dict):
+        raise HandlerEnvironmentError(
+            f"could not use `{file}`: it describes no handler environment", code="environment-incomplete"
+        )
+    folders = document["handlerEnvironment"]
+    events = folders.get("eventsFolder")
+    return HandlerEnvironment(
+        name=_required(document, "name", file),
+        schema_version=_schema_version(document.get("version")),
+        # A relative folder would mean another place to the worker, whose current directory is `/`.
+        log_folder=base / _required(folders, "logFolder", file),
+        config_folder=base / _required(folders, "configFolder", file),
+        status_folder=base / _required(folders, "statusFolder", file),
+        events_folder=base / events if _is_usable(events) else None,
+        base_directory=base,
+        lib_directory=base.parent,
+    )
+
+
+def sequence_number(environment: HandlerEnvironment, environ: Mapping[str, str]) -> int | None:
+    """Returns the number of the job that this command is about; none if there is none.
+
+    It is ``ConfigSequenceNumber``; where an old agent does not set that, the number of the settings file that
+    was written last, which is the agent's own rule: numbers do not always rise.
+    """
+    given = environ.get("ConfigSequenceNumber", "").strip()
+    if _SEQUENCE_NUMBER.fullmatch(given):
+        return int(given)
+    numbered = [
+        (_modified_ns(file), int(file.stem))
+        for file in environment.config_folder.glob("*.settings")
+        if _SEQUENCE_NUMBER.fullmatch(file.stem)
+    ]
+    return max(numbered)[1] if numbered else None
+
+
+def _parsed(file: Path) -> Any | None:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise HandlerEnvironmentError(
+            f"could not read `{file}`: {(error.strerror or 'it cannot be opened').lower()}",
+            code="environment-unreadable",
+        ) from error
+    try:
+        return json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _modified_ns(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        # It was renamed since it was listed: older than any other.
+        return 0
+
+
+def _required(mapping: Mapping[str, Any], key: str, file: Path) -> str:
+    value = mapping.get(key)
+    if not _is_usable(value):
+        raise HandlerEnvironmentError(
+            f"could not use `{file}`: it has no {key}", code="environment-incomplete"
+        )
+    return str(value)
+
+
+def _is_usable(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+def _schema_version(value: Any) -> str:
+    # The agent writes the number 1.0.
+    if isinstance(value, float) and math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str) and value else "1.0"
