@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
-import threading
 from collections.abc import Sequence
-from types import FrameType
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
 from vmsnapshot import _native, recovery
 from vmsnapshot.arguments import parse_arguments, parse_metadata, wants_json
 from vmsnapshot.blob_list import read_blob_list
 from vmsnapshot.errors import ArgumentsError, PlanError, PrepareError, ThawError, VmsnapshotError
+from vmsnapshot.interruptions import Interruptions
 from vmsnapshot.progress import FREEZING, Progress
 from vmsnapshot.proxy import proxy_from_environment
 from vmsnapshot.readable import plan_text, report_text, status_text, thaw_text
@@ -107,7 +105,7 @@ def _snapshot(parsed: argparse.Namespace) -> int:
     report_file = ReportFile(parsed.report) if parsed.report is not None else None
     finished: _Finished | None = None
     try:
-        interruptions = _Interruptions()
+        interruptions = Interruptions()
         session = _prepare(parsed, interruptions)
         with interruptions, session:
             report = _run(session)
@@ -166,7 +164,7 @@ def _print_finished(finished: _Finished, *, as_json: bool) -> int:
         return finished.status
 
 
-def _prepare(parsed: argparse.Namespace, interruptions: _Interruptions) -> _native.Session:
+def _prepare(parsed: argparse.Namespace, interruptions: Interruptions) -> _native.Session:
     metadata = parse_metadata(parsed.metadata)
     if parsed.blobs_from is not None:
         blobs = read_blob_list(parsed.blobs_from)
@@ -218,41 +216,6 @@ def _run(session: _native.Session) -> _native.Report:
             code="run-lost",
             hint="run `vmsnapshot status`, and `vmsnapshot thaw` if it shows anything",
         ) from error
-
-
-class _Interruptions:
-    """While entered, takes the signals that ask for an end: obeys them until `hold`, and then notes them.
-
-    A run that has begun to freeze ends by itself, and its report must get out.
-    """
-
-    def __init__(self) -> None:
-        self.noted: list[str] = []
-        self._is_holding = False
-        self._before: dict[int, Any] = {}
-
-    def hold(self) -> None:
-        """From here on nothing is obeyed; prints nothing, for the window's sake."""
-        self._is_holding = True
-
-    def __enter__(self) -> _Interruptions:
-        # Signals are handled in the main thread only, so none is raised in another.
-        if threading.current_thread() is threading.main_thread():
-            number: int
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                # One that is ignored (nohup) stays so; None is a handler that Python could not put back.
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._before[number] = signal.signal(number, self._take)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _take(self, number: int, _frame: FrameType | None) -> None:
-        if not self._is_holding:
-            raise KeyboardInterrupt
-        self.noted.append(signal.Signals(number).name)
 
 
 def _keep(report_file: ReportFile, document: str, report: _native.Report, status: int) -> int:

@@ -1,7 +1,8 @@
 """The numbers by which Azure Backup knows what a job came to.
 
-A *run code* is ``status.code``, an *ext code* is ``vmHealthInfo.vmHealthStatusCode``; both are taken from this
-one table. The names are those that the service and the portal show (``extErrorCode``, ``StatusCode.<name>``).
+A *run code* is ``status.code``, an *ext code* is ``vmHealthInfo.vmHealthStatusCode``; both are taken from
+this one table. The names are those that the service and the portal show (``extErrorCode``,
+``StatusCode.<name>``).
 """
 
 from __future__ import annotations

@@ -58,3 +58,16 @@ class SasUri(Secret):
 def redacted(text: Any) -> str:
     """Takes signatures out of a text that may hold a SAS URI: an answer's body, an exception's message."""
     return _SIGNATURE.sub(r"\1...", _SAS_QUERY.sub("?...", str(text)))
+
+
+def described(error: BaseException) -> str:
+    """Names an unexpected error by its class and place: its text may hold what must not be written."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    name = type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{name} ({error.strerror.lower()})"
+    if place is None:
+        return name
+    return f"{name} in {place.tb_frame.f_code.co_filename.rpartition('/')[2]}, line {place.tb_lineno}"

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional, Union
+from typing import Any
 
 
 @dataclass(frozen=True)
 class DirectDriveIdentifier:
     """What identifies the snapshot of an Ultra or Premium v2 disk."""
 
-    created_unix_ms: Optional[int]
+    created_unix_ms: int | None
     """None where the host gave no usable time."""
-    id: Optional[str]
-    token: Optional[str]
+    id: str | None
+    token: str | None
     """Opaque, and secret: it goes into the report and nowhere else."""
     instant_access_duration_minutes: Any = None
 
@@ -25,12 +25,12 @@ class DirectDriveIdentifier:
 class SnapshotItem:
     """One disk's outcome, in the form in which it is reported."""
 
-    is_successful: Union[bool, str]
+    is_successful: bool | str
     """As it is reported: a JSON boolean from the guest path, whatever the host sent from the host path."""
-    snapshot_uri: Optional[str] = None
-    error_message: Optional[str] = None
-    blob_uri: Optional[str] = None
-    direct_drive: Optional[DirectDriveIdentifier] = None
+    snapshot_uri: str | None = None
+    error_message: str | None = None
+    blob_uri: str | None = None
+    direct_drive: DirectDriveIdentifier | None = None
 
     @property
     def succeeded(self) -> bool:

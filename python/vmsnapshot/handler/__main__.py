@@ -1,0 +1,47 @@
+"""One process of the handler: a command of the agent, or what a command starts.
+
+What is rarely needed, or slow to import, is imported by the verb that needs it: a command has to be quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from vmsnapshot.handler import commands
+from vmsnapshot.handler.environment import find_base_directory, read_environment, sequence_number
+
+USAGE = 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one verb; returns the exit status, which says nothing of a backup's outcome."""
+    verb = arguments[0] if len(arguments) == 1 else ""
+    base_directory = find_base_directory(os.environ)
+    if verb in commands.COMMANDS:
+        return commands.run(verb, base_directory, os.environ)
+    if verb in ("worker", "mend"):
+        from vmsnapshot.handler.worker import run_worker
+
+        environment = read_environment(base_directory)
+        number = sequence_number(environment, os.environ)
+        if number is not None:
+            run_worker(environment, number, os.environ, mends=verb == "mend")
+        return 0
+    if verb == "poll":
+        from vmsnapshot.handler.polling import run_polling
+
+        return run_polling(base_directory, os.environ)
+    if verb == "compile":
+        from vmsnapshot.handler import polling, worker
+        from vmsnapshot.handler.background import import_clients
+
+        import_clients()
+        return 0 if worker and polling else USAGE
+    print(f"usage: {' | '.join(commands.COMMANDS)}", file=sys.stderr)
+    return USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

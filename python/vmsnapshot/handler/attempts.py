@@ -1,0 +1,303 @@
+"""One freeze with its calls: what is asked of the engine, and what its report is to Azure Backup.
+
+Everything that an attempt needs is made before its freeze; between the freeze and the thaw there is only the
+engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable
+
+from vmsnapshot import _native
+from vmsnapshot.errors import PlanError, PrepareError
+from vmsnapshot.handler.codes import Code
+from vmsnapshot.handler.configuration import VmBackupConfiguration
+from vmsnapshot.handler.disks import Disks
+from vmsnapshot.handler.guest import blob_items
+from vmsnapshot.handler.host import PreSnapshot, do_snapshot_call, read_do_snapshot_answer
+from vmsnapshot.handler.leftovers import thaw_leftovers
+from vmsnapshot.handler.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
+from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.outcome import Attempt, FreezeResult, Outcome, Path, failed, may_be_crash_consistent
+from vmsnapshot.handler.proxies import Proxies
+from vmsnapshot.handler.secret import redacted
+from vmsnapshot.handler.settings import Settings
+from vmsnapshot.handler.snapshots import SnapshotItem
+from vmsnapshot.handler.telemetry import Telemetry, duration_text
+from vmsnapshot.interruptions import Interruptions
+from vmsnapshot.progress import FREEZING
+
+# The contract's limit for a storage call (7.7); it bounds what happens before the freeze.
+CONNECT_TIMEOUT_SECONDS = 10.0
+# How long to wait for another run of ours; as long as for the lock.
+ANOTHER_RUN_LIMIT_SECONDS = 35.0
+_RETRY_SECONDS = 0.1
+
+# What `prepare` says of servers and SAS URIs; every other error of its is about the freeze.
+_UNREACHABLE_CODES = frozenset(
+    {
+        "no-trust-roots",
+        "tls-configuration",
+        "resolve-failed",
+        "connect-failed",
+        "connect-timeout",
+        "tls-failed",
+        "proxy-failed",
+        "bad-request",
+        "bad-uri",
+        "unsigned-uri",
+        "bad-sas",
+        "expired-sas",
+        "sas-not-yet-valid",
+        "sas-permission",
+        "duplicate-blob",
+        "proxy-ambiguous",
+    }
+)
+_OPEN_CODES = frozenset({"open-failed", "mount-changed", "mount-vanished"})
+
+# What the report's doubt about the freeze is; every other doubt is one about the thaw.
+_FREEZE_RESULTS = {
+    None: FreezeResult.HELD,
+    "nothing-frozen": FreezeResult.NOT_WANTED,
+    "freeze-failed": FreezeResult.FAILED,
+    "frozen-by-another": FreezeResult.FAILED,
+    "freeze-late": FreezeResult.TIMED_OUT,
+    "freeze-hung": FreezeResult.TIMED_OUT,
+}
+
+
+class EndedEarlyError(Exception):
+    """The job ends without a snapshot, with an outcome of its own."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.message)
+        self.outcome = outcome
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What an attempt asks the engine to send in its window: a request a blob, or one call to the host."""
+
+    blobs: tuple[str, ...] = ()
+    blob_metadata: tuple[Mapping[str, str], ...] = ()
+    metadata: Mapping[str, str] | None = None
+    proxy: str | None = None
+    host_call: _native.HostCall | None = None
+
+
+class Attempts:
+    """Makes the attempts of one job.
+
+    `before_freeze` is called when all is prepared, and may end the job by raising: it is too late, say.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        configuration: VmBackupConfiguration,
+        proxies: Proxies,
+        host_address: str,
+        telemetry: Telemetry,
+        interruptions: Interruptions,
+        log: Log,
+        before_freeze: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._configuration = configuration
+        self._proxies = proxies
+        self._host_address = host_address
+        self._telemetry = telemetry
+        self._interruptions = interruptions
+        self._log = log
+        self._before_freeze = before_freeze
+
+    def by_guest(self, encryption: Sequence[str | None], *, is_fallback_of_host: bool = False) -> Attempt:
+        """Takes a snapshot of every blob; `encryption` has the disks' encryption settings, or is empty."""
+        self._telemetry.set("snapshotCreator", Path.GUEST.value)
+        settings = self._settings
+        if not settings.blobs:
+            self._log.error("the job names no blobs, so the guest can take no snapshot")
+            return Attempt(Path.GUEST, FreezeResult.NOT_TRIED, is_fallback_of_host=is_fallback_of_host)
+
+        def attempt(freeze: FreezeResult, items: tuple[SnapshotItem, ...] = ()) -> Attempt:
+            return Attempt(Path.GUEST, freeze, items, is_fallback_of_host=is_fallback_of_host)
+
+        try:
+            freeze, report = self._run(self._guest_calls(encryption))
+        except _UnreachableError as error:
+            message = redacted(error)
+            return attempt(
+                FreezeResult.NOT_TRIED,
+                tuple(
+                    SnapshotItem(False, error_message=message, blob_uri=blob.without_query)
+                    for blob in settings.blobs
+                ),
+            )
+        return attempt(freeze, () if report is None else blob_items(report.blobs))
+
+    def by_host(self, pre_snapshot: PreSnapshot) -> Attempt:
+        """Has the host take the snapshots of all disks in one call."""
+        self._telemetry.set("snapshotCreator", Path.HOST.value)
+        uri, headers, body = do_snapshot_call(self._settings, pre=pre_snapshot, address=self._host_address)
+        call = _native.HostCall(uri, headers=headers, body=body)
+        try:
+            freeze, report = self._run(Calls(host_call=call))
+        except _UnreachableError:
+            freeze, report = FreezeResult.NOT_TRIED, None
+            answer = read_do_snapshot_answer(None, b"")
+        else:
+            if report is None or report.host_call is None or report.host_call.outcome == "not-sent":
+                return Attempt(Path.HOST, freeze, pre_snapshot_was_ok=pre_snapshot.is_ok)
+            answer = read_do_snapshot_answer(report.host_call.http_status, report.host_call.body)
+        if answer.error:
+            self._log.error(f"DoSnapshot: {answer.error}")
+        self._telemetry.set("hostStatusCodeDoSnapshot", str(answer.telemetry_status))
+        return Attempt(
+            Path.HOST,
+            freeze,
+            answer.items,
+            host_number=answer.telemetry_status,
+            pre_snapshot_was_ok=pre_snapshot.is_ok,
+        )
+
+    def _guest_calls(self, encryption: Sequence[str | None]) -> Calls:
+        settings = self._settings
+        proxies = {self._proxies.for_uri(blob) for blob in settings.blobs}
+        if len(proxies) > 1:
+            raise _UnreachableError(
+                "the configuration asks for different proxies for different disks, and a run uses one for all"
+            )
+        return Calls(
+            blobs=tuple(blob.expose() for blob in settings.blobs),
+            metadata={pair.key: _header_text(pair.value) for pair in settings.backup_metadata},
+            blob_metadata=tuple({"DiskEncryptionSettings": text} if text else {} for text in encryption),
+            proxy=proxies.pop(),
+        )
+
+    def _run(self, calls: Calls) -> tuple[FreezeResult, _native.Report | None]:
+        """Freezes, calls, thaws; without a freeze where that failed and the job allows it."""
+        freeze, report = self._run_frozen(calls)
+        if freeze.code is not None and may_be_crash_consistent(self._settings):
+            self._log.warning("the freeze failed; the job allows a crash-consistent snapshot")
+            session = self._prepare(_native.plan().without_filesystems(), calls)
+            with session:
+                self._before_freeze()
+                return freeze, session.run()
+        return freeze, None if freeze.code is not None else report
+
+    def _run_frozen(self, calls: Calls) -> tuple[FreezeResult, _native.Report | None]:
+        try:
+            with SafeFreezeLock(), self._prepare(self._plan(), calls) as session:
+                self._before_freeze()
+                with self._log.suspended(discard=self._configuration.discard_lines_while_frozen):
+                    report = session.run()
+        except (LockHeldError, LockUnavailableError) as error:
+            self._log.error(str(error))
+            return FreezeResult.FAILED, None
+        except PlanError as error:
+            self._log.error(f"could not work out what to freeze: {error}")
+            return FreezeResult.FAILED, None
+        except PrepareError as error:
+            self._log.error(f"could not prepare the freeze: {redacted(error)}")
+            return _result_of_error(error), None
+        self._tell(report)
+        return _freeze_result(report), report
+
+    def _plan(self) -> _native.Plan:
+        excluded = [*self._usable_patterns(), *sorted(Disks().resource_devices())]
+        plan = _native.plan(exclude=excluded)
+        names = ", ".join(f"`{item.mount_point}`" for item in plan.filesystems)
+        self._log.info(f"to freeze: {names or 'nothing'}")
+        return plan
+
+    def _usable_patterns(self) -> list[str]:
+        usable = []
+        for pattern in self._configuration.mounts_to_skip:
+            try:
+                _native.plan(exclude=[pattern])
+            except PlanError as error:
+                self._log.warning(f"MountsToSkip: {error}; it is passed over")
+            else:
+                usable.append(pattern)
+        return usable
+
+    def _prepare(self, plan: _native.Plan, calls: Calls) -> _native.Session:
+        until = time.monotonic() + ANOTHER_RUN_LIMIT_SECONDS
+        has_thawed = False
+        while True:
+            try:
+                return _native.prepare(
+                    plan,
+                    calls.blobs,
+                    metadata=dict(calls.metadata or {}),
+                    blob_metadata=calls.blob_metadata,
+                    host_call=calls.host_call,
+                    thaw_timeout=self._configuration.thaw_timeout_seconds,
+                    connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                    proxy=calls.proxy,
+                    progress=self._on_phase,
+                )
+            except PrepareError as error:
+                if error.code in _UNREACHABLE_CODES:
+                    self._log.error(redacted(error))
+                    raise _UnreachableError(str(error)) from None
+                if error.code == "bad-metadata":
+                    raise EndedEarlyError(failed(Code.PARAMETERS, f"{redacted(error)} ")) from None
+                if error.code == "left-frozen" and not has_thawed:
+                    has_thawed = True
+                    thaw_leftovers(self._log)
+                elif error.code == "another-run" and time.monotonic() < until:
+                    # Somebody at the command line, or the polling service: they are done soon.
+                    time.sleep(_RETRY_SECONDS)
+                else:
+                    raise
+
+    def _on_phase(self, sentence: str) -> None:
+        if sentence == FREEZING:
+            self._interruptions.hold()
+
+    def _tell(self, report: _native.Report) -> None:
+        """Puts the window into telemetry and log."""
+        freezes_ms = [item.freeze_ms for item in report.filesystems if item.freeze_ms is not None]
+        freeze_ms = max(freezes_ms, default=0.0)
+        window_ms = report.window_ms or 0.0
+        self._telemetry.set("FreezeTime", duration_text(freeze_ms / 1000))
+        last_call_ms = max(
+            (event.at_ms for event in report.timeline if event.event == "request ended"), default=freeze_ms
+        )
+        self._telemetry.set("ThawTime", duration_text(max(0.0, window_ms - last_call_ms) / 1000))
+        self._telemetry.set("snapshotTimeTaken", duration_text(max(0.0, window_ms - freeze_ms) / 1000))
+        for event in report.timeline:
+            self._log.info(f"{event.at_ms:+.3f} ms {event.event} {event.subject or ''}".rstrip())
+        self._log.info(f"run {report.run_id}: window {window_ms:.3f} ms, {report.consistency}")
+        if report.freeze_doubt:
+            self._log.error(f"the freeze is in doubt: {report.freeze_doubt}")
+        if not report.all_thawed:
+            self._log.error("not everything is thawed: run `vmsnapshot thaw`")
+
+
+class _UnreachableError(Exception):
+    """Nothing was frozen, because a server or a SAS would have made it useless."""
+
+
+def _result_of_error(error: PrepareError) -> FreezeResult:
+    return FreezeResult.UNABLE_TO_OPEN if error.code in _OPEN_CODES else FreezeResult.FAILED
+
+
+def _freeze_result(report: _native.Report) -> FreezeResult:
+    result = _FREEZE_RESULTS.get(report.freeze_doubt_code, FreezeResult.BROKEN)
+    host_call = report.host_call
+    was_sent = any(blob.attempts for blob in report.blobs) or (host_call is not None and host_call.attempts)
+    # The deadline came before everything was frozen, and the watchdog ended it.
+    return FreezeResult.TIMED_OUT if result is FreezeResult.BROKEN and not was_sent else result
+
+
+def _header_text(value: Any) -> str:
+    """A metadata value as a header carries it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else str(value)

@@ -1,0 +1,72 @@
+"""Names of processes that a reused process id does not fool, and their end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class ProcessName:
+    """A process of one boot of this machine."""
+
+    pid: int
+    start_ticks: int
+    """When it was started, in the kernel's ticks since boot (field 22 of ``/proc/PID/stat``)."""
+    boot_id: str
+
+    def is_alive(self) -> bool:
+        """Whether it still exists; a zombie does not."""
+        return self.boot_id == _boot_id() and _start_ticks(self.pid) == self.start_ticks
+
+    def end(self, *, patience_seconds: float) -> bool:
+        """Asks it to end (SIGTERM) and waits; SIGKILL when that takes too long. True if it ended by itself.
+
+        Blocking: `patience_seconds`, and a few seconds more for one that has to be killed.
+        """
+        if self._signal_and_wait(signal.SIGTERM, patience_seconds):
+            return True
+        # Killed while something is frozen it leaves the thaw to its watchdog, which needs no more than this.
+        self._signal_and_wait(signal.SIGKILL, 5.0)
+        return False
+
+    def _signal_and_wait(self, number: signal.Signals, limit_seconds: float) -> bool:
+        until = time.monotonic() + limit_seconds
+        if self.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+        while self.is_alive():
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
+
+
+def name_of(pid: int) -> ProcessName | None:
+    """Returns the name of a process that runs now; none if there is no such."""
+    start_ticks = _start_ticks(pid)
+    return None if start_ticks is None else ProcessName(pid, start_ticks, _boot_id())
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _start_ticks(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The command's name, in parentheses, may hold anything; the fields after the last `)` do not.
+    fields = stat.rpartition(b")")[2].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])

@@ -1,0 +1,184 @@
+"""What the handler remembers between two commands: sequence number, task, machine, and its workers.
+
+The files' names and contents are the reference's (contract 0.4), so that one extension can follow the other
+on a VM. All lie in the extension's directory, which vanishes with its version: `carry_over` takes them along.
+All are written atomically; what cannot be written is no reason not to back up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmsnapshot.handler.files import read_text, write_atomically
+from vmsnapshot.handler.processes import ProcessName
+
+SEQUENCE_FILE = "mrseq"
+TASK_FILE = "task_identity_FD76C85E-406F-4CFA-8EB0-CF18B123365C"
+MACHINE_FILE = "machine_identity_FD76C85E-406F-4CFA-8EB0-CF18B123365C"
+# Its suffix differs in the last digits.
+UNIQUE_MACHINE_FILE = Path("/etc/azure/machine_identity_FD76C85E-406F-4CFA-8EB0-CF18B123358B")
+
+_CARRIED_OVER = (SEQUENCE_FILE, TASK_FILE, MACHINE_FILE)
+_WORKERS = "workers"
+_ROLE_GUID = re.compile(r"<Role\b[^>]*?\bguid\s*=\s*[\"']([^\"']*)[\"']")
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """A worker that was started and has not said that it finished."""
+
+    path: Path
+    sequence_number: int
+    process: ProcessName
+
+    def is_running(self) -> bool:
+        """Whether the worker still lives; if not, it was killed."""
+        return self.process.is_alive()
+
+    def forget(self) -> None:
+        """Removes the record."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+
+class State:
+    """The remembered things of one extension directory."""
+
+    def __init__(
+        self,
+        base_directory: Path,
+        lib_directory: Path,
+        *,
+        unique_machine_file: Path = UNIQUE_MACHINE_FILE,
+    ) -> None:
+        self._base = base_directory
+        self._lib = lib_directory
+        self._unique_machine_file = unique_machine_file
+
+    @property
+    def last_sequence_number(self) -> int | None:
+        """The number of the last job that was begun; none if there is none, or it is not ours (-1)."""
+        text = self._read(SEQUENCE_FILE).strip()
+        return int(text) if re.fullmatch(r"[0-9]{1,18}", text, re.ASCII) else None
+
+    def remember_sequence_number(self, number: int) -> None:
+        """Notes, before anything is done that must not be done twice, that this job was begun."""
+        self._write(SEQUENCE_FILE, str(number))
+
+    @property
+    def last_task_id(self) -> str | None:
+        """The task of the last job."""
+        return self._read(TASK_FILE) or None
+
+    def remember_task_id(self, task_id: str) -> None:
+        """Notes the task of the job that begins."""
+        self._write(TASK_FILE, task_id)
+
+    def notice_restore(self) -> bool:
+        """Tells whether this VM was restored from another's disks, and takes note of the new identity.
+
+        The sequence number and the task that are remembered are then the other VM's, and are forgotten. This
+        has to be asked before the number is compared.
+        """
+        current = self._role_guid()
+        path = self._base / MACHINE_FILE
+        stored = read_text(path)
+        if stored == current or (stored and not current):
+            # A configuration that cannot be read is no other machine.
+            return False
+        self._write(MACHINE_FILE, current)
+        if not stored:
+            return False
+        self._write(SEQUENCE_FILE, "-1")
+        self._write(TASK_FILE, "")
+        return True
+
+    def unique_machine_id(self) -> str:
+        """The VM's identity as the status reports it: the role's GUID without braces, "" if never known."""
+        current = self._role_guid()
+        if current:
+            text = current[1:-1] if current.startswith("{") else current
+            if self._published_machine_id() != text:
+                with contextlib.suppress(OSError):
+                    write_atomically(self._unique_machine_file, text, 0o644)
+            return text
+        published = self._published_machine_id()
+        return published or self._read(MACHINE_FILE)[1:-1]
+
+    def workers(self) -> list[WorkerRecord]:
+        """The workers that have not said that they finished, running or killed."""
+        try:
+            paths = sorted((self._base / _WORKERS).glob("*.json"))
+        except OSError:
+            return []
+        return [record for record in map(_read_record, paths) if record is not None]
+
+    def record_worker(self, sequence_number: int, process: ProcessName) -> WorkerRecord:
+        """Notes a worker, so that a later command notices if it is killed.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        directory = self._base / _WORKERS
+        directory.mkdir(mode=0o700, exist_ok=True)
+        record = WorkerRecord(directory / f"{sequence_number}.json", sequence_number, process)
+        document = {"pid": process.pid, "startTicks": process.start_ticks, "bootId": process.boot_id}
+        write_atomically(record.path, json.dumps(document))
+        return record
+
+    def _read(self, name: str) -> str:
+        return read_text(self._base / name) or ""
+
+    def _write(self, name: str, text: str) -> None:
+        write_atomically(self._base / name, text)
+
+    def _role_guid(self) -> str:
+        found = _ROLE_GUID.search(read_text(self._lib / "HostingEnvironmentConfig.xml") or "")
+        return found[1] if found else ""
+
+    def _published_machine_id(self) -> str:
+        return (read_text(self._unique_machine_file) or "").partition("\n")[0].strip()
+
+
+def carry_over(source: Path, target: Path) -> list[str]:
+    """Copies what is remembered from one version's directory to another's; returns what was copied.
+
+    The agent has copied the sequence number already, with its times. What the target has is not replaced.
+
+    Raises:
+        OSError: something could not be copied.
+    """
+    carried = []
+    for name in _CARRIED_OVER:
+        if (source / name).is_file() and not (target / name).exists():
+            temporary = target / f".{name}.{os.getpid()}"
+            shutil.copy2(source / name, temporary)
+            temporary.replace(target / name)
+            carried.append(name)
+    return carried
+
+
+def siblings(base_directory: Path) -> Iterator[Path]:
+    """The directories of other versions of this extension, the one that was used last first."""
+    prefix = base_directory.name.rpartition("-")[0] + "-"
+    others = [
+        path for path in base_directory.parent.glob(f"{prefix}*") if path != base_directory and path.is_dir()
+    ]
+    return iter(sorted(others, key=lambda path: path.stat().st_mtime, reverse=True))
+
+
+def _read_record(path: Path) -> WorkerRecord | None:
+    try:
+        document = json.loads(path.read_text())
+        process = ProcessName(int(document["pid"]), int(document["startTicks"]), str(document["bootId"]))
+        return WorkerRecord(path, int(path.stem), process)
+    except (OSError, ValueError, KeyError, TypeError):
+        # A record that is no record names no worker.
+        return None

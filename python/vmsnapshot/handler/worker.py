@@ -1,0 +1,345 @@
+"""One backup job, from the settings to the final status, in a process of its own.
+
+`Worker.run` and `Worker._job` read from top to bottom: what can be done before the freeze is done before it,
+and uploads go on beside other work. The window is the engine's, behind `attempts`. Scripts and databases that
+quiesce applications (chapters 8 and 9 of the contract) belong around `_take_snapshots`.
+
+A final status is written on every path: whatever is raised here ends in one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping, Sequence
+
+from vmsnapshot import _native
+from vmsnapshot.handler import guest, host, service
+from vmsnapshot.handler.attempts import Attempts, EndedEarlyError
+from vmsnapshot.handler.background import Background
+from vmsnapshot.handler.codes import Code
+from vmsnapshot.handler.configuration import (
+    VmBackupConfiguration,
+    read_vmbackup_configuration,
+    read_waagent_configuration,
+)
+from vmsnapshot.handler.disks import Disks
+from vmsnapshot.handler.environment import HandlerEnvironment
+from vmsnapshot.handler.events import write_events
+from vmsnapshot.handler.host import PreSnapshot
+from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.mode import choose_mode
+from vmsnapshot.handler.mounts import partition_count, read_mounts
+from vmsnapshot.handler.outcome import (
+    INSTALLED,
+    KILLED,
+    STOPPED,
+    TOO_LATE,
+    TOO_LATE_AFTER_PREPARATION,
+    TRANSITIONING,
+    Attempt,
+    Outcome,
+    failed,
+    may_be_crash_consistent,
+    outcome_of,
+)
+from vmsnapshot.handler.protected import ProtectedSettingsError, decrypt
+from vmsnapshot.handler.proxies import Proxies
+from vmsnapshot.handler.reporting import Reporter, open_log
+from vmsnapshot.handler.secret import described
+from vmsnapshot.handler.settings import (
+    Command,
+    Envelope,
+    Job,
+    Settings,
+    SettingsError,
+    SnapshotMode,
+    parse,
+    read_envelope,
+    scrub,
+)
+from vmsnapshot.handler.sizes import compute
+from vmsnapshot.handler.state import State
+from vmsnapshot.handler.status import StorageDetails
+from vmsnapshot.handler.uploads import Uploads
+from vmsnapshot.interruptions import Interruptions
+
+# The service gives up on a command after this time (contract 1.7).
+LATE_AFTER = datetime.timedelta(minutes=140)
+# A host that cannot be reached at once may be reached a little later; one that does not answer has this long.
+PRE_SNAPSHOT_LIMIT_SECONDS = 40.0
+ENCRYPTION_LIMIT_SECONDS = 10.0
+CONTROL_GROUP = "vmsnapshot-worker"
+
+
+class Worker:
+    """One job; `run` or `mend` it once."""
+
+    def __init__(
+        self,
+        environment: HandlerEnvironment,
+        sequence_number: int,
+        environ: Mapping[str, str],
+        configuration: VmBackupConfiguration,
+        log: Log,
+        background: Background,
+        interruptions: Interruptions,
+    ) -> None:
+        self._environment = environment
+        self._environ = environ
+        self._log = log
+        self._background = background
+        self._interruptions = interruptions
+        self._configuration = configuration
+        self._waagent = read_waagent_configuration()
+        self._proxies = Proxies(self._waagent, environ)
+        self._host_address = host.host_address(environ)
+        self._settings_file = environment.config_folder / f"{sequence_number}.settings"
+        self._reporter = Reporter(
+            environment,
+            sequence_number,
+            Job(),
+            State(environment.base_directory, environment.lib_directory),
+            real_consistency_numbers=self._configuration.real_consistency_numbers,
+        )
+        self._storage = StorageDetails()
+        # When the job is too late, on the monotonic clock; none where the rule does not apply.
+        self._late_at: float | None = None
+
+    @property
+    def task_id(self) -> str | None:
+        """The job's task, as far as it is known."""
+        return self._reporter.job.task_id
+
+    def run(self) -> None:
+        """Does the job, and reports what it came to."""
+        for warning in (*self._configuration.warnings, *self._proxies.warnings):
+            self._log.warning(warning)
+        self._reporter.add_machine_facts(self._environ)
+        try:
+            settings = self._read_settings()
+        except SettingsError as error:
+            self._log.error(str(error))
+            self._reporter.job = error.job
+            self._finish_early(failed(error.run_code, str(error), error.ext_code), self._uploads())
+            return
+        self._reporter.job = settings.job
+        uploads = self._uploads()
+        try:
+            outcome = self._job(settings, uploads)
+        except EndedEarlyError as ended:
+            self._log.error(ended.outcome.message or ended.outcome.run_code.shown_as)
+            self._finish_early(ended.outcome, uploads)
+            return
+        except KeyboardInterrupt:
+            outcome = STOPPED
+        except Exception as error:
+            # Its text may hold a setting's value: its class and place are what we are told.
+            self._log.error(f"the job failed: {described(error)}")
+            code = Code.FILE_NOT_FOUND if isinstance(error, FileNotFoundError) else Code.ERROR
+            outcome = failed(code, f"Enable failed. {type(error).__name__} ")
+        self._finish(outcome, uploads)
+
+    def mend(self) -> None:
+        """Tells the status blob of a job whose worker was killed; its status file is told already."""
+        try:
+            self._reporter.job = self._read_settings().job
+        except SettingsError as error:
+            self._reporter.job = error.job
+        self._interruptions.hold()
+        self._reporter.add_machine_facts(self._environ)
+        uploads = self._uploads()
+        if uploads.is_own_unfinished():
+            uploads.replace_status(self._reporter.documents(KILLED).blob)
+            uploads.wait()
+
+    def _read_settings(self) -> Settings:
+        envelope = read_envelope(self._settings_file)
+        protected = self._decrypted(envelope)
+        # In the file they are of no more use, whatever becomes of the job.
+        scrub(self._settings_file)
+        settings = parse(envelope, protected)
+        for warning in settings.warnings:
+            self._log.warning(f"settings: {warning}")
+        return settings
+
+    def _decrypted(self, envelope: Envelope) -> Mapping[str, object]:
+        if envelope.protected_text is None or envelope.thumbprint is None:
+            return {}
+        openssl = self._waagent.get("OS.OpensslPath") or "openssl"
+        try:
+            return decrypt(
+                envelope.protected_text,
+                envelope.thumbprint,
+                self._environment.lib_directory,
+                openssl=openssl,
+            )
+        except ProtectedSettingsError as error:
+            self._log.error(str(error))
+            return {}
+
+    def _job(self, settings: Settings, uploads: Uploads) -> Outcome:
+        if settings.command is Command.INSTALL:
+            return INSTALLED
+        mode = self._mode(settings)
+        self._log.info(f"task {settings.job.task_id}, mode {mode.value}, {len(settings.blobs)} blobs")
+        pre_snapshot = self._pre_snapshot(settings, mode)
+        if self._is_late():
+            raise EndedEarlyError(TOO_LATE)
+        mounts = read_mounts()
+        self._storage = StorageDetails(partition_count=partition_count(mounts))
+        documents = self._reporter.documents(TRANSITIONING, self._storage)
+        self._reporter.write_file(documents, replaces_only=True)
+        uploads.status_then_log(documents.blob)
+        if settings.dynamic_configs.polling:
+            service.install(self._environment, self._log)
+        try:
+            attempt = self._take_snapshots(settings, mode, pre_snapshot, uploads)
+        except EndedEarlyError as ended:
+            return ended.outcome
+        self._interruptions.hold()
+        self._measure(settings)
+        return outcome_of(attempt, may_be_crash_consistent=may_be_crash_consistent(settings))
+
+    def _mode(self, settings: Settings) -> SnapshotMode:
+        try:
+            return choose_mode(settings, self._configuration.snapshot_method)
+        except SettingsError as error:
+            raise EndedEarlyError(failed(error.run_code, str(error), error.ext_code)) from None
+
+    def _pre_snapshot(self, settings: Settings, mode: SnapshotMode) -> PreSnapshot:
+        """Announces the job to the host, and learns its clock; once, and before anything is frozen."""
+        encrypted = settings.disks.azure_disk_encryption
+        wants_details = encrypted or mode is SnapshotMode.FIRST_HOST_THEN_GUEST
+        answer = self._background.submit(
+            host.pre_snapshot(
+                self._host_address,
+                task_id=settings.host_task_id,
+                token=settings.snapshot_task_token,
+                details=encrypted if wants_details else None,
+                limit_seconds=PRE_SNAPSHOT_LIMIT_SECONDS,
+            )
+        ).result()
+        self._reporter.telemetry.set("hostStatusCodePreSnapshot", str(answer.telemetry_status))
+        if settings.start is not None:
+            now = answer.response_time or datetime.datetime.now(datetime.timezone.utc)
+            self._late_at = time.monotonic() + (settings.start + LATE_AFTER - now).total_seconds()
+        return answer
+
+    def _is_late(self) -> bool:
+        return self._late_at is not None and time.monotonic() > self._late_at
+
+    def _take_snapshots(
+        self, settings: Settings, mode: SnapshotMode, pre_snapshot: PreSnapshot, uploads: Uploads
+    ) -> Attempt:
+        """Makes the mode's attempts (contract 6.4); returns the one that counts."""
+
+        def before_freeze() -> None:
+            # No upload of ours in the window; the host's clock of before serves, so neither is there a call.
+            uploads.wait()
+            if self._is_late():
+                raise EndedEarlyError(TOO_LATE_AFTER_PREPARATION)
+
+        attempts = Attempts(
+            settings,
+            self._configuration,
+            self._proxies,
+            self._host_address,
+            self._reporter.telemetry,
+            self._interruptions,
+            self._log,
+            before_freeze,
+        )
+        if mode is SnapshotMode.ONLY_HOST:
+            return attempts.by_host(pre_snapshot)
+        if mode is SnapshotMode.FIRST_HOST_THEN_GUEST:
+            if pre_snapshot.is_ok:
+                return attempts.by_host(pre_snapshot)
+            return attempts.by_guest(self._encryption(settings), is_fallback_of_host=True)
+        attempt = attempts.by_guest(self._encryption(settings))
+        falls_back = attempt.has_all_failed and attempt.freeze.code is None
+        if mode is SnapshotMode.FIRST_GUEST_THEN_HOST and falls_back:
+            self._log.warning("the guest could take no snapshot at all: now the host")
+            return attempts.by_host(pre_snapshot)
+        return attempt
+
+    def _encryption(self, settings: Settings) -> Sequence[str | None]:
+        """The disks' encryption settings, one a blob; empty where they are not asked for."""
+        if not settings.disks.azure_disk_encryption or not settings.blobs:
+            return ()
+        return self._background.submit(
+            guest.disk_encryption_settings(
+                settings.blobs, proxies=self._proxies, limit_seconds=ENCRYPTION_LIMIT_SECONDS
+            )
+        ).result()
+
+    def _measure(self, settings: Settings) -> None:
+        sizes = compute(
+            settings, read_mounts(), Disks(), only_local=self._configuration.only_local_filesystems
+        )
+        for pair in sizes.telemetry:
+            self._reporter.telemetry.set(pair.key, pair.value)
+        self._storage = StorageDetails(self._storage.partition_count, sizes.total_used_bytes, sizes.failed)
+
+    def _uploads(self) -> Uploads:
+        return Uploads(
+            self._reporter.job,
+            background=self._background,
+            proxies=self._proxies,
+            telemetry=self._reporter.telemetry,
+            log=self._log,
+            is_enabled=self._configuration.upload_status_and_log,
+        )
+
+    def _finish(self, outcome: Outcome, uploads: Uploads) -> None:
+        """Reports in the order of a job that was begun: status file, status blob, log blob."""
+        self._interruptions.hold()
+        uploads.wait()
+        self._reporter.telemetry.set("extErrorCode", outcome.ext_code.shown_as)
+        documents = self._reporter.documents(outcome, self._storage)
+        self._reporter.write_file(documents, replaces_only=True)
+        self._tell(outcome)
+        uploads.status_then_log(documents.blob)
+        uploads.wait()
+
+    def _finish_early(self, outcome: Outcome, uploads: Uploads) -> None:
+        """Reports on a job that was not begun: status file, log blob, status blob."""
+        self._interruptions.hold()
+        self._tell(outcome)
+        documents = self._reporter.documents(outcome)
+        self._reporter.write_file(documents)
+        uploads.log()
+        uploads.wait()
+        uploads.status(documents.blob)
+        uploads.wait()
+
+    def _tell(self, outcome: Outcome) -> None:
+        text = f"ended with {int(outcome.run_code)} ({outcome.run_code.shown_as}), {int(outcome.ext_code)}"
+        (self._log.info if outcome.is_success else self._log.error)(text)
+
+
+def run_worker(
+    environment: HandlerEnvironment, sequence_number: int, environ: Mapping[str, str], *, mends: bool = False
+) -> None:
+    """Does one job in this process, in a control group of its own, so that a service manager spares it."""
+    _native.leave_control_group(CONTROL_GROUP)
+    configuration = read_vmbackup_configuration()
+    log = open_log(environment, configuration)
+    interruptions = Interruptions()
+    with interruptions, Background() as background:
+        background.warm_up()
+        worker = Worker(environment, sequence_number, environ, configuration, log, background, interruptions)
+        if mends:
+            worker.mend()
+        else:
+            worker.run()
+    write_events(
+        environment.events_folder,
+        log.warnings_and_errors(),
+        version=environment.base_directory.name,
+        operation_id=worker.task_id,
+        disabled=configuration.events_disabled,
+    )
+    for record in State(environment.base_directory, environment.lib_directory).workers():
+        if record.sequence_number == sequence_number:
+            record.forget()
