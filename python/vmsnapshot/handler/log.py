@@ -1,0 +1,289 @@
+"""What a run says of itself: lines for the log folder, for the log blob, and for the agent's events.
+
+Logging never fails a run and never touches a disk that may be frozen (`Log.suspended`). It reads no
+configuration: what is logged where is decided once, when the `Log` is made. Nothing is sent to the console,
+unlike the predecessor: a serial console can block its writer for seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import enum
+import fcntl
+import os
+import re
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from threading import RLock
+from typing import NamedTuple
+
+from vmsnapshot.handler.secret import redacted
+
+EXTENSION_LOG = "extension.log"
+HOST_BASED_EXTENSION_LOG = "host_based_extension.log"
+SHELL_LOG = "shell.log"
+
+ROTATE_AT_BYTES = 5 * 1024 * 1024
+"""A log file of this size is renamed to ``.1`` before the next line; nobody else rotates a handler's logs."""
+
+ROTATED_FILES = 3
+
+SHELL_TAIL_LINES = 10
+"""How many lines of the shell log are in the log blob, by the extension's contract."""
+
+LINE_LIMIT_CHARACTERS = 8192
+
+# What is kept in memory. The beginning of a run says what was asked for, its end what came of it.
+_BLOB_HEAD_BYTES = 512 * 1024
+_BLOB_TAIL_BYTES = 1536 * 1024
+_EVENTS_HEAD_BYTES = 64 * 1024
+_EVENTS_TAIL_BYTES = 192 * 1024
+_UNWRITTEN_BYTES = 2 * 1024 * 1024
+
+# What a line has besides its text, in the log blob: the time, the level and the blanks.
+_LINE_OVERHEAD_BYTES = 40
+
+# What ends a line for any reader, and what a terminal may obey.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+
+class Level(enum.Enum):
+    """How serious a line is; values are the words of the log blob and of the events."""
+
+    INFO = "Info"
+    WARNING = "Warning"
+    ERROR = "Error"
+
+
+class Line(NamedTuple):
+    """One line: its text has no signature, no control character, and can be encoded."""
+
+    when: datetime.datetime
+    """UTC."""
+    level: Level
+    text: str
+
+
+class Log:
+    """The log of one process. May be used by several threads, but not by a signal handler.
+
+    When the log folder cannot be written to, lines wait in memory for the next one that can; the oldest are
+    lost to the file, not to the blob, when there are too many.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        writer: str,
+        *,
+        file_name: str = EXTENSION_LOG,
+        write_log: bool = True,
+    ) -> None:
+        """Makes a log that writes to `file_name` in `folder`; `writer` is ``<name>-<version>``.
+
+        Without a folder, or with `write_log` false, lines are for the log blob and the events only.
+        """
+        self._folder = folder
+        self._file = folder / file_name if folder is not None and write_log else None
+        self._writer = writer
+        self._lines = _BoundedLines(_BLOB_HEAD_BYTES, _BLOB_TAIL_BYTES)
+        self._grave = _BoundedLines(_EVENTS_HEAD_BYTES, _EVENTS_TAIL_BYTES)
+        self._unwritten = bytearray()
+        self._suspended = False
+        self._discarding = False
+        self._discarded = 0
+        # Reentrant, so that a signal handler that logs all the same does not wait for itself.
+        self._lock = RLock()
+
+    def info(self, text: str) -> None:
+        """Adds a line that says how it goes."""
+        self._add(Level.INFO, text)
+
+    def warning(self, text: str) -> None:
+        """Adds a line that somebody should look at, though the run goes on as asked."""
+        self._add(Level.WARNING, text)
+
+    def error(self, text: str) -> None:
+        """Adds a line that says why something was not done."""
+        self._add(Level.ERROR, text)
+
+    @contextlib.contextmanager
+    def suspended(self, *, discard: bool = False) -> Iterator[None]:
+        """Leaves the disk alone for as long as filesystems may be frozen; the lines are written afterwards.
+
+        With `discard` they are left out of file and blob, and only their number is told; warnings and errors
+        still become events. Not to be nested.
+
+        In the window: allowed. Entering waits for a write that is under way, so enter before the freeze.
+        """
+        with self._lock:
+            self._suspended = True
+            self._discarding = discard
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._discarding = False
+                self._suspended = False
+                discarded, self._discarded = self._discarded, 0
+                if discarded:
+                    self.info(f"{discarded} lines from the time of the freeze were discarded (LoggingOff)")
+                self._write()
+
+    def blob_text(self) -> bytes:
+        """Returns the text of the log blob: the lines so far, then the end of the shell log; UTF-8.
+
+        It is about 2 MiB at most; when lines had to be left out, a line in their place tells how many. Reads
+        the shell log: not in the window.
+        """
+        with self._lock:
+            lines = self._lines.all()
+        text = "".join(
+            f"{_timestamp(line.when)}  {line.level.value}  {line.text} \n" for line in lines
+        ) + "".join(f"{line}\n" for line in ("Tail of shell script log:", *self._shell_tail()))
+        return text.encode()
+
+    def warnings_and_errors(self) -> tuple[Line, ...]:
+        """Returns the lines that are worth an event: about 256 KiB at most, the first and the last."""
+        with self._lock:
+            return self._grave.all()
+
+    def _add(self, level: Level, text: str) -> None:
+        line = Line(_now(), level, _clean(text))
+        with self._lock:
+            if level is not Level.INFO:
+                self._grave.add(line)
+            if self._discarding:
+                self._discarded += 1
+                return
+            self._lines.add(line)
+            if self._file is None:
+                return
+            # The file's format has no level: it is part of the text, where it matters.
+            mark = "" if level is Level.INFO else f"{level.value}: "
+            self._unwritten += f"{_timestamp(line.when)} [{self._writer}]{mark}{line.text}\n".encode()
+            excess = len(self._unwritten) - _UNWRITTEN_BYTES
+            if excess > 0:
+                del self._unwritten[: self._unwritten.index(b"\n", excess) + 1]
+            self._write()
+
+    def _write(self) -> None:
+        if self._file is None or self._suspended or not self._unwritten:
+            return
+        written = _append(self._file, bytes(self._unwritten))
+        del self._unwritten[:written]
+
+    def _shell_tail(self) -> list[str]:
+        if self._folder is None:
+            return []
+        try:
+            with (self._folder / SHELL_LOG).open("rb") as file:
+                size_bytes = file.seek(0, os.SEEK_END)
+                start = file.seek(max(0, size_bytes - SHELL_TAIL_LINES * LINE_LIMIT_CHARACTERS))
+                lines = file.read().splitlines()
+        except OSError:
+            return []
+        if start > 0:
+            # The rest of a line, perhaps of a signature that does not look like one any more.
+            del lines[:1]
+        return [_clean(line.decode(errors="replace")) for line in lines[-SHELL_TAIL_LINES:]]
+
+
+def shell_line(log_folder: Path | None, text: str) -> None:
+    """Adds a line to the shell log, which tells of commands rather than backups, if it can be written."""
+    if log_folder is not None:
+        _append(log_folder / SHELL_LOG, f"{_timestamp(_now())} {_clean(text)}\n".encode())
+
+
+class _BoundedLines:
+    """The first and the last of many lines, with one in between that tells how many were left out."""
+
+    def __init__(self, head_limit_bytes: int, tail_limit_bytes: int) -> None:
+        self._head: list[Line] = []
+        self._head_left_bytes = head_limit_bytes
+        self._tail: deque[tuple[Line, int]] = deque()
+        self._tail_left_bytes = tail_limit_bytes
+        self._left_out = 0
+        self._last_left_out: Line | None = None
+
+    def add(self, line: Line) -> None:
+        size_bytes = len(line.text.encode()) + _LINE_OVERHEAD_BYTES
+        if not self._tail and size_bytes <= self._head_left_bytes:
+            self._head.append(line)
+            self._head_left_bytes -= size_bytes
+            return
+        self._tail.append((line, size_bytes))
+        self._tail_left_bytes -= size_bytes
+        while self._tail_left_bytes < 0:
+            self._last_left_out, size_bytes = self._tail.popleft()
+            self._tail_left_bytes += size_bytes
+            self._left_out += 1
+
+    def all(self) -> tuple[Line, ...]:
+        gap = []
+        if self._last_left_out is not None:
+            text = f"{self._left_out} lines were left out here, because there were too many"
+            gap = [Line(self._last_left_out.when, Level.WARNING, text)]
+        return (*self._head, *gap, *(line for line, _ in self._tail))
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+def _timestamp(when: datetime.datetime) -> str:
+    return when.strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+def _clean(text: str) -> str:
+    """Makes one line of any text: no signature, no control character, nothing that cannot be encoded."""
+    if len(text) > LINE_LIMIT_CHARACTERS:
+        # First of all: what is left of a signature that is cut in two still looks like one.
+        text = f"{text[:LINE_LIMIT_CHARACTERS]}... ({len(text)} characters)"
+    # Signatures before control characters, which may be in the middle of one.
+    text = _CONTROL.sub(" ", redacted(text))
+    # A path that is not UTF-8 comes with surrogates.
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _append(path: Path, content: bytes) -> int:
+    """Appends to a log file, readable by its owner only; returns how many bytes were written.
+
+    The file is opened for each line, so that a process finds the new file after another has rotated it.
+    """
+    try:
+        descriptor = _open(path)
+    except OSError:
+        return 0
+    try:
+        return os.write(descriptor, content)
+    except OSError:
+        return 0
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    descriptor = os.open(path, flags, 0o600)
+    if os.fstat(descriptor).st_size < ROTATE_AT_BYTES:
+        return descriptor
+    try:
+        # Whoever has the lock of the full file renames it, once. Who does not get it writes to the full file.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            _rotate(path)
+        successor = os.open(path, flags, 0o600)
+    except OSError:
+        return descriptor
+    os.close(descriptor)
+    return successor
+
+
+def _rotate(path: Path) -> None:
+    for number in range(ROTATED_FILES, 1, -1):
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(f"{path.name}.{number - 1}").replace(path.with_name(f"{path.name}.{number}"))
+    path.replace(path.with_name(f"{path.name}.1"))

@@ -1,0 +1,131 @@
+"""Small files are whole whenever somebody reads them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from vmsnapshot.handler.files import read_text, write_atomically
+
+
+@pytest.fixture
+def status(tmp_path: Path) -> Path:
+    return tmp_path / "7.status"
+
+
+def test_what_was_written_is_read_back(status: Path) -> None:
+    write_atomically(status, "first")
+    write_atomically(status, "zweiter, ä\r\n")
+    assert read_text(status) == "zweiter, ä\r\n"
+    assert status.read_bytes() == "zweiter, ä\r\n".encode()
+
+
+def test_nothing_but_the_file_is_left(status: Path) -> None:
+    write_atomically(status, "text")
+    assert list(status.parent.iterdir()) == [status]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_mode_is_as_asked_whatever_the_umask(status: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(status, "text", mode)
+    finally:
+        os.umask(before)
+    assert status.stat().st_mode & 0o7777 == mode
+
+
+def test_text_that_cannot_be_encoded_leaves_everything_as_it_was(status: Path) -> None:
+    write_atomically(status, "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(status, "\udc80")
+    assert [(path, path.read_text()) for path in status.parent.iterdir()] == [(status, "before")]
+
+
+def test_failed_rename_leaves_nothing_behind(status: Path) -> None:
+    status.mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomically(status, "text")
+    assert list(status.parent.iterdir()) == [status]
+
+
+def test_full_disk_leaves_everything_as_it_was(status: Path) -> None:
+    write_atomically(status, "before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The nearest thing to a full disk that needs no disk: no file of this process may pass 4 bytes.
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            write_atomically(status, "more than four bytes")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.errno == errno.EFBIG
+    assert [(path, path.read_text()) for path in status.parent.iterdir()] == [(status, "before")]
+
+
+def test_missing_folder_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "missing/7.status", "text")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reader_never_sees_half_a_file(status: Path) -> None:
+    documents = {"a" * 300_000, "b" * 100_000}
+    write_atomically(status, "a" * 300_000)
+    seen: list[str | None] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.append(read_text(status))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for _ in range(50):
+            for document in documents:
+                write_atomically(status, document)
+    finally:
+        done.set()
+        reader.join(timeout=10)
+    assert seen
+    assert set(seen) <= documents
+
+
+def test_no_name_that_the_agent_reads_is_used_on_the_way(
+    status: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    replace = Path.replace
+
+    def watched(self: Path, target: Path) -> Path:
+        names.extend(path.name for path in target.parent.iterdir())
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    write_atomically(status, "text")
+    assert len(names) == 1
+    assert not names[0].endswith((".status", ".settings"))
+
+
+def test_missing_file_is_none(status: Path) -> None:
+    assert read_text(status) is None
+
+
+def test_damaged_file_has_a_text(status: Path) -> None:
+    status.write_bytes(b"\xef\xbb\xbf12\xff")
+    assert read_text(status) == "12\ufffd"
+
+
+def test_unreadable_file_is_not_a_missing_one(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        read_text(tmp_path)
