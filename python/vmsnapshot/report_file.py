@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from vmsnapshot.errors import ArgumentsError
+from vmsnapshot.handler.mounts import read_mounts, visible
 
 
 class ReportFile:
@@ -75,18 +75,8 @@ def _unwritable(path: str, cause: str) -> ArgumentsError:
 def _device_of(directory: Path) -> str | None:
     # mountinfo and not `st_dev`, which is another one for every subvolume of btrfs.
     try:
-        lines = Path("/proc/self/mountinfo").read_bytes().split(b"\n")
-    except OSError:
+        devices = {mount.mount_point: mount.device for mount in visible(read_mounts())}
+    except (OSError, ValueError):
         return None
-    # Of two mounts at one place the later one is on top.
-    mounts = [line.split(b" ") for line in lines if line]
-    devices = {_unescape(fields[4]): fields[2].decode("ascii") for fields in mounts}
-    for ancestor in (directory, *directory.parents):
-        device = devices.get(os.fsencode(ancestor))
-        if device is not None:
-            return device
-    return None
-
-
-def _unescape(field: bytes) -> bytes:
-    return re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8) & 0xFF]), field)
+    ancestors = (str(ancestor) for ancestor in (directory, *directory.parents))
+    return next((devices[ancestor] for ancestor in ancestors if ancestor in devices), None)
