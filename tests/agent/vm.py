@@ -1,0 +1,142 @@
+"""An Azure VM: a sandbox with disks, Azure's host, a blob service, and the real agent."""
+
+from __future__ import annotations
+
+import json
+import time
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.agent.agent import Agent
+from tests.agent.jobs import backup_job
+from tests.support.azurite import CONTAINER, Azurite
+from tests.support.filesystems import ScratchFilesystem
+from tests.support.freezing import is_frozen
+from tests.support.isolation import Sandbox
+from tests.support.wire_server import Report, Requested, RequestedSettings, WireServer
+
+TRANSITIONING = "4"
+SUCCESS = "1"
+
+_STATE_FILES = {
+    "mrseq",
+    "task_identity_FD76C85E-406F-4CFA-8EB0-CF18B123365C",
+    "machine_identity_FD76C85E-406F-4CFA-8EB0-CF18B123365C",
+}
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """What the agent reported of a job."""
+
+    sequence_number: int
+    status: str
+    code: str
+    report: Mapping[str, Any]
+    """Our report in the substatus, which is what Azure Backup reads."""
+
+    @property
+    def telemetry(self) -> Mapping[str, str]:
+        """``telemetryData`` by its keys."""
+        return {pair["Key"]: pair["Value"] for pair in self.report["status"]["telemetryData"]}
+
+    @property
+    def snapshots(self) -> list[Mapping[str, Any]]:
+        """``snapshotInfo``."""
+        return list(self.report["status"]["snapshotInfo"])
+
+
+@dataclass(frozen=True)
+class Vm:
+    """Everything that a test needs of it."""
+
+    name: str
+    sandbox: Sandbox
+    wire_server: WireServer
+    agent: Agent
+    azurite: Azurite
+    disks: tuple[ScratchFilesystem, ...]
+    version: str
+    """The version of the extension as it was built."""
+
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """The names of the disks' blobs."""
+        return tuple(f"{self.name}-{number}" for number in range(len(self.disks)))
+
+    def job(self, sequence_number: int, **options: Any) -> RequestedSettings:
+        """Returns the settings of a job that snapshots the VM's disks."""
+        uris = [self.azurite.sas_uri(name) for name in self.blobs]
+        return backup_job(sequence_number, uris, **options)
+
+    def ask(self, settings: RequestedSettings, *, version: str | None = None, state: str = "enabled") -> None:
+        """Makes a goal state with this job."""
+        self.wire_server.request(Requested(version or self.version, state, settings))
+
+    def snapshot_counts(self) -> list[int]:
+        """Returns how many snapshots each disk's blob has."""
+        return [len(self.azurite.snapshots(name)) for name in self.blobs]
+
+    def frozen_disks(self) -> list[bool]:
+        """Tells of each disk whether it is frozen."""
+        return [is_frozen(disk.mount_point) for disk in self.disks]
+
+    def wait_until_done(self, *, limit_seconds: float = 30.0) -> JobStatus:
+        """Does rounds of the agent until it reports that the job is over."""
+        until = time.monotonic() + limit_seconds
+        while (status := job_status(self.agent.round())).code == TRANSITIONING:
+            assert time.monotonic() < until, f"the job is not over: {self.log()}"
+            time.sleep(0.05)
+        self.wait_until_idle()
+        return status
+
+    def wait_until_idle(self) -> None:
+        """Waits until the agent is the only process of the VM."""
+        assert self.sandbox.wait_until_empty(limit_seconds=10.0, but_for=1), "a worker did not end"
+
+    def remembered(self, version: str) -> dict[str, str]:
+        """Returns what the handler has on disk about jobs and the machine, by the files' names."""
+        directory = self.agent.directory(version)
+        return {path.name: path.read_text() for path in directory.iterdir() if path.name in _STATE_FILES}
+
+    def log(self) -> str:
+        """Returns the handler's log."""
+        return self.sandbox.run("sh", "-c", "cat /var/log/azure/*/*.log").output
+
+    def create_blobs(self) -> None:
+        """Makes the disks' blobs."""
+        for name in self.blobs:
+            self.azurite.create_page_blob(name)
+
+    def create_status_blob(self, name: str) -> str:
+        """Makes an empty block blob, as the service does before a job; returns its URI."""
+        self.azurite.service.get_blob_client(CONTAINER, name).upload_blob(b"")
+        return self.azurite.sas_uri(name)
+
+    def read_blob(self, name: str) -> Any:
+        """Returns the document in a status blob."""
+        return json.loads(self.azurite.service.get_blob_client(CONTAINER, name).download_blob().readall())
+
+
+def job_status(report: Report) -> JobStatus:
+    """Takes the job's status out of what the agent reported."""
+    handler = report.handler
+    assert handler is not None, "the agent does not report our handler"
+    assert handler["status"] == "Ready", handler
+    settings = handler["runtimeSettingsStatus"]
+    status = settings["settingsStatus"]["status"]
+    assert "substatus" in status, status
+    (document,) = json.loads(status["substatus"][0]["name"])
+    return JobStatus(settings["sequenceNumber"], status["status"], str(status["code"]), document)
+
+
+def repacked(package: Path, old: str, new: str, directory: Path) -> Path:
+    """Returns the extension's package as another version of it: the version is in the name only."""
+    target = directory / package.name.replace(old, new)
+    with zipfile.ZipFile(package) as source, zipfile.ZipFile(target, "x") as copy:
+        for entry in source.infolist():
+            copy.writestr(entry, source.read(entry))
+    return target
