@@ -177,9 +177,7 @@ def read_envelope(path: Path) -> Envelope:
     try:
         content = read_text(path)
     except OSError as error:
-        return Envelope(
-            problem=f"the settings file cannot be read: {error.strerror}"
-        )
+        return Envelope(problem=f"the settings file cannot be read: {error.strerror}")
     if content is None:
         return Envelope(problem="there is no settings file")
     if not content:
@@ -258,9 +256,10 @@ def instant_of_ticks(ticks: Any) -> datetime.datetime | None:
     """
     if isinstance(ticks, str) and re.fullmatch(r"[0-9]{1,32}", ticks.strip()):
         ticks = int(ticks)
-    if not isinstance(ticks, int) or isinstance(ticks, bool) or ticks < 0:
+    if not _is_integer(ticks):
         return None
     try:
+        # What is before the year 1 or after 9999 overflows.
         return _YEAR_1 + datetime.timedelta(microseconds=ticks // 10)
     except OverflowError:
         return None
@@ -271,7 +270,7 @@ def without_protected_settings(text: str) -> str | None:
     document = _json_object(text)
     if document is None:
         return None
-    holders = [settings for settings in _handler_settings(document) if "protectedSettings" in settings]
+    holders = [found for found in _handler_settings(document) if found and "protectedSettings" in found]
     for settings in holders:
         del settings["protectedSettings"]
     try:
@@ -523,12 +522,14 @@ def _blob(value: Any) -> SasUri | None:
     return SasUri(_text(value) or "") or None
 
 
-def _handler_settings(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _handler_settings(document: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """The handler settings of each element; none for an element that has none to be understood."""
     elements = document.get("runtimeSettings")
-    if not isinstance(elements, list):
-        return []
-    found = [element.get("handlerSettings") for element in elements if isinstance(element, dict)]
-    return [settings for settings in found if isinstance(settings, dict)]
+    found = [
+        element.get("handlerSettings") if isinstance(element, dict) else None
+        for element in (elements if isinstance(elements, list) else [])
+    ]
+    return [settings if isinstance(settings, dict) else None for settings in found]
 
 
 def _ascii_of_base64(text: str) -> str | None:
