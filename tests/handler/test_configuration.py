@@ -187,7 +187,13 @@ def test_false_is_false_for_the_freeze_after_an_application(
 
 @pytest.mark.parametrize(
     ("value", "discards", "disables", "warnings"),
-    [("0", False, False, 0), ("1", True, True, 0), ("2", False, True, 0), ("yes", False, False, 2)],
+    [
+        ("0", False, False, 0),
+        ("1", True, True, 0),
+        ("2", False, True, 0),
+        ("yes", False, False, 2),
+        ("nan", False, False, 2),
+    ],
 )
 def test_numbers_switch_logging_off(
     path: Path, value: str, discards: bool, disables: bool, warnings: int

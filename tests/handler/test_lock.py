@@ -109,6 +109,16 @@ def test_waiting_ends_at_the_limit(path: Path, hold: Callable[[], Holder]) -> No
     assert 0.35 <= time.monotonic() - started < LIMIT_SECONDS
 
 
+def test_tries_leave_no_file_open(path: Path, hold: Callable[[], Holder]) -> None:
+    assert hold().holds
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(LockHeldError):
+        SafeFreezeLock(limit_seconds=0.25, path=path)
+    with pytest.raises(LockUnavailableError):
+        SafeFreezeLock(path=path / "below/a file")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_waiting_ends_when_it_is_given_up(path: Path, hold: Callable[[], Holder]) -> None:
     assert hold().holds
     answers = iter([False, False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
@@ -310,6 +311,24 @@ def test_file_that_cannot_be_rotated_is_still_written(log: Log, file: Path) -> N
     log.info("one")
     assert file.stat().st_size > log_module.ROTATE_AT_BYTES
     assert file.read_text().endswith("]one\n")
+
+
+def test_file_that_another_process_has_just_rotated_is_not_rotated_again(
+    log: Log, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def rotated_meanwhile(descriptor: int, operation: int) -> None:
+        file.rename(file.with_name("extension.log.1"))
+        file.write_text("of the other process\n")
+        flock(descriptor, operation)
+
+    fill(file, "full")
+    monkeypatch.setattr(fcntl, "flock", rotated_meanwhile)
+    log.info("one")
+    assert lines_of(file)[0] == "of the other process"
+    assert texts_of(file)[1:] == ["one"]
+    assert first_line(file.with_name("extension.log.1")) == "full"
 
 
 PROCESS = """

@@ -89,7 +89,7 @@ class Log:
         self._file = folder / file_name if folder is not None and write_log else None
         self._writer = writer
         self._lines = _BoundedLines(_BLOB_HEAD_BYTES, _BLOB_TAIL_BYTES)
-        self._grave = _BoundedLines(_EVENTS_HEAD_BYTES, _EVENTS_TAIL_BYTES)
+        self._for_events = _BoundedLines(_EVENTS_HEAD_BYTES, _EVENTS_TAIL_BYTES)
         self._unwritten = bytearray()
         self._suspended = False
         self._discarding = False
@@ -148,13 +148,13 @@ class Log:
     def warnings_and_errors(self) -> tuple[Line, ...]:
         """Returns the lines that are worth an event: about 256 KiB at most, the first and the last."""
         with self._lock:
-            return self._grave.all()
+            return self._for_events.all()
 
     def _add(self, level: Level, text: str) -> None:
         line = Line(_now(), level, _clean(text))
         with self._lock:
             if level is not Level.INFO:
-                self._grave.add(line)
+                self._for_events.add(line)
             if self._discarding:
                 self._discarded += 1
                 return
