@@ -1,0 +1,295 @@
+"""The polling service as the machine sees it: a systemd unit or, without systemd, a process with a pid file.
+
+What the service does is in `polling`. Nothing here raises: a VM on which it cannot be started is backed up
+all the same, so a failure is a line in the log. Every call of systemctl has a time limit.
+
+Stopping leaves the unit file, or the pid file, where it is: that is how `resume` knows that the host is to be
+polled, and how `move` knows that the next version is to do it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmsnapshot.handler.environment import HandlerEnvironment
+from vmsnapshot.handler.files import read_text, write_atomically
+from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.processes import ProcessName, name_of
+from vmsnapshot.handler.state import siblings
+
+UNIT = "directsnapshot.service"
+PID_FILE = "directsnapshot.pid"
+
+STOP_LIMIT_SECONDS = 90
+"""How long a service that is told to end may need: a freeze of 60 s by default, and its calls to the host.
+
+It is safe to kill it then, even in the window: its watchdog thaws.
+"""
+
+_SYSTEMCTL_LIMIT_SECONDS = 20.0
+# What the predecessor runs; its pid file has a number only, which may be anybody's by now.
+_PREDECESSOR = b"handle_host_daemon.py"
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9_./:=@+-]+")
+_WORKING_DIRECTORY = "WorkingDirectory="
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the machine's service manager is."""
+
+    systemd_directory: Path = Path("/run/systemd/system")
+    """It is there exactly while systemd is the service manager: sd_booted(3)."""
+    unit_file: Path = Path("/etc/systemd/system") / UNIT
+
+    def runs_systemd(self) -> bool:
+        """Whether units can be started."""
+        return self.systemd_directory.is_dir()
+
+
+THIS_MACHINE = Machine()
+
+
+def install(environment: HandlerEnvironment, log: Log, *, machine: Machine = THIS_MACHINE) -> None:
+    """Has the host polled from now on, by this version; does next to nothing if it is already.
+
+    Blocking: a minute, if systemd does not answer. A running service that is replaced is not waited for.
+    """
+    base = environment.base_directory
+    with _only_logged(log, "install"):
+        if not machine.runs_systemd():
+            _start_detached(base, log)
+            return
+        _end_detached(base, log)
+        text = unit_text(base)
+        if read_text(machine.unit_file) == text:
+            _ensure_active(log)
+            return
+        write_atomically(machine.unit_file, text, 0o644)
+        if _systemctl(log, "daemon-reload") and _systemctl(log, "enable", UNIT):
+            # Starts it, or replaces one that runs another version's code.
+            _systemctl(log, "restart", "--no-block", UNIT)
+        log.info("the polling service was installed")
+
+
+def resume(environment: HandlerEnvironment, log: Log, *, machine: Machine = THIS_MACHINE) -> None:
+    """Starts the service again if it is installed, is this version's, and was stopped.
+
+    For a command that has to be quick: without a service it costs no more than looking for two files.
+    """
+    base = environment.base_directory
+    with _only_logged(log, "resume"):
+        if not machine.runs_systemd():
+            if (base / PID_FILE).exists():
+                _start_detached(base, log)
+        elif _directory_of(read_text(machine.unit_file)) == str(base):
+            _ensure_active(log)
+
+
+def stop(environment: HandlerEnvironment, log: Log, *, machine: Machine = THIS_MACHINE) -> None:
+    """Ends the service, whichever version runs it, after it has thawed; a restart does not bring it back.
+
+    Blocking: `STOP_LIMIT_SECONDS`, and some seconds more.
+    """
+    with _only_logged(log, "stop"):
+        if machine.runs_systemd() and machine.unit_file.exists():
+            _disable(log)
+        pid_file = environment.base_directory / PID_FILE
+        if pid_file.exists():
+            _end(pid_file, log)
+
+
+def move(environment: HandlerEnvironment, target: Path, log: Log, *, machine: Machine = THIS_MACHINE) -> None:
+    """Makes the service, if there is one, that of the version in `target`, whose `resume` starts it.
+
+    One that still runs, which is one of the predecessor, is replaced now.
+    """
+    target = target.absolute()
+    with _only_logged(log, "move"):
+        text = read_text(machine.unit_file)
+        if text is not None and text != unit_text(target):
+            write_atomically(machine.unit_file, unit_text(target), 0o644)
+            if machine.runs_systemd() and _systemctl(log, "daemon-reload"):
+                _systemctl(log, "try-restart", "--no-block", UNIT)
+            log.info(f"the polling service is now that of `{target.name}`")
+        sources = {environment.base_directory, *siblings(target)} - {target}
+        for source in sources:
+            if _end_detached(source, log) and not (target / PID_FILE).exists():
+                write_atomically(target / PID_FILE, "", 0o644)
+
+
+def remove(environment: HandlerEnvironment, log: Log, *, machine: Machine = THIS_MACHINE) -> None:
+    """Ends this version's service and leaves nothing of it; another version's stays.
+
+    During an update the old version is uninstalled after the service was moved to the new one.
+
+    Blocking: as `stop`.
+    """
+    base = environment.base_directory
+    with _only_logged(log, "remove"):
+        _end_detached(base, log)
+        if _directory_of(read_text(machine.unit_file)) != str(base):
+            return
+        if machine.runs_systemd():
+            _disable(log)
+        machine.unit_file.unlink()
+        if machine.runs_systemd():
+            _systemctl(log, "daemon-reload")
+        log.info("the polling service was removed")
+
+
+def unit_text(base_directory: Path) -> str:
+    """Returns the unit of the version in `base_directory`."""
+    # `%` begins a specifier in every setting: systemd.unit(5).
+    directory = str(base_directory).replace("%", "%%")
+    return f"""\
+[Unit]
+Description=Snapshot service for Microsoft Azure Restore Points
+After=multi-user.target
+# Nothing is tried again and again when the extension was deleted without being uninstalled.
+ConditionPathExists={directory}/bin/main.py
+
+[Service]
+Type=simple
+{_WORKING_DIRECTORY}{directory}
+ExecStart={" ".join(map(_quoted, _command(base_directory)))}
+Restart=always
+# Rare enough never to meet systemd's limit on starts, after which it would stay away.
+RestartSec=10
+# Only the service itself is told to end, and does so when it has thawed.
+KillMode=mixed
+TimeoutStopSec={STOP_LIMIT_SECONDS}
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def _command(base_directory: Path) -> Sequence[str]:
+    return [sys.executable, "-I", "-S", "-X", "utf8", str(base_directory / "bin/main.py"), "poll"]
+
+
+def _quoted(word: str) -> str:
+    """A word of ExecStart: systemd.service(5), "Command lines"."""
+    if _PLAIN_WORD.fullmatch(word):
+        return word
+    for special, escaped in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
+        word = word.replace(special, escaped)
+    return f'"{word}"'
+
+
+def _directory_of(unit: str | None) -> str | None:
+    """The directory of the version that a unit runs."""
+    for line in (unit or "").splitlines():
+        if line.startswith(_WORKING_DIRECTORY):
+            return line[len(_WORKING_DIRECTORY) :].replace("%%", "%")
+    return None
+
+
+def _ensure_active(log: Log) -> None:
+    # Of a service that is about to be restarted it says "no" as well; starting that one does no harm.
+    if not _systemctl(log, "is-active", "--quiet", UNIT, may_say_no=True):
+        _systemctl(log, "enable", "--now", "--no-block", UNIT)
+
+
+def _disable(log: Log) -> None:
+    _systemctl(log, "disable", "--now", UNIT, grace_seconds=STOP_LIMIT_SECONDS)
+
+
+def _systemctl(log: Log, *words: str, may_say_no: bool = False, grace_seconds: float = 0.0) -> bool:
+    """Runs one command of systemctl; False, and a line in the log, if it failed."""
+    limit_seconds = _SYSTEMCTL_LIMIT_SECONDS + grace_seconds
+    try:
+        finished = subprocess.run(
+            ["systemctl", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=limit_seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        log.error(f"`systemctl {' '.join(words)}` did not end within {limit_seconds:g} s")
+        return False
+    if finished.returncode != 0 and not may_say_no:
+        cause = finished.stderr.decode(errors="replace").strip()[:200] or f"exit status {finished.returncode}"
+        log.error(f"`systemctl {' '.join(words)}` failed: {cause}")
+    return finished.returncode == 0
+
+
+def _start_detached(base_directory: Path, log: Log) -> None:
+    """Starts the service as a process of its own, unless it runs."""
+    pid_file = base_directory / PID_FILE
+    directory = os.open(base_directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # A worker and a command may do this at the same time; the lock goes with the descriptor.
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        recorded = _recorded(pid_file)
+        if recorded is not None and recorded.is_alive():
+            return
+        process = subprocess.Popen(
+            _command(base_directory),
+            cwd=base_directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Without a terminal there is no hang-up either, so nohup is not needed.
+            start_new_session=True,
+        )
+        name = name_of(process.pid)
+        # It is not waited for: init inherits it.
+        process.returncode = 0
+        if name is None:
+            log.error("the polling service ended as soon as it was started")
+            return
+        # A number alone may be another process's later on.
+        write_atomically(pid_file, f"{name.pid}\n{name.start_ticks} {name.boot_id}\n", 0o644)
+    finally:
+        os.close(directory)
+    log.info(f"the polling service was started without systemd, as process {name.pid}")
+
+
+def _end_detached(base_directory: Path, log: Log) -> bool:
+    """Ends the service that has no unit, and deletes its pid file; False if there is none."""
+    pid_file = base_directory / PID_FILE
+    if not pid_file.exists():
+        return False
+    _end(pid_file, log)
+    pid_file.unlink()
+    return True
+
+
+def _end(pid_file: Path, log: Log) -> None:
+    process = _recorded(pid_file)
+    if process is not None and not process.end(patience_seconds=STOP_LIMIT_SECONDS):
+        log.error(f"the polling service, process {process.pid}, had to be killed")
+
+
+def _recorded(pid_file: Path) -> ProcessName | None:
+    """The process that a pid file names; none if it names none that is certainly the service."""
+    number, _, rest = (read_text(pid_file) or "").partition("\n")
+    number, fields = number.strip(), rest.split()
+    if not re.fullmatch("[0-9]{1,10}", number):
+        return None
+    if len(fields) == 2 and re.fullmatch("[0-9]{1,20}", fields[0]):
+        return ProcessName(int(number), int(fields[0]), fields[1])
+    with contextlib.suppress(OSError):
+        if _PREDECESSOR in Path(f"/proc/{number}/cmdline").read_bytes():
+            return name_of(int(number))
+    return None
+
+
+@contextlib.contextmanager
+def _only_logged(log: Log, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        cause = (error.strerror or type(error).__name__).lower()
+        log.error(f"could not {what} the polling service: {cause}")
