@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.bench import comparisons, servers
+from tests.bench import comparisons, extension, servers
 from tests.bench.comparisons import Bench, say
 from tests.bench.figures import Claim
 from tests.bench.ways import Floor, NotThawedError
@@ -39,6 +39,7 @@ BENCHES: dict[str, Callable[[Bench], list[Claim]]] = {
     "dirty": comparisons.dirty,
     "watchdog": comparisons.watchdog,
     "memory": comparisons.memory,
+    "extension": extension.jobs,
 }
 
 

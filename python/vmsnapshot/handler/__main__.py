@@ -33,12 +33,6 @@ def main(arguments: Sequence[str]) -> int:
         from vmsnapshot.handler.polling import run_polling
 
         return run_polling(base_directory, os.environ)
-    if verb == "compile":
-        from vmsnapshot.handler import polling, worker
-        from vmsnapshot.handler.background import import_clients
-
-        import_clients()
-        return 0 if worker and polling else USAGE
     print(f"usage: {' | '.join(commands.COMMANDS)}", file=sys.stderr)
     return USAGE
 

@@ -7,8 +7,8 @@ engine.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from vmsnapshot import _native
@@ -21,6 +21,7 @@ from vmsnapshot.handler.host import PreSnapshot, do_snapshot_call, read_do_snaps
 from vmsnapshot.handler.leftovers import thaw_leftovers
 from vmsnapshot.handler.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
 from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.mounts import read_mounts
 from vmsnapshot.handler.outcome import Attempt, FreezeResult, Outcome, Path, failed, may_be_crash_consistent
 from vmsnapshot.handler.proxies import Proxies
 from vmsnapshot.handler.secret import redacted
@@ -83,8 +84,8 @@ class Calls:
     """What an attempt asks the engine to send in its window: a request a blob, or one call to the host."""
 
     blobs: tuple[str, ...] = ()
-    blob_metadata: tuple[Mapping[str, str], ...] = ()
-    metadata: Mapping[str, str] | None = None
+    blob_metadata: tuple[dict[str, str], ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
     proxy: str | None = None
     host_call: _native.HostCall | None = None
 
@@ -208,7 +209,9 @@ class Attempts:
         return _freeze_result(report), report
 
     def _plan(self) -> _native.Plan:
-        excluded = [*self._usable_patterns(), *sorted(Disks().resource_devices())]
+        disks = Disks()
+        temporary = {mount.device for mount in read_mounts() if disks.is_on_resource_disk(mount)}
+        excluded = [*self._usable_patterns(), *sorted(temporary)]
         plan = _native.plan(exclude=excluded)
         names = ", ".join(f"`{item.mount_point}`" for item in plan.filesystems)
         self._log.info(f"to freeze: {names or 'nothing'}")
@@ -233,7 +236,7 @@ class Attempts:
                 return _native.prepare(
                     plan,
                     calls.blobs,
-                    metadata=dict(calls.metadata or {}),
+                    metadata=calls.metadata,
                     blob_metadata=calls.blob_metadata,
                     host_call=calls.host_call,
                     thaw_timeout=self._configuration.thaw_timeout_seconds,

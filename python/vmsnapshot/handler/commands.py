@@ -7,6 +7,7 @@ worker left behind is mended here, by whichever command comes next.
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -244,7 +245,7 @@ def _start_worker(context: Context, number: int, *, mends: bool = False) -> bool
         if own_name is not None:
             state.record_worker(number, own_name)
         worker = subprocess.Popen(
-            [sys.executable, "-I", "-S", sys.argv[0], "mend" if mends else "worker"],
+            [sys.executable, "-I", "-S", "-X", "utf8", sys.argv[0], "mend" if mends else "worker"],
             env=environ,
             cwd="/",
             stdin=subprocess.DEVNULL,
@@ -299,16 +300,10 @@ def _names_a_workload(path: Path) -> bool:
 
 
 def _compile(context: Context) -> None:
-    """Imports once what a worker imports, so that its bytecode is there: later runs write none."""
+    """Imports once what jobs import, so that its bytecode is there: only this command writes any."""
     try:
-        subprocess.run(
-            [sys.executable, "-I", "-S", sys.argv[0], "compile"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=300,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        # Slower, no worse.
-        context.log.warning(f"the bytecode could not be made: {type(error).__name__}")
+        for module in ("vmsnapshot.handler.worker", "vmsnapshot.handler.polling", "azure.storage.blob.aio"):
+            importlib.import_module(module)
+    except Exception as error:
+        # A job says what it lacks; without bytecode it is only slower.
+        context.log.warning(f"could not import what jobs need: {described(error)}")

@@ -124,6 +124,7 @@ def failed(code: Code, message: str, ext_code: Code | None = None) -> Outcome:
 
 
 KILLED = failed(Code.ERROR, "Enable failed. The process of the job was ended before it could report ")
+BROKEN = failed(Code.ERROR, "Enable failed. The process of the job failed ")
 STOPPED = failed(Code.ERROR, "Enable failed. The job was ended by disable or uninstall ")
 CANNOT_START = failed(Code.ERROR, "Failed to call the daemon ")
 

@@ -48,6 +48,11 @@ class Reporter:
         """The file that the agent reads."""
         return self._environment.status_folder / f"{self._sequence_number}.status"
 
+    @property
+    def settings_file(self) -> Path:
+        """The file that the agent wrote."""
+        return self._environment.config_folder / f"{self._sequence_number}.settings"
+
     def add_machine_facts(self, environ: Mapping[str, str]) -> None:
         """Adds what the report says of machine and extension."""
         environment = self._environment

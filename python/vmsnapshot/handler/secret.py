@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any, NoReturn
 
-# A query that holds a signature, up to what may end a URI in running text.
-_SAS_QUERY = re.compile(r"\?[^\s\"'<>\\]*?\bsig=[^\s\"'<>\\]*", re.IGNORECASE)
+# A query that holds a signature, up to what may end a URI in running text. It begins at the last `?`, so that
+# a text of nothing but those is looked at once.
+_SAS_QUERY = re.compile(r"\?[^\s\"'<>\\?]*?\bsig=[^\s\"'<>\\]*", re.IGNORECASE)
 _SIGNATURE = re.compile(r"(sig(?:=|%3d|%253d))[^&\s\"'<>\\]+", re.IGNORECASE)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
@@ -15,13 +14,12 @@ from vmsnapshot.handler.secret import SasUri
 from vmsnapshot.handler.settings import Job
 from vmsnapshot.handler.telemetry import Telemetry
 
-# A storage account that does not answer must not keep a job from its freeze, nor from its end: each blob
-# has its tries within this.
-UPLOAD_LIMIT_SECONDS = 25.0
+# More than the writer's own limit, so that this one is for a writer that is stuck.
+_LIMIT_SECONDS = 25.0
 
 
 class Uploads:
-    """Writes the blobs of one job, in the background, in the order in which they are given."""
+    """Writes the blobs of one job, in the order in which they are given."""
 
     def __init__(
         self,
@@ -33,71 +31,84 @@ class Uploads:
         log: Log,
         is_enabled: bool,
     ) -> None:
+        """With `is_enabled` false (``UploadStatusAndLog``) no blob is read or written."""
         self._job = job
         self._background = background
+        self._proxies = proxies
         self._telemetry = telemetry
         self._log = log
-        self._status = self._writer(job.status_blob, proxies, is_enabled)
-        self._logs = self._writer(job.logs_blob, proxies, is_enabled)
-        self._proxies = proxies
+        self._is_enabled = is_enabled
+        self._status = self._writer(job.status_blob)
+        self._logs = self._writer(job.logs_blob, may_cut_front=True)
         self._under_way: list[concurrent.futures.Future[None]] = []
 
-    def status(self, text: str) -> None:
-        """Begins to write the status blob."""
-        if self._status is not None:
-            self._begin(self._write("status", self._status, text.encode()))
+    def begin_status_then_log(self, text: str) -> None:
+        """Begins to write the status blob, and after it the log blob with all lines so far."""
+        self._begin(self._write_status(text), self._write_log())
 
-    def log(self) -> None:
-        """Begins to write the log blob, with all lines so far."""
-        if self._logs is not None:
-            self._begin(self._write("log", self._logs, self._log.blob_text()))
+    def begin_log_then_status(self, text: str) -> None:
+        """The same in the other order, which is that of a job that was not begun."""
+        self._begin(self._write_log(), self._write_status(text))
 
-    def status_then_log(self, text: str) -> None:
-        """Begins to write the one, and the other after it."""
-        self._begin(self._in_turn(text))
+    def begin_mending(self, text: str) -> None:
+        """Begins to write the status blob although it holds something."""
+        self._begin(self._write_status(text, may_replace=True))
 
     def wait(self) -> None:
-        """Waits for what was begun, and gives up what takes too long."""
+        """Waits for what was begun.
+
+        Blocking: the writers' own limits, 20 s a blob.
+        """
         for future in self._under_way:
             try:
-                future.result(timeout=UPLOAD_LIMIT_SECONDS)
+                future.result(timeout=2 * _LIMIT_SECONDS)
             except concurrent.futures.TimeoutError:
                 future.cancel()
                 self._fail("a blob was not written in time")
-            except concurrent.futures.CancelledError:
-                pass
         self._under_way.clear()
 
     def is_own_unfinished(self) -> bool:
-        """Whether the status blob holds this task's transitioning report, which a killed worker left."""
+        """Whether the status blob holds this task's transitioning report, which a killed worker left.
+
+        Blocking: the reader's own limit, 10 s.
+        """
         uri, task_id = self._job.status_blob, self._job.task_id
         if self._status is None or uri is None or task_id is None:
             return False
-        future = self._background.submit(is_own_unfinished(uri, task_id, proxy=self._proxies.for_uri(uri)))
-        with contextlib.suppress(concurrent.futures.TimeoutError):
-            return future.result(timeout=UPLOAD_LIMIT_SECONDS)
-        return False
+        return self._background.submit(
+            is_own_unfinished(
+                uri, task_id, session=self._background.session, proxy=self._proxies.for_uri(uri)
+            )
+        ).result()
 
-    def replace_status(self, text: str) -> None:
-        """Begins to write the status blob although it is not empty."""
-        if self._status is not None:
-            self._begin(self._write("status", self._status, text.encode(), may_replace=True))
+    def _writer(self, uri: SasUri | None, *, may_cut_front: bool = False) -> BlobWriter | None:
+        if uri is None or not self._is_enabled:
+            return None
+        return BlobWriter(
+            uri,
+            session=self._background.session,
+            proxy=self._proxies.for_uri(uri),
+            may_cut_front=may_cut_front,
+        )
 
-    def _writer(self, uri: SasUri | None, proxies: Proxies, is_enabled: bool) -> BlobWriter | None:
-        return None if uri is None or not is_enabled else BlobWriter(uri, proxy=proxies.for_uri(uri))
+    def _begin(self, *writes: Coroutine[Any, Any, None]) -> None:
+        async def in_turn() -> None:
+            for write in writes:
+                await write
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        self._under_way.append(self._background.submit(work))
+        self._under_way.append(self._background.submit(in_turn()))
 
-    async def _in_turn(self, text: str) -> None:
-        if self._status is not None:
-            await self._write("status", self._status, text.encode())
-        if self._logs is not None:
-            await self._write("log", self._logs, self._log.blob_text())
+    async def _write_status(self, text: str, *, may_replace: bool = False) -> None:
+        await self._write("status", self._status, text.encode(), may_replace=may_replace)
+
+    async def _write_log(self) -> None:
+        await self._write("log", self._logs, self._log.blob_text())
 
     async def _write(
-        self, name: str, writer: BlobWriter, content: bytes, *, may_replace: bool = False
+        self, name: str, writer: BlobWriter | None, content: bytes, *, may_replace: bool = False
     ) -> None:
+        if writer is None:
+            return
         result = await writer.write(content, may_replace=may_replace)
         if result.failed:
             self._fail(f"the {name} blob was not written: {result.reason}")

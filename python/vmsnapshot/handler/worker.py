@@ -31,6 +31,7 @@ from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.mode import choose_mode
 from vmsnapshot.handler.mounts import partition_count, read_mounts
 from vmsnapshot.handler.outcome import (
+    BROKEN,
     INSTALLED,
     KILLED,
     STOPPED,
@@ -43,7 +44,7 @@ from vmsnapshot.handler.outcome import (
     may_be_crash_consistent,
     outcome_of,
 )
-from vmsnapshot.handler.protected import ProtectedSettingsError, decrypt
+from vmsnapshot.handler.protected import OPENSSL, ProtectedSettingsError, decrypt
 from vmsnapshot.handler.proxies import Proxies
 from vmsnapshot.handler.reporting import Reporter, open_log
 from vmsnapshot.handler.secret import described
@@ -55,6 +56,7 @@ from vmsnapshot.handler.settings import (
     SettingsError,
     SnapshotMode,
     parse,
+    quick_job,
     read_envelope,
     scrub,
 )
@@ -78,38 +80,26 @@ class Worker:
     def __init__(
         self,
         environment: HandlerEnvironment,
-        sequence_number: int,
         environ: Mapping[str, str],
         configuration: VmBackupConfiguration,
+        reporter: Reporter,
         log: Log,
         background: Background,
         interruptions: Interruptions,
     ) -> None:
         self._environment = environment
         self._environ = environ
+        self._configuration = configuration
+        self._reporter = reporter
         self._log = log
         self._background = background
         self._interruptions = interruptions
-        self._configuration = configuration
         self._waagent = read_waagent_configuration()
-        self._proxies = Proxies(self._waagent, environ)
+        self._proxies = Proxies(self._waagent)
         self._host_address = host.host_address(environ)
-        self._settings_file = environment.config_folder / f"{sequence_number}.settings"
-        self._reporter = Reporter(
-            environment,
-            sequence_number,
-            Job(),
-            State(environment.base_directory, environment.lib_directory),
-            real_consistency_numbers=self._configuration.real_consistency_numbers,
-        )
         self._storage = StorageDetails()
         # When the job is too late, on the monotonic clock; none where the rule does not apply.
         self._late_at: float | None = None
-
-    @property
-    def task_id(self) -> str | None:
-        """The job's task, as far as it is known."""
-        return self._reporter.job.task_id
 
     def run(self) -> None:
         """Does the job, and reports what it came to."""
@@ -150,14 +140,17 @@ class Worker:
         self._reporter.add_machine_facts(self._environ)
         uploads = self._uploads()
         if uploads.is_own_unfinished():
-            uploads.replace_status(self._reporter.documents(KILLED).blob)
+            uploads.begin_mending(self._reporter.documents(KILLED).blob)
             uploads.wait()
 
     def _read_settings(self) -> Settings:
-        envelope = read_envelope(self._settings_file)
+        settings_file = self._reporter.settings_file
+        envelope = read_envelope(settings_file)
+        self._reporter.job = quick_job(envelope)
         protected = self._decrypted(envelope)
         # In the file they are of no more use, whatever becomes of the job.
-        scrub(self._settings_file)
+        if not scrub(settings_file):
+            self._log.warning("the protected settings could not be taken out of the settings file")
         settings = parse(envelope, protected)
         for warning in settings.warnings:
             self._log.warning(f"settings: {warning}")
@@ -166,7 +159,7 @@ class Worker:
     def _decrypted(self, envelope: Envelope) -> Mapping[str, object]:
         if envelope.protected_text is None or envelope.thumbprint is None:
             return {}
-        openssl = self._waagent.get("OS.OpensslPath") or "openssl"
+        openssl = self._waagent.get("OS.OpensslPath", OPENSSL)
         try:
             return decrypt(
                 envelope.protected_text,
@@ -190,7 +183,7 @@ class Worker:
         self._storage = StorageDetails(partition_count=partition_count(mounts))
         documents = self._reporter.documents(TRANSITIONING, self._storage)
         self._reporter.write_file(documents, replaces_only=True)
-        uploads.status_then_log(documents.blob)
+        uploads.begin_status_then_log(documents.blob)
         if settings.dynamic_configs.polling:
             service.install(self._environment, self._log)
         try:
@@ -213,6 +206,7 @@ class Worker:
         wants_details = encrypted or mode is SnapshotMode.FIRST_HOST_THEN_GUEST
         answer = self._background.submit(
             host.pre_snapshot(
+                self._background.session,
                 self._host_address,
                 task_id=settings.host_task_id,
                 token=settings.snapshot_task_token,
@@ -269,7 +263,11 @@ class Worker:
             return ()
         return self._background.submit(
             guest.disk_encryption_settings(
-                settings.blobs, proxies=self._proxies, limit_seconds=ENCRYPTION_LIMIT_SECONDS
+                self._background.session,
+                settings.blobs,
+                # One serves all disks, or the snapshots themselves cannot be taken.
+                proxy=self._proxies.for_uri(settings.blobs[0]),
+                limit_seconds=ENCRYPTION_LIMIT_SECONDS,
             )
         ).result()
 
@@ -279,6 +277,8 @@ class Worker:
         )
         for pair in sizes.telemetry:
             self._reporter.telemetry.set(pair.key, pair.value)
+        if sizes.why:
+            self._log.warning(sizes.why)
         self._storage = StorageDetails(self._storage.partition_count, sizes.total_used_bytes, sizes.failed)
 
     def _uploads(self) -> Uploads:
@@ -299,7 +299,7 @@ class Worker:
         documents = self._reporter.documents(outcome, self._storage)
         self._reporter.write_file(documents, replaces_only=True)
         self._tell(outcome)
-        uploads.status_then_log(documents.blob)
+        uploads.begin_status_then_log(documents.blob)
         uploads.wait()
 
     def _finish_early(self, outcome: Outcome, uploads: Uploads) -> None:
@@ -308,9 +308,7 @@ class Worker:
         self._tell(outcome)
         documents = self._reporter.documents(outcome)
         self._reporter.write_file(documents)
-        uploads.log()
-        uploads.wait()
-        uploads.status(documents.blob)
+        uploads.begin_log_then_status(documents.blob)
         uploads.wait()
 
     def _tell(self, outcome: Outcome) -> None:
@@ -322,24 +320,36 @@ def run_worker(
     environment: HandlerEnvironment, sequence_number: int, environ: Mapping[str, str], *, mends: bool = False
 ) -> None:
     """Does one job in this process, in a control group of its own, so that a service manager spares it."""
-    _native.leave_control_group(CONTROL_GROUP)
     configuration = read_vmbackup_configuration()
     log = open_log(environment, configuration)
-    interruptions = Interruptions()
-    with interruptions, Background() as background:
-        background.warm_up()
-        worker = Worker(environment, sequence_number, environ, configuration, log, background, interruptions)
-        if mends:
-            worker.mend()
-        else:
-            worker.run()
+    state = State(environment.base_directory, environment.lib_directory)
+    reporter = Reporter(
+        environment,
+        sequence_number,
+        Job(),
+        state,
+        real_consistency_numbers=configuration.real_consistency_numbers,
+    )
+    try:
+        _native.leave_control_group(CONTROL_GROUP)
+        with Interruptions() as interruptions, Background() as background:
+            background.warm_up()
+            worker = Worker(environment, environ, configuration, reporter, log, background, interruptions)
+            if mends:
+                worker.mend()
+            else:
+                worker.run()
+    except Exception as error:
+        # Not the job failed but the worker, or the very report of the job's failure.
+        log.error(f"the worker failed: {described(error)}")
+        reporter.write_file(reporter.documents(BROKEN), replaces_only=True)
     write_events(
         environment.events_folder,
         log.warnings_and_errors(),
         version=environment.base_directory.name,
-        operation_id=worker.task_id,
+        operation_id=reporter.job.task_id,
         disabled=configuration.events_disabled,
     )
-    for record in State(environment.base_directory, environment.lib_directory).workers():
+    for record in state.workers():
         if record.sequence_number == sequence_number:
             record.forget()

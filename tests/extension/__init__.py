@@ -1,0 +1,1 @@
+"""The extension package, run as the agent runs it; host and blobs record what they are asked."""

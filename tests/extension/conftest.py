@@ -1,0 +1,177 @@
+"""A VM for the tests of the extension: two disks, a host, blobs; the package is unpacked once a session.
+
+A VM serves all tests of a module, each under a sequence number of its own: making one takes a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import require
+from tests.support.extension import NAME, VERSION, Extension, built_package, unpack
+from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems, scratch_directory
+from tests.support.host_service import HostService
+from tests.support.isolation import Sandbox
+from tests.support.protected_settings import object_str
+from tests.support.rescue import RescueThaw
+
+HOST = "168.63.129.16"
+V2 = "microsoft.compute/virtualmachines"
+TASK = "9d8b6a1c-52e0-4f3b-8c1d-6a7be0f41c22"
+RESCUE_AFTER_SECONDS = 60.0
+
+_IMPORT = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "import vmsnapshot.handler.__main__, vmsnapshot.handler.worker, azure.storage.blob.aio"
+)
+
+
+class Vm:
+    """A VM with the extension unpacked on it, and the services that it talks to."""
+
+    def __init__(
+        self, extension: Extension, service: HostService, filesystems: list[ScratchFilesystem]
+    ) -> None:
+        self.extension = extension
+        self.service = service
+        self.filesystems = filesystems
+        self._numbers = itertools.count(1)
+
+    def new_number(self) -> int:
+        """A sequence number that was not there before."""
+        return next(self._numbers)
+
+    def job(self, number: int, *, disks: int = 2, mode: str | None = None, **changes: Any) -> Job:
+        """Settings as Azure Backup sends them; the blobs are made, and hold what they hold before a job."""
+        names = [f"{number}-os.vhd", *(f"{number}-data{lun}.vhd" for lun in range(disks - 1))]
+        for name in names:
+            self.service.create_page_blob(name)
+        status, logs = f"{number}-status", f"{number}-logs"
+        self.service.create_block_blob(status)
+        self.service.create_block_blob(logs)
+        return Job(self, number, names, status, logs, mode, changes)
+
+
+class Job:
+    """One job's settings, and the ends of it."""
+
+    def __init__(
+        self,
+        vm: Vm,
+        number: int,
+        disks: list[str],
+        status: str,
+        logs: str,
+        mode: str | None,
+        changes: dict[str, Any],
+    ) -> None:
+        self.vm = vm
+        self.number = number
+        self.disks = disks
+        self.status_blob = status
+        self.logs_blob = logs
+        uri = vm.service.uri
+        self.included_disks: dict[str, Any] = {
+            "isAnyDiskExcluded": False,
+            "dataDiskLunList": list(range(len(disks) - 1)),
+            "isOSDiskIncluded": True,
+        }
+        self.custom: dict[str, Any] = {"isManagedVm": True, "backupTaskId": "BT-1"}
+        if mode is not None:
+            self.custom["takeSnapshotFrom"] = mode
+        self.object: dict[str, Any] = {
+            "backupMetadata": [{"Key": "RecoveryPointId", "Value": "123"}],
+            "snapshotTaskToken": "TT",
+            "includedDisks": self.included_disks,
+        }
+        self.public: dict[str, Any] = {
+            "commandToExecute": "snapshot",
+            "taskId": f"{TASK}_{number}",
+            "locale": "en-us",
+            "commandStartTimeUTCTicks": ticks_ago(minutes=5),
+            "vmType": V2,
+        }
+        self.protected: dict[str, Any] = {
+            "objectStr": object_str({"blobSASUri": [uri(name) for name in disks]}),
+            "logsBlobUri": uri(logs),
+            "statusBlobUri": uri(status),
+        }
+        self.public.update(changes)
+        self.omitted: set[str] = set()
+        """Public settings that are not sent."""
+
+    def enable(self, **environment: str) -> None:
+        """Runs enable; the worker goes on."""
+        finished = self.vm.extension.enable(self.number, self.settings(), self.protected, **environment)
+        assert (finished.status, finished.output, finished.errors) == (0, "", "")
+
+    def settings(self) -> dict[str, Any]:
+        """The public settings, with what was changed in the parts of them."""
+        parts = {"objectStr": object_str(self.object), "customSettings": json.dumps(self.custom)}
+        settings = {**parts, **self.public}
+        return {name: value for name, value in settings.items() if name not in self.omitted}
+
+    def run(self, **environment: str) -> dict[str, Any]:
+        """Runs the job to its end, and returns the report in the status blob."""
+        self.enable(**environment)
+        self.vm.extension.finish()
+        return self.blob_report()
+
+    def blob_report(self) -> dict[str, Any]:
+        """Returns the report in the status blob."""
+        report: dict[str, Any] = json.loads(self.vm.service.content(self.status_blob))[0]["status"]
+        return report
+
+
+def ticks_ago(*, minutes: float) -> str:
+    """.NET ticks of an instant that is so long ago."""
+    return str(int((time.time() - minutes * 60) * 10_000_000) + 621_355_968_000_000_000)
+
+
+@pytest.fixture(scope="session")
+def unpacked_extension(root: None) -> Iterator[Path]:  # noqa: ARG001 (asked for its effect)
+    """The package, unpacked as the agent does, with the bytecode that its install makes."""
+    require(any(Path("dist").glob("*.zip")), "needs the extension package: run `make extension`")
+    with scratch_directory() as directory:
+        base_directory = directory / "waagent" / f"{NAME}-{VERSION}"
+        unpack(built_package(), base_directory)
+        command = [sys.executable, "-I", "-S", "-c", _IMPORT, str(base_directory / "lib")]
+        subprocess.run(command, check=True, timeout=60)
+        yield base_directory
+
+
+@pytest.fixture(scope="module")
+def machine(unpacked_extension: Path) -> Iterator[Vm]:
+    """The module's VM."""
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(scratch_directory())
+        filesystems = stack.enter_context(ScratchFilesystems(directory))
+        disks = [filesystems.make_on_loop("root", "ext4"), filesystems.make_on_loop("data", "xfs")]
+        service = stack.enter_context(HostService())
+        sandbox = stack.enter_context(Sandbox(disks))
+        sandbox.forward(80, host=HOST, outside_port=service.port)
+        sandbox.forward(service.port)
+        yield Vm(Extension(sandbox, unpacked_extension), service, disks)
+
+
+@pytest.fixture
+def vm(machine: Vm) -> Iterator[Vm]:
+    """The module's VM, everything as usual; nothing may be left frozen or running by a test."""
+    machine.extension.configure()
+    machine.service.reset()
+    paths = [filesystem.mount_point for filesystem in machine.filesystems]
+    with RescueThaw(paths, RESCUE_AFTER_SECONDS) as rescue:
+        yield machine
+        machine.extension.finish()
+        thawed = rescue.cancel()
+    assert not thawed, f"the rescue had to thaw {thawed}"

@@ -1,0 +1,246 @@
+"""The agent's commands: what is done once, what again, and what becomes of a worker in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.extension.conftest import Job, Vm
+from tests.extension.test_settings import final, message
+from tests.support.freezing import is_frozen
+from tests.support.host_service import NEVER_MS, USUAL, Answer, Usual
+from tests.support.protected_settings import settings_file_text
+
+OTHER_VM = "{00000000-0000-4000-8000-000000000001}"
+WORKLOAD = Path("/etc/azure/workload.conf")
+LOCK_DIRECTORY = Path("/etc/azure/MicrosoftRecoverySvcsSafeFreezeLock")
+
+
+def test_same_sequence_number_takes_no_second_snapshot(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    job.run()
+    before = vm.extension.status_file(job.number).read_text()
+    vm.service.forget_requests()
+    job.enable()
+    vm.extension.finish()
+    assert vm.service.requests() == []
+    assert vm.extension.status_file(job.number).read_text() == before
+    assert 'protectedSettings"' not in vm.extension.settings_text(job.number)
+
+
+def test_same_task_under_another_number_is_told_that_it_was_processed(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    job.run()
+    vm.service.forget_requests()
+    again = vm.job(vm.new_number(), mode="onlyGuest", taskId=job.public["taskId"])
+    again.enable()
+    vm.extension.finish()
+    assert vm.service.requests() == []
+    assert final(vm.extension.report(again.number)) == ("success", "3", 3)
+    assert 'protectedSettings"' not in vm.extension.settings_text(again.number)
+
+
+def test_files_of_the_last_number_are_put_aside(vm: Vm) -> None:
+    first, second = (vm.job(vm.new_number(), disks=1, mode="onlyGuest") for _ in range(2))
+    first.run()
+    second.run()
+    folder = vm.extension.sandbox.path(vm.extension.base_directory)
+    assert [path.name for path in (folder / "status").glob("*.status")] == [f"{second.number}.status"]
+    assert [path.name for path in (folder / "config").glob("*.settings")] == [f"{second.number}.settings"]
+    assert (folder / f"status/{first.number}_status").exists()
+    assert (folder / f"config/{first.number}_settings").exists()
+
+
+def test_lower_sequence_number_is_a_new_one(vm: Vm) -> None:
+    number = vm.new_number() + 1_000_000
+    vm.job(number, disks=1, mode="onlyGuest").run()
+    assert final(vm.job(number - 1, disks=1, mode="onlyGuest").run()) == ("success", "1", 1)
+
+
+def test_restored_vm_does_the_job_that_the_other_one_has_done(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    job.run()
+    vm.extension.be(OTHER_VM)
+    vm.service.create_block_blob(job.status_blob)
+    report = job.run()
+    assert final(report) == ("success", "1", 1)
+    assert report["uniqueMachineId"] == OTHER_VM[1:-1]
+    assert len(vm.service.snapshots(job.disks[0])) == 2
+
+
+def test_enable_does_not_wait_for_its_worker(vm: Vm) -> None:
+    vm.service.script("presnapshot", Usual(after_ms=1000.0))
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    job.enable()
+    assert final(vm.extension.report(job.number)) == ("success", "4", 1)
+    assert message(vm.extension.report(job.number)) == "Transitioning state in extension"
+    vm.extension.finish()
+    assert final(job.blob_report()) == ("success", "1", 1)
+
+
+def test_worker_has_a_session_and_a_control_group_of_its_own(vm: Vm) -> None:
+    vm.service.script("presnapshot", Usual(after_ms=500.0))
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    job.enable()
+    vm.service.wait_for("presnapshot")
+    worker = worker_of(vm)
+    assert os.getsid(worker) == worker
+    assert os.getpgid(worker) == worker
+    assert Path(f"/proc/{worker}/cwd").readlink() == Path("/")
+    assert all(Path(f"/proc/{worker}/fd/{number}").readlink() == Path("/dev/null") for number in range(3))
+
+
+@pytest.mark.parametrize("verb", ["disable", "uninstall"])
+def test_worker_in_its_window_ends_its_job_before_it_is_ended(vm: Vm, verb: str) -> None:
+    vm.service.script("dosnapshot", Usual(after_ms=700.0))
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    job.enable()
+    vm.service.wait_for("dosnapshot")
+    assert vm.extension.run(verb).status == 0
+    assert vm.extension.sandbox.process_ids() == []
+    assert final(job.blob_report()) == ("success", "1", 1)
+    assert not any(is_frozen(filesystem.mount_point) for filesystem in vm.filesystems)
+
+
+def test_worker_before_its_window_ends_without_a_snapshot(vm: Vm) -> None:
+    vm.service.script("presnapshot", Answer(after_ms=NEVER_MS))
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    job.enable()
+    vm.service.wait_for("presnapshot")
+    assert vm.extension.run("disable").status == 0
+    assert vm.extension.sandbox.process_ids() == []
+    assert final(job.blob_report()) == ("error", "2", 2)
+    assert "ended by disable" in message(job.blob_report())
+    assert vm.service.requests("PUT snapshot") == []
+
+
+def test_killed_worker_leaves_nothing_frozen_and_its_job_gets_a_final_status(vm: Vm) -> None:
+    vm.service.script("dosnapshot", Answer(after_ms=NEVER_MS))
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    job.enable()
+    vm.service.wait_for("dosnapshot")
+    os.kill(worker_of(vm), signal.SIGKILL)
+    vm.extension.finish()
+    assert not any(is_frozen(filesystem.mount_point) for filesystem in vm.filesystems)
+    assert final(job.blob_report()) == ("success", "4", 1)
+    # What comes next, the agent's restart say, is the same number once more.
+    vm.service.script("dosnapshot", USUAL)
+    job.enable()
+    vm.extension.finish()
+    assert final(vm.extension.report(job.number)) == ("error", "2", 2)
+    assert final(job.blob_report()) == ("error", "2", 2)
+    assert "ended before it could report" in message(job.blob_report())
+    assert len(vm.service.requests("dosnapshot")) == 1
+
+
+@pytest.mark.parametrize("verb", ["disable", "uninstall"])
+def test_killed_workers_status_is_mended_by_the_next_command(vm: Vm, verb: str) -> None:
+    vm.service.script("presnapshot", Answer(after_ms=NEVER_MS))
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    job.enable()
+    vm.service.wait_for("presnapshot")
+    os.kill(worker_of(vm), signal.SIGKILL)
+    vm.extension.finish()
+    assert vm.extension.run(verb, 0).status == 0
+    assert final(vm.extension.report(job.number)) == ("error", "2", 2)
+
+
+@pytest.mark.parametrize("verb", ["disable", "uninstall", "update", "install"])
+def test_command_may_be_repeated_and_needs_no_settings(vm: Vm, verb: str) -> None:
+    for _ in range(2):
+        finished = vm.extension.run(verb, 987654)
+        assert (finished.status, finished.output, finished.errors) == (0, "", "")
+
+
+def test_install_leaves_a_workload_alone_that_is_named(vm: Vm) -> None:
+    workload = vm.extension.sandbox.path(WORKLOAD)
+    workload.write_text("[workload]\nworkload_name = mysql\n")
+    vm.extension.run("install")
+    assert workload.read_text() == "[workload]\nworkload_name = mysql\n"
+    workload.write_text("[workload]\nworkload_name =\n")
+    vm.extension.run("install")
+    assert "linux_user" in workload.read_text()
+
+
+def test_update_brings_what_is_remembered_and_downgrade_takes_it_along(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    job.run()
+    base = vm.extension.base_directory
+    newer = base.with_name(base.name.rpartition("-")[0] + "-2.0")
+    inside = vm.extension.sandbox.path(newer)
+    inside.mkdir()
+    # A downgrade: the code of the version that goes is run, and both variables name the one that comes.
+    vm.extension.run("update", job.number, VERSION="2.0", AZURE_GUEST_AGENT_UPDATING_FROM_VERSION="2.0")
+    names = {path.name.partition("_")[0] for path in inside.iterdir()}
+    assert names == {"mrseq", "task", "machine"}
+    assert (inside / "mrseq").read_text() == str(job.number)
+
+
+def test_lock_that_cannot_be_had_fails_the_job(vm: Vm) -> None:
+    directory = vm.extension.sandbox.path(LOCK_DIRECTORY)
+    vm.extension.run("install")
+    for path in directory.glob("*"):
+        path.unlink()
+    if directory.exists():
+        directory.rmdir()
+    directory.write_text("")
+    try:
+        job = vm.job(vm.new_number(), mode="onlyGuest")
+        assert final(job.run()) == ("error", "121", 121)
+        assert vm.service.requests("PUT snapshot") == []
+    finally:
+        directory.unlink()
+
+
+def test_newer_job_gets_its_status_although_an_older_one_is_still_at_work(vm: Vm) -> None:
+    vm.service.script("presnapshot", Usual(after_ms=1500.0), USUAL)
+    older, newer = (vm.job(vm.new_number(), disks=1, mode="onlyGuest") for _ in range(2))
+    older.enable()
+    vm.service.wait_for("presnapshot")
+    newer.enable()
+    vm.extension.finish()
+    assert final(older.blob_report()) == ("success", "1", 1)
+    assert final(vm.extension.report(newer.number)) == ("success", "1", 1)
+    assert not vm.extension.status_file(older.number).exists()
+
+
+def test_environment_that_cannot_be_read_does_not_keep_enable_from_a_status(vm: Vm) -> None:
+    file = vm.extension.sandbox.path(vm.extension.base_directory / "HandlerEnvironment.json")
+    text = file.read_text()
+    file.write_text(text[: len(text) // 2])
+    try:
+        job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+        vm.extension.write_settings(job.number, settings_file_text(job.settings(), job.protected))
+        assert vm.extension.run("enable", job.number).status == 0
+        vm.extension.finish()
+        assert final(vm.extension.report(job.number))[1] != "4"
+    finally:
+        file.write_text(text)
+
+
+def worker_of(vm: Vm) -> int:
+    """The worker's process, by its number outside."""
+    until = time.monotonic() + 10.0
+    while time.monotonic() < until:
+        for pid in vm.extension.sandbox.process_ids():
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"worker" in words:
+                return pid
+    raise AssertionError("there is no worker")
+
+
+def test_names_of_the_job_are_in_its_report(vm: Vm) -> None:
+    job: Job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    report = job.run()
+    assert report["name"] == "Microsoft.Azure.RecoveryServices.VMSnapshotLinux"
+    facts = {pair["Key"]: pair["Value"] for pair in report["telemetryData"]}
+    assert facts["extensionVersion"] == "1.0.0.1"
+    assert facts["snapshotCreator"] == "guestExtension"
+    assert facts["extErrorCode"] == "success"
+    assert report["storageDetails"]["partitionCount"] == 2
+    assert json.loads(report["formattedMessage"]["message"])["jobMessage"] == ""

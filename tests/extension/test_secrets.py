@@ -1,0 +1,90 @@
+"""Nothing secret is in anything that a job leaves behind: files, status, blobs, arguments, environment."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.extension.conftest import Job, Vm
+from tests.support.host_service import SIGNATURE, Usual, blob_error, json_answer
+
+TOKEN = "dG9rZW4tdGhhdC1ub2JvZHktbWF5LXNlZQ"  # noqa: S105
+DISK_TOKEN = "ZGlzay10b2tlbi1vZi10aGUtaG9zdA"  # noqa: S105
+PROTECTED = "cHJvdGVjdGVkLWN1c3RvbS1zZXR0aW5n"
+
+
+def run_with_secrets(job: Job) -> None:
+    """A job full of secrets."""
+    job.protected["snapshotTaskToken"] = TOKEN
+    del job.object["snapshotTaskToken"]
+    job.omitted.add("customSettings")
+    job.protected["customSettings"] = json.dumps({**job.custom, "note": PROTECTED})
+    job.enable()
+
+
+def secrets() -> list[bytes]:
+    """What must not be found: the texts, and the settings that hold them encoded."""
+    plain = [SIGNATURE, SIGNATURE.replace("%2B", "+").replace("%3D", "="), TOKEN, PROTECTED]
+    encoded = [base64.b64encode(text.encode()).decode().rstrip("=")[:-2] for text in plain]
+    return [text.encode() for text in plain + encoded]
+
+
+@pytest.mark.parametrize("mode", ["onlyGuest", "onlyHost"])
+def test_no_secret_is_left_in_any_file(vm: Vm, mode: str) -> None:
+    job = vm.job(vm.new_number(), mode=mode)
+    vm.service.script(
+        job.disks[0],
+        blob_error(403, "AuthenticationFailed", f"Signature did not match: {vm.service.uri(job.disks[0])}"),
+        operation="PUT snapshot",
+    )
+    identifier = {"creationTime": "2025-05-14T02:10:07Z", "id": "1", "token": DISK_TOKEN}
+    item = {
+        "isSuccessful": "true",
+        "snapshotUri": "https://h/disks/d/snapshots?snapshotId=1",
+        "errorMessage": None,
+        "statusCode": 200,
+        "ddSnapshotIdentifier": identifier,
+    }
+    vm.service.script("dosnapshot", json_answer({"snapshotInfo": [item]}))
+    run_with_secrets(job)
+    vm.extension.finish()
+    found = vm.extension.everything_written()
+    assert any(name.endswith("extension.log") for name in found)
+    assert any(name.endswith(f"{job.number}.status") for name in found)
+    found["status blob"] = vm.service.content(job.status_blob)
+    found["log blob"] = vm.service.content(job.logs_blob)
+    assert found["log blob"]
+    leaks = [name for name, content in found.items() if any(secret in content for secret in secrets())]
+    assert leaks == []
+    # A direct-drive disk's token is what the service asks for; it is in the report, and in nothing else.
+    if mode == "onlyHost":
+        holders = {Path(name).name for name, content in found.items() if DISK_TOKEN.encode() in content}
+        assert holders == {"status blob", f"{job.number}.status"}
+
+
+def test_no_secret_is_left_by_a_job_that_fails_early(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest", objectStr=f"abcde{TOKEN}x")
+    job.protected["objectStr"] = f"!{TOKEN}"
+    run_with_secrets(job)
+    vm.extension.finish()
+    contents = [*vm.extension.everything_written().values(), vm.service.content(job.logs_blob)]
+    # The public objectStr stays in the settings file, where the agent put it.
+    assert not any(SIGNATURE.encode() in content for content in contents)
+    log = (
+        vm.extension.log().encode() + vm.service.content(job.logs_blob) + vm.service.content(job.status_blob)
+    )
+    assert not any(secret in log for secret in secrets())
+
+
+def test_no_secret_is_in_arguments_or_environment_of_the_worker(vm: Vm) -> None:
+    vm.service.script("presnapshot", Usual(after_ms=700.0))
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    run_with_secrets(job)
+    vm.service.wait_for("presnapshot")
+    for pid in vm.extension.sandbox.process_ids():
+        for name in ("cmdline", "environ"):
+            content = Path(f"/proc/{pid}/{name}").read_bytes()
+            assert not any(secret in content for secret in secrets())

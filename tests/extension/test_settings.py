@@ -1,0 +1,186 @@
+"""Missing and bad settings, through ``enable``: each row of the contract's table has a final status."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any, Callable
+
+import pytest
+
+from tests.extension.conftest import Job, Vm, ticks_ago
+from tests.support.protected_settings import object_str, settings_file_text
+
+Change = Callable[[Job], None]
+
+
+def public(**values: Any) -> Change:
+    """Sets public settings; None as a value is JSON's null."""
+    return lambda job: job.public.update(values)
+
+
+def without_public(*names: str) -> Change:
+    """Takes public settings away."""
+    return lambda job: job.omitted.update(names)
+
+
+def protected(**values: Any) -> Change:
+    """Sets protected settings."""
+    return lambda job: job.protected.update(values)
+
+
+def encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+UNUSABLE = [
+    ("no objectStr", without_public("objectStr")),
+    ("an empty objectStr", public(objectStr="")),
+    ("an objectStr that is null", public(objectStr=None)),
+    ("bad base64", public(objectStr="abcde")),
+    ("no ASCII", public(objectStr=encoded('{"backupMetadata": "é"}'.encode()))),
+    ("a byte order mark", public(objectStr=encoded(b'\xef\xbb\xbf{"backupMetadata": []}'))),
+    ("double quotes around it", public(objectStr=encoded(b'"{\\"backupMetadata\\": []}"'))),
+    ("bad JSON", public(objectStr=encoded(b"{"))),
+    ("no backupMetadata", public(objectStr=object_str({"snapshotTaskToken": "TT"}))),
+    ("backupMetadata that is null", public(objectStr=object_str({"backupMetadata": None}))),
+    ("a protected objectStr that is none", protected(objectStr="abcde")),
+    ("a protected objectStr without blobSASUri", protected(objectStr=object_str({}))),
+    ("an unknown command", public(commandToExecute="dance")),
+]
+
+
+@pytest.mark.parametrize("change", [row[1] for row in UNUSABLE], ids=[row[0] for row in UNUSABLE])
+def test_unusable_settings_end_in_11(vm: Vm, change: Change) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    change(job)
+    report = job.run()
+    assert final(report) == ("error", "11", 11)
+    assert (report["status"], report["taskId"]) == ("error", job.public["taskId"])
+    assert_file_is_final(job, report)
+    assert vm.service.requests("PUT snapshot") == []
+
+
+FAILING = [
+    ("no commandToExecute", without_public("commandToExecute")),
+    ("a commandToExecute that is null", public(commandToExecute=None)),
+    ("customSettings that are an object", public(customSettings={})),
+    ("customSettings that are no JSON", public(customSettings="{")),
+]
+
+
+@pytest.mark.parametrize("change", [row[1] for row in FAILING], ids=[row[0] for row in FAILING])
+def test_settings_that_fail_the_job_end_in_2(vm: Vm, change: Change) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    change(job)
+    report = job.run()
+    assert final(report) == ("error", "2", 2)
+    assert message(report).startswith("Enable failed.")
+    assert_file_is_final(job, report)
+
+
+def test_missing_blobs_end_in_76(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    job.protected.pop("objectStr")
+    report = job.run()
+    assert final(report) == ("error", "76", 76)
+    assert report["snapshotInfo"] == []
+
+
+def test_missing_blobs_do_not_keep_the_host_from_it(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    job.protected.pop("objectStr")
+    assert final(job.run()) == ("success", "1", 1)
+
+
+def test_missing_vm_type_is_a_classic_vm(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    without_public("vmType")(job)
+    job.protected.pop("objectStr")
+    assert final(job.run()) == ("error", "76", 76)
+    assert vm.extension.status(job.number)["status"] == "error"
+
+
+@pytest.mark.parametrize("ticks", [None, "", "6.36458E+17", 6.36458e17, "soon", "9" * 400])
+def test_ticks_that_are_no_time_skip_the_rule_and_are_echoed(vm: Vm, ticks: object) -> None:
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest", commandStartTimeUTCTicks=ticks)
+    report = job.run()
+    assert final(report) == ("success", "1", 1)
+    assert report["commandStartTimeUTCTicks"] == ticks
+
+
+def test_ticks_as_a_number_are_as_good_as_a_text(vm: Vm) -> None:
+    ticks = int(ticks_ago(minutes=141))
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest", commandStartTimeUTCTicks=ticks)
+    report = job.run()
+    assert final(report) == ("error", "402", 402)
+    assert report["commandStartTimeUTCTicks"] == ticks
+
+
+NO_SETTINGS = [
+    ("an empty file", ""),
+    ("no JSON", "{half a fi"),
+    ("nothing in it", settings_file_text(None)),
+    ("empty settings", settings_file_text({})),
+    ("another shape", json.dumps({"runtimeSettings": []})),
+]
+
+
+@pytest.mark.parametrize("text", [row[1] for row in NO_SETTINGS], ids=[row[0] for row in NO_SETTINGS])
+def test_no_settings_at_all_end_in_16(vm: Vm, text: str) -> None:
+    number = vm.new_number()
+    vm.extension.write_settings(number, text)
+    assert vm.extension.run("enable", number).status == 0
+    vm.extension.finish()
+    assert final(vm.extension.report(number)) == ("error", "16", 16)
+    assert vm.service.requests() == []
+
+
+def test_protected_settings_for_a_certificate_that_is_gone_end_in_76(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    text = json.loads(settings_file_text(job.settings(), job.protected))
+    handler_settings = text["runtimeSettings"][0]["handlerSettings"]
+    handler_settings["protectedSettingsCertThumbprint"] = "0" * 40
+    vm.extension.write_settings(job.number, json.dumps(text))
+    vm.extension.run("enable", job.number)
+    vm.extension.finish()
+    assert final(vm.extension.report(job.number)) == ("error", "76", 76)
+    assert "certificate" in vm.extension.log()
+
+
+@pytest.mark.parametrize("cipher", ["des3", "aes256"])
+def test_protected_settings_are_decrypted_and_taken_out_of_the_file(vm: Vm, cipher: str) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    vm.extension.enable(job.number, job.settings(), job.protected, cipher=cipher)
+    vm.extension.finish()
+    assert final(job.blob_report()) == ("success", "1", 1)
+    handler_settings = json.loads(vm.extension.settings_text(job.number))["runtimeSettings"][0][
+        "handlerSettings"
+    ]
+    assert set(handler_settings) == {"publicSettings", "protectedSettingsCertThumbprint"}
+    assert handler_settings["publicSettings"] == job.settings()
+
+
+def test_command_to_install_installs(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), commandToExecute="Install")
+    report = job.run()
+    assert final(report) == ("success", "1", 1)
+    assert message(report).startswith("Install Succeeded")
+    assert vm.service.requests("PUT snapshot") + vm.service.requests("dosnapshot") == []
+
+
+def final(report: dict[str, Any]) -> tuple[str, str, int]:
+    """What Azure Backup decides by."""
+    return report["status"], report["code"], report["vmHealthInfo"]["vmHealthStatusCode"]
+
+
+def message(report: dict[str, Any]) -> str:
+    """The report's message."""
+    text: str = json.loads(report["formattedMessage"]["message"])["messageStr"]
+    return text
+
+
+def assert_file_is_final(job: Job, report: dict[str, Any]) -> None:
+    """The file embeds the report, and shows a V2 VM's failure as a success."""
+    assert job.vm.extension.report(job.number) == report
+    assert job.vm.extension.status(job.number)["status"] == "success"

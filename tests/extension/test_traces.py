@@ -1,0 +1,244 @@
+"""What the host and the blob service are asked, in which order: chapter 14 of the extension's contract.
+
+Ours asks less: one PreSnapshot, before the freeze (its clock serves for the check after it), and no blob's
+properties twice. What it must keep is the form of every request, and the order of status, snapshots, final
+status, final log.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.extension.conftest import Job, Vm, ticks_ago
+from tests.support.host_service import Answer, Request, blob_error, json_answer
+from tests.support.writers import Writer, writing
+
+PRE = "presnapshot"
+DO = "dosnapshot"
+API = {"api-version": "2017-12-01"}
+
+BEGINNING = [PRE, "status HEAD", "status PUT", "logs HEAD", "logs PUT"]
+END = ["status PUT", "logs PUT"]
+
+
+def names_of(job: Job, requests: list[Request]) -> list[str]:
+    """Short names: the host's operation, or what is done to the status, the logs, a disk."""
+    names = []
+    for request in requests:
+        kind = {job.status_blob: "status ", job.logs_blob: "logs "}.get(request.blob, "disk ")
+        names.append(request.operation if request.blob == "" else kind + request.operation)
+    return names
+
+
+def trace(job: Job, **environment: str) -> list[str]:
+    """Runs the job; returns what was asked, disks in any order."""
+    job.run(**environment)
+    return names_of(job, job.vm.service.requests())
+
+
+def test_only_guest(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    assert trace(job) == [*BEGINNING, "disk PUT snapshot", "disk PUT snapshot", *END]
+
+
+def test_only_host(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    assert trace(job) == [*BEGINNING, DO, *END]
+
+
+def test_first_host_then_guest_with_a_host_that_is_well(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="firstHostThenGuest")
+    assert trace(job) == [*BEGINNING, DO, *END]
+    [request] = vm.service.requests(PRE)
+    assert request.json["preSnapshotSettings"] == [{"Key": "isVMADEEnabled", "Value": False}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        (Answer(404), "404"),
+        (Answer(500), "556"),
+        (Answer(200), "557"),
+        (Answer(drops_connection=True), "555"),
+    ],
+)
+def test_first_host_then_guest_with_a_host_that_is_not(vm: Vm, answer: Answer, number: str) -> None:
+    vm.service.script(PRE, answer)
+    job = vm.job(vm.new_number(), mode="firstHostThenGuest")
+    names = trace(job)
+    assert [name for name in names if name != PRE] == [
+        *BEGINNING[1:],
+        "disk PUT snapshot",
+        "disk PUT snapshot",
+        *END,
+    ]
+    report = job.blob_report()
+    assert (report["code"], report["status"]) == ("1", "success")
+    assert f"hostStatusCodePreSnapshot={number}, " in message_of(report)
+
+
+def test_first_guest_then_host_when_all_disks_fail(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="firstGuestThenHost")
+    for disk in job.disks:
+        vm.service.script(disk, blob_error(403, "AuthorizationFailure"), operation="PUT snapshot")
+    assert trace(job) == [*BEGINNING, "disk PUT snapshot", "disk PUT snapshot", DO, *END]
+    assert job.blob_report()["code"] == "1"
+
+
+def test_first_guest_then_host_when_one_disk_fails(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="firstGuestThenHost")
+    vm.service.script(job.disks[1], blob_error(403, "AuthorizationFailure"), operation="PUT snapshot")
+    assert trace(job) == [*BEGINNING, "disk PUT snapshot", "disk PUT snapshot", *END]
+    report = job.blob_report()
+    assert (report["code"], report["vmHealthInfo"]["vmHealthStatusCode"]) == ("76", 761)
+
+
+def test_encrypted_disks_by_the_guest(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    job.included_disks["isVMADEEnabled"] = True
+    vm.service.create_page_blob(job.disks[1], metadata={"diskencryptionsettings": "encrypted-1"})
+    assert trace(job) == [
+        *BEGINNING,
+        "disk GET metadata",
+        "disk GET metadata",
+        "disk PUT snapshot",
+        "disk PUT snapshot",
+        *END,
+    ]
+    [pre] = vm.service.requests(PRE)
+    assert pre.json["preSnapshotSettings"] == [{"Key": "isVMADEEnabled", "Value": True}]
+    for request in vm.service.requests("GET metadata"):
+        assert request.header("x-ms-version") == "2018-03-28"
+        assert str(request.header("x-ms-date")).endswith(" GMT")
+    metadata = [vm.service.snapshots(disk)[-1].metadata for disk in job.disks]
+    assert metadata == [
+        {"RecoveryPointId": "123"},
+        {"RecoveryPointId": "123", "DiskEncryptionSettings": "encrypted-1"},
+    ]
+
+
+def test_encrypted_disks_by_the_host(vm: Vm) -> None:
+    details = {
+        "isOsDiskADEEncrypted": True,
+        "areDataDisksADEEncrypted": False,
+        "DiskEncryptionSettings": "encrypted",
+    }
+    vm.service.script(PRE, json_answer(details))
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    job.included_disks["isVMADEEnabled"] = True
+    assert trace(job) == [*BEGINNING, DO, *END]
+    [request] = vm.service.requests(DO)
+    assert request.json["settings"][5:] == [
+        {"Key": "isOsDiskADEEncrypted", "Value": True},
+        {"Key": "areDataDisksADEEncrypted", "Value": False},
+    ]
+    assert request.json["snapshotMetadata"][-1] == {"Key": "DiskEncryptionSettings", "Value": "encrypted"}
+
+
+def test_too_late(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest", commandStartTimeUTCTicks=ticks_ago(minutes=141))
+    vm.service.script(PRE, json_answer({}))
+    assert trace(job) == [PRE, "logs HEAD", "logs PUT", "status HEAD", "status PUT"]
+    report = job.blob_report()
+    assert (report["code"], report["status"], report["snapshotInfo"]) == ("402", "error", None)
+    assert report["vmHealthInfo"] == {"vmHealthState": 256, "vmHealthStatusCode": 402}
+    assert message_of(report).startswith("CRP timeout limit has reached, will not take snapshot.")
+
+
+def test_host_clock_is_the_clock_of_the_rule(vm: Vm) -> None:
+    long_ago = {"year": 2001, "month": 2, "day": 3, "hour": 4, "minute": 5, "second": 6}
+    vm.service.script(PRE, json_answer({"responseTime": long_ago}))
+    job = vm.job(vm.new_number(), mode="onlyGuest", commandStartTimeUTCTicks=ticks_ago(minutes=1000))
+    assert job.run()["code"] == "1"
+
+
+def test_form_of_the_guests_request(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    job.run()
+    [request] = vm.service.requests("PUT snapshot")
+    assert request.method == "PUT"
+    assert request.has_signature
+    assert request.body == b""
+    assert list(request.query)[-1] == "comp"
+    assert request.headers == (
+        ("Host", vm.service.address),
+        ("Content-Length", "0"),
+        ("x-ms-meta-RecoveryPointId", "123"),
+    )
+
+
+def test_form_of_the_hosts_requests(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), disks=3, mode="onlyHost")
+    job.included_disks["instantAccessDurationMinutes"] = 120
+    job.included_disks["isVmmdBlobIncluded"] = True
+    job.object["dynamicConfigsFromCRP"] = [
+        {"Key": "IsSnapshotTTLEnabled", "Value": True},
+        {"Key": "usemccfforlad", "Value": "false"},
+    ]
+    job.run()
+    pre, do = vm.service.requests(PRE)[0], vm.service.requests(DO)[0]
+    assert pre.json == {"taskId": "BT-1", "snapshotTaskToken": "TT"}
+    assert do.json == {
+        "taskId": "BT-1",
+        "diskIds": [0, 1, -1],
+        "settings": [
+            {"Key": "isSnapshotTtlEnabled", "Value": True},
+            {"Key": "useMccfToFetchDsasForAllDisks", "Value": False},
+            {"Key": "useMccfForLad", "Value": "false"},
+            {"Key": "EnableVMSnapshotExtensionPolling", "Value": False},
+            {"Key": "isVmmdBlobIncluded", "Value": True},
+        ],
+        "snapshotTaskToken": "TT",
+        "snapshotMetadata": [{"Key": "RecoveryPointId", "Value": "123"}],
+        "instantAccessDurationMinutes": 120,
+    }
+    for request, operation in ((pre, "presnapshot"), (do, "dosnapshot")):
+        assert (request.method, request.path) == ("POST", f"/metadata/recsvc/snapshot/{operation}")
+        assert request.query == API
+        headers = dict(request.headers)
+        assert headers["Host"] == "168.63.129.16"
+        assert headers["Backup"] == "true"
+        assert headers["Content-type"] == "application/json"
+        assert headers["UserAgent"] == "VMSnapshot"
+        assert headers["Content-Length"] == str(len(request.body))
+        assert "User-Agent" not in headers
+
+
+def test_writers_wait_for_the_snapshots_and_for_nothing_else(vm: Vm) -> None:
+    vm.service.script(PRE, json_answer({}, after_ms=400.0))
+    vm.service.script(DO, json_answer({"snapshotInfo": [host_item()]}, after_ms=250.0))
+    job = vm.job(vm.new_number(), disks=1, mode="onlyHost")
+    with writing([filesystem.mount_point for filesystem in vm.filesystems]) as writers:
+        assert job.run()["code"] == "1"
+    [pre], [do] = vm.service.requests(PRE), vm.service.requests(DO)
+    for writer in writers:
+        assert is_stalled(writer, do.at_ns + 125_000_000)
+        assert not is_stalled(writer, pre.at_ns + 200_000_000)
+
+
+def is_stalled(writer: Writer, at_ns: int) -> bool:
+    """Whether a write was held up for long at that instant: a slow disk is not meant."""
+    return any(
+        stall.start_ns <= at_ns <= stall.start_ns + stall.length_ms * 1e6
+        for stall in writer.stalls()
+        if stall.length_ms > 100
+    )
+
+
+def host_item() -> dict[str, Any]:
+    """A disk's entry in the host's answer."""
+    return {
+        "isSuccessful": "true",
+        "snapshotUri": "https://h/b?snapshot=2025-05-14T02:10:07.4821190Z",
+        "errorMessage": None,
+        "statusCode": 200,
+    }
+
+
+def message_of(report: dict[str, Any]) -> str:
+    """The report's message."""
+    message: str = json.loads(report["formattedMessage"]["message"])["messageStr"]
+    return message

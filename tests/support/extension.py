@@ -1,0 +1,155 @@
+"""The extension package as the agent has unpacked it, run in a sandbox as the agent runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.support.command import Finished
+from tests.support.filesystems import REPOSITORY
+from tests.support.isolation import AZURE_CONFIGURATION, BACKUP_CONFIGURATION, Sandbox
+from tests.support.protected_settings import key_pair, settings_file_text
+
+NAME = "Microsoft.Azure.RecoveryServices.VMSnapshotLinux"
+VERSION = "1.0.0.1"
+# What a test waits for a worker; every step of one has a limit of its own.
+WORKER_LIMIT_SECONDS = 45.0
+LOG_FOLDER = Path("/var/log/azure") / NAME
+
+
+def built_package() -> Path:
+    """Returns the zip that `make extension` has built."""
+    packages = sorted(
+        (REPOSITORY / "dist").glob("VMSnapshotLinux-*.zip"), key=lambda path: path.stat().st_mtime
+    )
+    if not packages:
+        raise FileNotFoundError("there is no extension package: run `make extension`")
+    return packages[-1]
+
+
+def unpack(package: Path, base_directory: Path) -> None:
+    """Unpacks as the agent does: no modes, then u+x on every file."""
+    with zipfile.ZipFile(package) as archive:
+        archive.extractall(base_directory)
+    for path in base_directory.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | 0o100)
+
+
+class Extension:
+    """One version of the extension in a sandbox, with its settings, status and logs.
+
+    ``base_directory`` is the unpacked package, at the same place inside; what is written there in the sandbox
+    stays in the sandbox.
+    """
+
+    def __init__(self, sandbox: Sandbox, base_directory: Path) -> None:
+        self.sandbox = sandbox
+        self.base_directory = base_directory
+        self._made_at = time.time()
+        inside = sandbox.path(base_directory)
+        for folder in (inside / "config", inside / "status", sandbox.path(LOG_FOLDER / "events")):
+            folder.mkdir(mode=0o700, parents=True)
+        environment = {
+            "logFolder": str(LOG_FOLDER),
+            "configFolder": str(base_directory / "config"),
+            "statusFolder": str(base_directory / "status"),
+            "heartbeatFile": str(base_directory / "heartbeat.log"),
+            "eventsFolder": str(LOG_FOLDER / "events"),
+        }
+        document = [{"name": NAME, "version": 1.0, "handlerEnvironment": environment}]
+        (inside / "HandlerEnvironment.json").write_text(json.dumps(document))
+        key_pair().write(sandbox.path(base_directory.parent))
+        self.be("{3f0c1a52-7b1e-4d0c-9a55-0d6f2c9be411}")
+
+    def be(self, role_guid: str) -> None:
+        """Makes the VM the one with this identity."""
+        text = f'<HostingEnvironmentConfig><Role guid="{role_guid}" name="x" /></HostingEnvironmentConfig>'
+        path = self.base_directory.parent / "HostingEnvironmentConfig.xml"
+        self.sandbox.path(path).write_text(text)
+
+    def configure(self, **options: object) -> None:
+        """Writes vmbackup.conf: these options of its section, and that ``/`` is skipped."""
+        lines = "".join(f"{name} = {value}\n" for name, value in options.items())
+        self.sandbox.path(AZURE_CONFIGURATION).write_text(BACKUP_CONFIGURATION + lines)
+
+    def write_settings(self, number: int, text: str) -> None:
+        """Writes a settings file as it is."""
+        self.sandbox.path(self.base_directory / f"config/{number}.settings").write_text(text)
+
+    def settings_text(self, number: int) -> str:
+        """Returns a settings file."""
+        return self.sandbox.path(self.base_directory / f"config/{number}.settings").read_text()
+
+    def run(self, verb: str, number: int = 0, **environment: str) -> Finished:
+        """Runs a command to its end."""
+        return self.sandbox.run(
+            self.base_directory / "bin/handler",
+            verb,
+            directory=self.base_directory,
+            environment={
+                "ConfigSequenceNumber": str(number),
+                "AZURE_GUEST_AGENT_EXTENSION_PATH": str(self.base_directory),
+                **environment,
+            },
+            limit_seconds=60.0,
+        )
+
+    def enable(
+        self,
+        number: int,
+        public: Mapping[str, Any] | None,
+        protected: Mapping[str, Any] | None = None,
+        *,
+        cipher: str = "des3",
+        **environment: str,
+    ) -> Finished:
+        """Writes the settings and runs enable; the worker goes on."""
+        self.write_settings(number, settings_file_text(public, protected, cipher=cipher))
+        return self.run("enable", number, **environment)
+
+    def finish(self) -> None:
+        """Waits for the worker."""
+        assert self.sandbox.wait_until_empty(WORKER_LIMIT_SECONDS), "the worker did not end"
+
+    def status_file(self, number: int) -> Path:
+        """Where the status is, from outside."""
+        return self.sandbox.path(self.base_directory / f"status/{number}.status")
+
+    def status(self, number: int) -> dict[str, Any]:
+        """Returns the status that the agent reads."""
+        status: dict[str, Any] = json.loads(self.status_file(number).read_text())[0]["status"]
+        return status
+
+    def report(self, number: int) -> dict[str, Any]:
+        """Returns the report that the status file embeds."""
+        report: dict[str, Any] = json.loads(self.status(number)["substatus"][0]["name"])[0]["status"]
+        return report
+
+    def wait_for_code(self, number: int, code: str, limit_seconds: float = 20.0) -> None:
+        """Waits until the status has this code."""
+        until = time.monotonic() + limit_seconds
+        while not (self.status_file(number).exists() and self.status(number)["code"] == code):
+            assert time.monotonic() < until, f"the status did not become {code}"
+            time.sleep(0.005)
+
+    def log(self) -> str:
+        """Returns what the handler has logged."""
+        path = self.sandbox.path(LOG_FOLDER / "extension.log")
+        return path.read_text() if path.exists() else ""
+
+    def everything_written(self) -> dict[str, bytes]:
+        """Returns every file that was written in the sandbox: what a run leaves behind."""
+        found = {}
+        for top in ("etc", "var", "tmp", "run", "root", str(self.base_directory.parent.relative_to("/"))):
+            for directory, _, names in os.walk(self.sandbox.path("/" + top)):
+                for name in names:
+                    path = Path(directory, name)
+                    if path.is_file() and not path.is_symlink() and path.stat().st_ctime >= self._made_at:
+                        found[str(path)] = path.read_bytes()
+        return found
