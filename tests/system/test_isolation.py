@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,10 @@ import pytest
 from tests.conftest import ArmRescue
 from tests.support.azurite import Azurite
 from tests.support.command import COMMAND, snapshot_arguments
-from tests.support.filesystems import ScratchFilesystems
+from tests.support.filesystems import REPOSITORY, ScratchFilesystems
 from tests.support.freezing import is_frozen
 from tests.support.isolation import AZURE_CONFIGURATION, Sandbox, SandboxError
-from tests.support.processes import run_bounded
+from tests.support.processes import kill, run_bounded
 
 # Refuses to go on where the root is the filesystem whose number it is given.
 FREEZE_ROOT = """
@@ -28,6 +30,18 @@ except OSError as error:
 """
 
 FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
+
+
+OWNER = """
+import signal
+from tests.support.isolation import Sandbox
+sandbox = Sandbox()
+sandbox.popen(["sleep", "50"])
+while not (inside := sandbox.process_ids()):
+    pass
+print(sandbox.holder_pid, *inside, flush=True)
+signal.pause()
+"""
 
 
 class _Greeting(http.server.BaseHTTPRequestHandler):
@@ -160,3 +174,20 @@ def test_a_program_is_killed_at_its_limit(root: None) -> None:  # noqa: ARG001
         with pytest.raises(SandboxError, match="did not end within"):
             sandbox.run("sleep", "50", limit_seconds=0.2)
         assert sandbox.wait_until_empty(limit_seconds=3.0)
+
+
+def test_a_sandbox_ends_with_the_process_that_made_it(root: None) -> None:  # noqa: ARG001
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER], cwd=REPOSITORY, stdout=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        assert owner.stdout is not None
+        inside = [Path("/proc") / pid for pid in owner.stdout.readline().decode().split()]
+        assert len(inside) == 2
+        assert all(process.exists() for process in inside)
+    finally:
+        kill(owner)
+    until = time.monotonic() + 10.0
+    while any(process.exists() for process in inside):
+        assert time.monotonic() < until, "the sandbox outlived its owner"
+        time.sleep(0.01)
