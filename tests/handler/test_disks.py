@@ -72,7 +72,8 @@ def test_generation_2_has_a_data_disk_at_unit_1_of_the_data_controller(generatio
 @pytest.mark.parametrize("letter", "bcd")
 def test_each_data_controller_counts(machine: FakeMachine, letter: str) -> None:
     machine.scsi_disk("sdq", "65:0", f"f8b3781{letter}-1e82-4818-a1c3-63d806ec15bb", 40)
-    assert machine.disks().luns_by_disk([]) == {"sdq": 40}
+    machine.scsi_disk("sda", "8:0", IDE_OS, 0)
+    assert machine.disks().luns_by_disk([]) == {"sda": -1, "sdq": 40}
 
 
 def test_remote_nvme_disks_have_luns_by_their_namespace(machine: FakeMachine) -> None:

@@ -74,8 +74,10 @@ def test_what_is_covered_is_not_visible() -> None:
 
 
 def test_visible_ends_when_parents_go_in_a_circle() -> None:
-    mounts = parse_mountinfo(b"2 3 8:1 / /a rw - ext4 /dev/sda rw\n3 2 8:2 / /a rw - ext4 /dev/sdb rw\n")
-    assert visible(mounts) == ()
+    # No kernel says this: two mounts of one id, of which one lies on what is mounted on the other.
+    line = b"%d %d 8:1 / /a rw - ext4 /dev/sda rw\n"
+    mounts = parse_mountinfo(line % (2, 1) + line % (3, 2) + line % (2, 3))
+    assert set(visible(mounts)) <= set(mounts)
 
 
 def test_this_machines_mounts_are_those_that_the_kernel_tells_by_stat() -> None:

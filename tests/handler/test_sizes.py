@@ -88,6 +88,14 @@ def test_a_device_counts_once_however_often_it_is_mounted(compute_with: Computat
     )
 
 
+def test_a_filesystem_that_another_covers_is_not_asked(compute_with: Computation) -> None:
+    # Its mount point leads to the other one, which would count twice.
+    outside = Mount(7, 2, "8:48", "/a", "rw", "ext4", "/dev/sdd")
+    inside = Mount(8, 7, "8:33", "/a/b", "rw", "ext4", "/dev/sdc1")
+    cover = Mount(9, 7, "8:1", "/a", "rw", "ext4", "/dev/sda1")
+    assert compute_with({ROOT: 100}, outside, inside, cover).total_used_bytes == 100 * KIB
+
+
 @pytest.mark.parametrize(
     "share",
     [
@@ -191,13 +199,14 @@ def test_a_logical_volume_counts_only_when_all_its_disks_are_included(
     assert both.total_used_bytes == 9 * KIB
 
 
-def test_a_root_volume_counts_with_the_os_disk_though_it_reaches_to_an_excluded_one(
-    machine: FakeMachine, compute_with: Computation
+@pytest.mark.parametrize("mount_point", ["/", "/boot/efi"])
+def test_the_systems_own_filesystems_count_with_the_os_disk_though_they_reach_to_an_excluded_one(
+    machine: FakeMachine, compute_with: Computation, mount_point: str
 ) -> None:
-    machine.stack("dm-0", "252:0", on=["sda1", "sdd"], mapped="rootvg-rootlv")
-    root = mounted("252:0", "/", "xfs")
-    assert compute_with({root: 3}, DATA_0, job=settings(-1, excluded=True)).total_used_bytes == 3 * KIB
-    assert compute_with({}, root, DATA_0, job=settings(7, excluded=True)).total_used_bytes == 0
+    machine.stack("dm-0", "252:0", on=["sda15", "sdd"], mapped="rootvg-rootlv")
+    own = mounted("252:0", mount_point, "vfat")
+    assert compute_with({own: 3}, DATA_0, job=settings(-1, excluded=True)).total_used_bytes == 3 * KIB
+    assert compute_with({}, own, DATA_0, job=settings(7, excluded=True)).total_used_bytes == 0
 
 
 def test_everything_counts_and_the_size_is_marked_failed_when_no_lun_can_be_told(
