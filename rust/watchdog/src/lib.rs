@@ -5,8 +5,6 @@
 //! that it is armed it opens nothing, writes no file, starts no thread. It thaws only what the
 //! ledger says the run has announced, and only when the run is gone, late, or says so.
 
-pub mod control_group;
-
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,8 +19,10 @@ use vmsnapshot_sys::channel::{Channel, Received};
 use vmsnapshot_sys::kernel::Kernel;
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::signal::Signal;
-use vmsnapshot_sys::{clock, process, Errno};
+use vmsnapshot_sys::{clock, control_group, process, Errno};
 
+/// What the name of its control group begins with; the process id makes it one watchdog's alone.
+const CONTROL_GROUP_PREFIX: &str = "vmsnapshot-watchdog-";
 /// How long a companion waits for what it needs; the run gives up long before.
 const INTRODUCTION_LIMIT: Duration = Duration::from_secs(30);
 /// How often a fired watchdog looks whether the run's process is gone.
@@ -63,7 +63,7 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
         fired: Signal::new(0),
         settled: Signal::new(0),
     });
-    let own_control_group = control_group::enter();
+    let own_control_group = control_group::enter(CONTROL_GROUP_PREFIX);
     // None of these three is a condition of thawing; each makes it surer on a machine in trouble.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     let _ = process::run_before_others(process::Urgency::Watchdog);

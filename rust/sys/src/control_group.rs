@@ -1,17 +1,16 @@
-//! A control group of the watchdog's own, so that ending the run's whole group leaves it alive.
+//! A control group of a process's own, so that ending the whole group it was started in leaves it
+//! alive.
 //!
 //! In the cgroup v2 hierarchy (`cgroup.kill`, and systemd's `KillMode=control-group`), and where
 //! systemd still keeps a v1 hierarchy of its own (`name=systemd`), in that as well. Where it cannot
-//! be had the watchdog says so and goes on.
+//! be had the process is told so and goes on.
 
 use std::fs;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use vmsnapshot_core::mountinfo;
-
-/// What the group's name begins with; the process id makes it one watchdog's alone.
-const NAME: &str = "vmsnapshot-watchdog-";
 
 /// The groups this process is in, and the ones it came from.
 #[derive(Debug)]
@@ -23,9 +22,12 @@ struct OwnGroup {
     came_from: PathBuf,
 }
 
-/// Moves this process into groups of its own; none unless it could in every hierarchy that there is.
+/// Moves this process into groups of its own, each named `prefix` and its process id; none unless it
+/// could in every hierarchy that there is. Groups of that name whose process is gone are removed.
+///
+/// Dropping the answer leaves the process where it is: its end does not remove the groups.
 #[must_use]
-pub fn enter() -> Option<OwnGroups> {
+pub fn enter(prefix: &str) -> Option<OwnGroups> {
     let mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").ok()?).ok()?;
     let own = fs::read("/proc/self/cgroup").ok()?;
     let mut groups = Vec::new();
@@ -42,7 +44,8 @@ pub fn enter() -> Option<OwnGroups> {
             }
             _ => continue,
         };
-        groups.push(enter_below(&mount.mount_point, path_after(&own, line)?)?);
+        let own_path = path_after(&own, line)?;
+        groups.push(enter_below(&mount.mount_point, own_path, prefix)?);
     }
     (!groups.is_empty()).then_some(OwnGroups(groups))
 }
@@ -52,7 +55,7 @@ impl OwnGroups {
     pub fn leave(self) {
         for OwnGroup { group, came_from } in self.0 {
             // The group that it came from may be gone: then this one stays behind, empty, and the
-            // next watchdog removes it.
+            // next process that takes a group of that prefix removes it.
             if fs::write(came_from.join("cgroup.procs"), "0").is_ok() {
                 let _ = fs::remove_dir(group);
             }
@@ -60,10 +63,14 @@ impl OwnGroups {
     }
 }
 
-fn enter_below(root: &Path, own: &Path) -> Option<OwnGroup> {
-    remove_abandoned(root);
-    let group = root.join(format!("{NAME}{}", std::process::id()));
-    fs::create_dir(&group).ok()?;
+fn enter_below(root: &Path, own: &Path, prefix: &str) -> Option<OwnGroup> {
+    remove_abandoned(root, prefix);
+    let group = root.join(format!("{prefix}{}", std::process::id()));
+    // One that is there is abandoned, by a process that had our id before us, or ours already.
+    match fs::create_dir(&group) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return None,
+        Ok(()) | Err(_) => {}
+    }
     // "0" is the process that writes.
     if fs::write(group.join("cgroup.procs"), "0").is_err() {
         let _ = fs::remove_dir(&group);
@@ -75,15 +82,17 @@ fn enter_below(root: &Path, own: &Path) -> Option<OwnGroup> {
     })
 }
 
-/// Removes the groups of watchdogs that were killed.
-fn remove_abandoned(root: &Path) {
+/// Removes the groups of processes that are gone.
+fn remove_abandoned(root: &Path, prefix: &str) {
     let Ok(entries) = fs::read_dir(root) else {
         return;
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix(NAME));
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+        let pid = name.to_str().and_then(|name| name.strip_prefix(prefix));
+        // One prefix may be the beginning of another: what follows must be a process id.
+        let pid = pid.and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             let _ = fs::remove_dir(entry.path());
         }
     }
