@@ -6,15 +6,12 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::ops::Range;
 
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime, UtcOffset};
 
 use crate::report::BlobResult;
-
-/// Longer URIs are refused: services refuse them too, and the HTTP library has a limit of 64 KiB.
-pub const URI_LIMIT_BYTES: usize = 16 * 1024;
+use crate::uri::{HttpUri, Scheme};
 
 /// How much metadata a blob may have, names and values together (Set Blob Metadata, "8 KiB").
 pub const METADATA_LIMIT_BYTES: usize = 8 * 1024;
@@ -24,6 +21,7 @@ pub const START_SKEW: Duration = Duration::minutes(5);
 
 const MESSAGE_LIMIT_CHARS: usize = 512;
 const CODE_LIMIT_BYTES: usize = 64;
+const REFUSAL_BODY_LIMIT_BYTES: usize = 4 * 1024;
 
 /// Why a blob, its SAS or the metadata cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -123,35 +121,6 @@ impl BlobError {
     }
 }
 
-/// The scheme of a URI.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Scheme {
-    /// `http`
-    Http,
-    /// `https`
-    Https,
-}
-
-impl Scheme {
-    /// Returns the scheme as a URI has it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
-
-    /// Returns the port of a URI that names none.
-    #[must_use]
-    pub fn default_port(self) -> u16 {
-        match self {
-            Self::Http => 80,
-            Self::Https => 443,
-        }
-    }
-}
-
 /// Text that must not be printed: it has no `Display`, and its `Debug` shows nothing of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretText(String);
@@ -178,18 +147,10 @@ impl fmt::Debug for SecretText {
 
 /// The URI of a blob with a shared access signature.
 ///
-/// It is absolute, HTTP or HTTPS, has a path and a non-empty `sig=`, and consists of URI characters
-/// only. Path and query are kept byte for byte, since the signature covers them. Neither `Display`
-/// nor `Debug` shows the query.
+/// It has a path and a non-empty `sig=`. Path and query are kept byte for byte, since the signature
+/// covers them. Neither `Display` nor `Debug` shows the query.
 #[derive(Clone)]
-pub struct SasUri {
-    text: String,
-    scheme: Scheme,
-    /// In lower case; an IPv6 address with its brackets.
-    host: String,
-    port: u16,
-    path: Range<usize>,
-}
+pub struct SasUri(HttpUri);
 
 impl SasUri {
     /// Reads a SAS URI, white space around it put aside (some senders put a space in front).
@@ -198,48 +159,13 @@ impl SasUri {
     ///
     /// [`BlobError::BadUri`] or [`BlobError::UnsignedUri`].
     pub fn parse(text: &str) -> Result<Self, BlobError> {
-        let text = text.trim();
-        if text.is_empty() {
-            return bad_uri("it is empty");
-        }
-        if text.len() > URI_LIMIT_BYTES {
-            return bad_uri("it is longer than 16 KiB");
-        }
-        if text
-            .bytes()
-            .any(|byte| byte.is_ascii_control() || byte == b' ')
-        {
-            return bad_uri("it contains white space or a control character");
-        }
-        if text.contains('#') {
-            return bad_uri("it has a fragment");
-        }
-        if !text.bytes().all(is_uri_byte) {
-            return bad_uri("it contains a character that must be percent-encoded");
-        }
-        let Some((scheme_text, rest)) = text.split_once("://") else {
-            return bad_uri("it is not absolute: it has no scheme and host");
-        };
-        let scheme = if scheme_text.eq_ignore_ascii_case("https") {
-            Scheme::Https
-        } else if scheme_text.eq_ignore_ascii_case("http") {
-            Scheme::Http
-        } else {
-            return bad_uri("its scheme is neither http nor https");
-        };
-        let authority = rest.split(['/', '?']).next().unwrap_or_default();
-        let (host, port) = split_authority(authority)?;
-        let path_start = scheme_text.len() + "://".len() + authority.len();
-        let path_end = text.find('?').unwrap_or(text.len());
-        let uri = Self {
-            text: text.to_owned(),
-            scheme,
-            host: host.to_ascii_lowercase(),
-            port: port.unwrap_or_else(|| scheme.default_port()),
-            path: path_start..path_end,
+        let bad = |cause| Err(BlobError::BadUri { cause });
+        let uri = match HttpUri::parse(text) {
+            Ok(uri) => Self(uri),
+            Err(cause) => return bad(cause),
         };
         if uri.path().len() < 2 {
-            return bad_uri("it has no path, so it names no blob");
+            return bad("it has no path, so it names no blob");
         }
         if uri.field("sig").is_none_or(str::is_empty) {
             return Err(BlobError::UnsignedUri {
@@ -247,70 +173,39 @@ impl SasUri {
             });
         }
         if uri.field("comp").is_some() || uri.field("snapshot").is_some() {
-            return bad_uri("its query has a `comp=` or `snapshot=` of its own");
+            return bad("its query has a `comp=` or `snapshot=` of its own");
         }
         Ok(uri)
+    }
+
+    /// Returns the URI as any other: where to connect to.
+    #[must_use]
+    pub fn as_http(&self) -> &HttpUri {
+        &self.0
     }
 
     /// Returns the scheme.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
-        self.scheme
-    }
-
-    /// Returns the host in lower case; an IPv6 address is without its brackets.
-    #[must_use]
-    pub fn host(&self) -> &str {
-        let host = self.host.as_str();
-        host.strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'))
-            .unwrap_or(host)
-    }
-
-    /// Returns the port, the scheme's own if the URI names none.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// Returns `host:port`, an IPv6 address in brackets: what a proxy's CONNECT names.
-    #[must_use]
-    pub fn host_and_port(&self) -> String {
-        format!("{}:{}", self.host, self.port)
-    }
-
-    /// Returns the value of the `Host` header: the port is left out where it is the scheme's own.
-    #[must_use]
-    pub fn host_header(&self) -> String {
-        if self.port == self.scheme.default_port() {
-            self.host.clone()
-        } else {
-            self.host_and_port()
-        }
-    }
-
-    /// Returns what two URIs have in common if and only if one server serves both.
-    #[must_use]
-    pub fn origin_key(&self) -> String {
-        format!("{}://{}:{}", self.scheme.as_str(), self.host, self.port)
+        self.0.scheme()
     }
 
     /// Returns the path, as it was given.
     #[must_use]
     pub fn path(&self) -> &str {
-        self.text.get(self.path.clone()).unwrap_or_default()
+        self.0.path()
     }
 
     /// Returns the URI without its query: the part that may be printed.
     #[must_use]
     pub fn uri_without_query(&self) -> &str {
-        self.text.get(..self.path.end).unwrap_or_default()
+        self.0.uri_without_query()
     }
 
     /// Returns the request target of Snapshot Blob: path, `?`, query, `&comp=snapshot`.
     #[must_use]
     pub fn snapshot_target(&self) -> SecretText {
-        SecretText(format!("{}?{}&comp=snapshot", self.path(), self.query()))
+        SecretText(format!("{}?{}&comp=snapshot", self.path(), self.0.query()))
     }
 
     /// Returns the URI of a snapshot of this blob, without the SAS.
@@ -354,12 +249,9 @@ impl SasUri {
         }
     }
 
-    fn query(&self) -> &str {
-        self.text.get(self.path.end + 1..).unwrap_or_default()
-    }
-
     fn field(&self, name: &str) -> Option<&str> {
-        self.query()
+        self.0
+            .query()
             .split('&')
             .filter_map(|field| field.split_once('='))
             .find_map(|(key, value)| (key == name).then_some(value))
@@ -400,11 +292,12 @@ impl fmt::Debug for SasUri {
 /// # Errors
 ///
 /// [`BlobError::DuplicateBlob`].
-pub fn check_distinct(uris: &[SasUri]) -> Result<(), BlobError> {
-    let mut seen = HashSet::with_capacity(uris.len());
+pub fn check_distinct<'a>(uris: impl IntoIterator<Item = &'a SasUri>) -> Result<(), BlobError> {
+    let mut seen = HashSet::new();
     for uri in uris {
-        let own_port = (uri.port != uri.scheme.default_port()).then_some(uri.port);
-        if !seen.insert((uri.host.as_str(), own_port, uri.path())) {
+        let http = uri.as_http();
+        let own_port = (http.port() != http.scheme().default_port()).then_some(http.port());
+        if !seen.insert((http.host(), own_port, http.path())) {
             return Err(BlobError::DuplicateBlob {
                 blob: uri.to_string(),
             });
@@ -566,6 +459,20 @@ pub fn verdict(
     }
 }
 
+/// Returns the body of a refusal as text for the one who asked for the snapshots: without a byte
+/// order mark, signatures blotted out, 4 KiB at most; none if there is none.
+#[must_use]
+pub fn refusal_body(body: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(body);
+    let mut text = without_signatures(text.strip_prefix('\u{feff}').unwrap_or(&text));
+    let mut end = text.len().min(REFUSAL_BODY_LIMIT_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    (!text.is_empty()).then_some(text)
+}
+
 fn bad_answer(message: String) -> Verdict {
     Verdict {
         outcome: BlobResult::Unknown,
@@ -685,50 +592,6 @@ fn next_signature(lower: &str, at: usize) -> Option<(usize, &'static str)> {
         .min()
 }
 
-fn bad_uri<T>(cause: &'static str) -> Result<T, BlobError> {
-    Err(BlobError::BadUri { cause })
-}
-
-/// RFC 3986: unreserved, reserved and the percent sign.
-fn is_uri_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~:/?[]@!$&'()*+,;=%".contains(&byte)
-}
-
-fn split_authority(authority: &str) -> Result<(&str, Option<u16>), BlobError> {
-    if authority.contains('@') {
-        return bad_uri("it has a user name or password before its host");
-    }
-    let (host, port) = match authority.find(']') {
-        Some(end) => authority.split_at(end + 1),
-        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
-    };
-    let host_is_good = match host.strip_prefix('[') {
-        Some(rest) => rest
-            .strip_suffix(']')
-            .is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok()),
-        None => {
-            !host.is_empty()
-                && host.len() <= 253
-                && host
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
-        }
-    };
-    if !host_is_good {
-        return bad_uri("its host is neither a name nor an address");
-    }
-    if port.is_empty() {
-        return Ok((host, None));
-    }
-    let digits = port.strip_prefix(':').unwrap_or_default();
-    match digits.parse::<u16>() {
-        Ok(port) if port != 0 && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-            Ok((host, Some(port)))
-        }
-        Ok(_) | Err(_) => bad_uri("its port is not a number from 1 to 65535"),
-    }
-}
-
 /// Undoes percent-encoding; none if a `%` is not followed by two hexadecimal digits.
 #[must_use]
 pub fn percent_decoded(text: &str) -> Option<Vec<u8>> {
@@ -804,7 +667,7 @@ mod tests {
             "https://account.blob.example/disks/vm%201.vhd"
         );
         assert_eq!(
-            (uri.scheme(), uri.host(), uri.port()),
+            (uri.scheme(), uri.as_http().host(), uri.as_http().port()),
             (Scheme::Https, "account.blob.example", 443)
         );
         assert_eq!(
@@ -839,43 +702,36 @@ mod tests {
 
     #[test]
     fn uri_host_may_be_a_name_an_ipv4_or_an_ipv6_address_with_any_port() {
-        for (text, host, port, header, origin) in [
+        for (text, host, port, header) in [
             (
                 "HTTP://Host.Example/c/b?sig=x",
                 "host.example",
                 80,
                 "host.example",
-                "http://host.example:80",
             ),
             (
                 "http://127.0.0.1:10000/a/c/b?sig=x",
                 "127.0.0.1",
                 10000,
                 "127.0.0.1:10000",
-                "http://127.0.0.1:10000",
             ),
             (
                 "https://[::1]:10001/a/c/b?sig=x",
                 "::1",
                 10001,
                 "[::1]:10001",
-                "https://[::1]:10001",
             ),
             (
                 "https://[2001:DB8::1]/a?sig=x",
                 "2001:db8::1",
                 443,
                 "[2001:db8::1]",
-                "https://[2001:db8::1]:443",
             ),
-            ("https://h:443/a?sig=x", "h", 443, "h", "https://h:443"),
+            ("https://h:443/a?sig=x", "h", 443, "h"),
         ] {
             let uri = SasUri::parse(text).unwrap();
-            assert_eq!((uri.host(), uri.port()), (host, port));
-            assert_eq!(
-                (uri.host_header().as_str(), uri.origin_key().as_str()),
-                (header, origin)
-            );
+            assert_eq!((uri.as_http().host(), uri.as_http().port()), (host, port));
+            assert_eq!(uri.as_http().host_header(), header);
         }
     }
 
@@ -917,7 +773,7 @@ mod tests {
         assert_eq!(
             code(SasUri::parse(&format!(
                 "https://h/{}?sig=secret",
-                "x".repeat(URI_LIMIT_BYTES)
+                "x".repeat(crate::uri::URI_LIMIT_BYTES)
             ))),
             "bad-uri"
         );
@@ -1177,6 +1033,23 @@ mod tests {
     }
 
     #[test]
+    fn refusal_body_is_text_without_mark_and_signature_and_bounded() {
+        assert_eq!(refusal_body(b""), None);
+        assert_eq!(refusal_body("\u{feff}".as_bytes()), None);
+        assert_eq!(
+            refusal_body("\u{feff}<Error>\n\u{e4} x?SIG=secret&se=1</Error>".as_bytes()).unwrap(),
+            "<Error>\n\u{e4} x?SIG=...&se=1</Error>"
+        );
+        assert_eq!(refusal_body(b"\xff!").unwrap(), "\u{fffd}!");
+        // A character of two bytes lies across the limit.
+        let long = format!("x{}", "\u{e4}".repeat(REFUSAL_BODY_LIMIT_BYTES));
+        assert_eq!(
+            refusal_body(long.as_bytes()).unwrap().len(),
+            REFUSAL_BODY_LIMIT_BYTES - 1
+        );
+    }
+
+    #[test]
     fn message_is_bounded_and_never_repeats_a_signature() {
         for echoed in [
             "see https://h/b?sv=1&amp;sig=secret%2Bx&amp;se=2 now",
@@ -1210,6 +1083,7 @@ mod tests {
             let _ = parse_instant(&text);
             let _ = percent_decoded(&text);
             let _ = without_signatures(&text);
+            let _ = refusal_body(text.as_bytes());
             if let Ok(uri) = SasUri::parse(&format!("https://h/b?sig=x&se={text}")) {
                 let _ = uri.check(now);
             }

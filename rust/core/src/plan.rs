@@ -122,6 +122,8 @@ pub enum SkipReason {
     /// The way to every mount point of it leads through a network or FUSE filesystem, which may
     /// hang whoever passes.
     BehindAnother,
+    /// The run is to freeze nothing at all.
+    FreezeNotWanted,
 }
 
 impl SkipReason {
@@ -136,6 +138,7 @@ impl SkipReason {
             Self::NotIncluded => "not-included",
             Self::Covered => "covered",
             Self::BehindAnother => "behind-another",
+            Self::FreezeNotWanted => "freeze-not-wanted",
         }
     }
 }
@@ -154,6 +157,7 @@ impl fmt::Display for SkipReason {
             Self::BehindAnother => {
                 "the way to it leads through a network or FUSE filesystem, which could hang"
             }
+            Self::FreezeNotWanted => "the run is to freeze nothing",
         })
     }
 }
@@ -407,6 +411,23 @@ impl Plan {
         // The sort is stable: within a level the order of mountinfo stays.
         plan.filesystems.sort_by_key(|filesystem| filesystem.level);
         Ok(plan)
+    }
+
+    /// The same with nothing to freeze: what was planned comes last among what is left out.
+    #[must_use]
+    pub fn without_filesystems(&self) -> Self {
+        let left_out = self.filesystems.iter().map(|planned| SkippedFilesystem {
+            mount_point: planned.mount_point.clone(),
+            device: planned.device,
+            source: planned.source.clone(),
+            filesystem_type: planned.filesystem_type.clone(),
+            reason: SkipReason::FreezeNotWanted,
+        });
+        Self {
+            filesystems: Vec::new(),
+            skipped: self.skipped.iter().cloned().chain(left_out).collect(),
+            unmatched_excludes: self.unmatched_excludes.clone(),
+        }
     }
 }
 

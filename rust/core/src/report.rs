@@ -1,7 +1,9 @@
 //! The report of a run: plain data with the JSON form that `--json` and `--report` print.
 //!
-//! Instants are text in UTC with `Z`; lengths of time are milliseconds. Nothing here holds a
-//! secret: blob URIs are without their query.
+//! Instants are text in UTC with `Z`; lengths of time are milliseconds. Nothing that is printed or
+//! is in the JSON holds a secret: URIs are without their query, and bodies of answers are left out.
+
+use std::fmt;
 
 use serde::Serialize;
 
@@ -20,6 +22,34 @@ pub enum Consistency {
     Crash,
     /// There is no complete set of snapshots.
     None,
+}
+
+/// Why it is not known that everything planned was frozen over all calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FreezeDoubt {
+    /// Something is still frozen.
+    NotThawed,
+    /// A FIFREEZE has not returned.
+    FreezeHung,
+    /// The watchdog thawed something.
+    ThawedByWatchdog,
+    /// Somebody else thawed something during the calls.
+    ThawedByAnother,
+    /// Somebody else had frozen something.
+    FrozenByAnother,
+    /// FIFREEZE failed.
+    FreezeFailed,
+    /// The freeze broke off before everything was frozen: the time was up, or the run was stopped.
+    FreezeLate,
+    /// A fault of this program ended the window.
+    WindowBrokeOff,
+    /// The watchdog ended the window.
+    WatchdogFired,
+    /// The watchdog was lost, so the window was ended.
+    WatchdogLost,
+    /// Nothing was planned, or the kernel could freeze nothing of it.
+    NothingFrozen,
 }
 
 /// What became of one filesystem.
@@ -121,6 +151,55 @@ pub struct BlobOutcome {
     pub attempts: u32,
     /// From the moment the request was handed to its connection to the end of the answer.
     pub answer_ms: Option<f64>,
+    /// What the service wrote with a refusal (bounded, signatures blotted out).
+    #[serde(skip)]
+    pub body: Option<String>,
+}
+
+/// What became of the host call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostCallResult {
+    /// The head of an answer came.
+    Answered,
+    /// Nothing of it was written.
+    NotSent,
+    /// It was written, in part at least, and no answer came in time: there may be snapshots.
+    Unknown,
+}
+
+/// Bytes that must not be printed: `Debug` shows how many there are.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct SecretBytes(pub Vec<u8>);
+
+impl fmt::Debug for SecretBytes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "SecretBytes({} bytes)", self.0.len())
+    }
+}
+
+/// The host call of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct HostCallOutcome {
+    /// Where it went, without the query.
+    pub uri: String,
+    /// What became of it.
+    pub outcome: HostCallResult,
+    /// The HTTP status, when there was an answer.
+    pub http_status: Option<u16>,
+    /// The body of the answer, as far as it was kept.
+    #[serde(skip)]
+    pub body: SecretBytes,
+    /// Whether `body` is the whole body.
+    pub body_is_complete: bool,
+    /// Why there is no answer: `NotSent`, `NoAnswer`, `ConnectionLost`, `BadAnswer`.
+    pub error_code: Option<String>,
+    /// The same in words.
+    pub message: Option<String>,
+    /// How many times it was sent: 0, 1 or 2.
+    pub attempts: u32,
+    /// From the moment it was handed to its connection to the head of the answer.
+    pub answer_ms: Option<f64>,
 }
 
 /// How the window was run.
@@ -175,6 +254,10 @@ pub struct Report {
     pub consistency: Consistency,
     /// Why not more, in one sentence; none when it is all that was asked for.
     pub why: Option<String>,
+    /// Why it is not known that everything planned was frozen over all calls; none if it is.
+    pub freeze_doubt: Option<String>,
+    /// The stable name of that.
+    pub freeze_doubt_code: Option<FreezeDoubt>,
     /// Whether nothing that we froze is frozen any more.
     pub all_thawed: bool,
     /// From the first FIFREEZE called to the last FITHAW returned; none if nothing was frozen.
@@ -187,6 +270,8 @@ pub struct Report {
     pub filesystems: Vec<FilesystemOutcome>,
     /// The blobs, in the order they were given.
     pub blobs: Vec<BlobOutcome>,
+    /// The host call, when there was one to be made.
+    pub host_call: Option<HostCallOutcome>,
     /// The watchdog's word.
     pub watchdog: WatchdogOutcome,
     /// What happened when.

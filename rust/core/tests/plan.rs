@@ -631,3 +631,21 @@ fn the_plan_in_json_has_text_codes_and_sentences() {
         })
     );
 }
+
+#[test]
+fn the_plan_without_filesystems_leaves_out_what_it_had_planned_and_says_why() {
+    let planned = plan(DEBIAN, &[], &[]);
+    assert_eq!(frozen(&planned), [("/mnt", 0), ("/", 1)]);
+    let emptied = planned.without_filesystems();
+    assert_eq!(frozen(&emptied), []);
+    let (before, added) = emptied.skipped.split_at(planned.skipped.len());
+    assert_eq!(before, planned.skipped);
+    let added: Vec<_> = added
+        .iter()
+        .map(|skipped| (skipped.mount_point.to_str().unwrap(), skipped.reason.code()))
+        .collect();
+    assert_eq!(
+        added,
+        [("/mnt", "freeze-not-wanted"), ("/", "freeze-not-wanted")]
+    );
+}

@@ -1,0 +1,208 @@
+//! An absolute HTTP or HTTPS URI, read once, kept byte for byte, printed without its query.
+//!
+//! The query may be a password: no `Debug` or `Display` of this file shows it.
+
+use std::fmt;
+use std::ops::Range;
+
+/// Longer URIs are refused: services refuse them too, and the HTTP library has a limit of 64 KiB.
+pub const URI_LIMIT_BYTES: usize = 16 * 1024;
+
+/// The scheme of a URI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// `http`
+    Http,
+    /// `https`
+    Https,
+}
+
+impl Scheme {
+    /// Returns the scheme as a URI has it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    /// Returns the port of a URI that names none.
+    #[must_use]
+    pub fn default_port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
+}
+
+/// An absolute HTTP or HTTPS URI without user name and fragment, of URI characters only.
+///
+/// Path and query are kept byte for byte. Neither `Display` nor `Debug` shows the query.
+#[derive(Clone)]
+pub struct HttpUri {
+    text: String,
+    scheme: Scheme,
+    /// In lower case; an IPv6 address with its brackets.
+    host: String,
+    port: u16,
+    path: Range<usize>,
+}
+
+impl HttpUri {
+    /// Reads a URI, white space around it put aside (some senders put a space in front).
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it; nothing of the text is repeated, since any part may be a secret.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err("it is empty");
+        }
+        if text.len() > URI_LIMIT_BYTES {
+            return Err("it is longer than 16 KiB");
+        }
+        if text
+            .bytes()
+            .any(|byte| byte.is_ascii_control() || byte == b' ')
+        {
+            return Err("it contains white space or a control character");
+        }
+        if text.contains('#') {
+            return Err("it has a fragment");
+        }
+        if !text.bytes().all(is_uri_byte) {
+            return Err("it contains a character that must be percent-encoded");
+        }
+        let Some((scheme_text, rest)) = text.split_once("://") else {
+            return Err("it is not absolute: it has no scheme and host");
+        };
+        let scheme = if scheme_text.eq_ignore_ascii_case("https") {
+            Scheme::Https
+        } else if scheme_text.eq_ignore_ascii_case("http") {
+            Scheme::Http
+        } else {
+            return Err("its scheme is neither http nor https");
+        };
+        let authority = rest.split(['/', '?']).next().unwrap_or_default();
+        let (host, port) = split_authority(authority)?;
+        let path_start = scheme_text.len() + "://".len() + authority.len();
+        let path_end = text.find('?').unwrap_or(text.len());
+        Ok(Self {
+            text: text.to_owned(),
+            scheme,
+            host: host.to_ascii_lowercase(),
+            port: port.unwrap_or_else(|| scheme.default_port()),
+            path: path_start..path_end,
+        })
+    }
+
+    /// Returns the scheme.
+    #[must_use]
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// Returns the host in lower case; an IPv6 address is without its brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        let host = self.host.as_str();
+        host.strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+            .unwrap_or(host)
+    }
+
+    /// Returns the port, the scheme's own if the URI names none.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Returns `host:port`, an IPv6 address in brackets: what a proxy's CONNECT names.
+    #[must_use]
+    pub fn host_and_port(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    /// Returns the value of the `Host` header: the port is left out where it is the scheme's own.
+    #[must_use]
+    pub fn host_header(&self) -> String {
+        if self.port == self.scheme.default_port() {
+            self.host.clone()
+        } else {
+            self.host_and_port()
+        }
+    }
+
+    /// Returns the path, as it was given; it may be empty.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        self.text.get(self.path.clone()).unwrap_or_default()
+    }
+
+    /// Returns what follows the first `?`; it may be empty.
+    #[must_use]
+    pub(crate) fn query(&self) -> &str {
+        self.text.get(self.path.end + 1..).unwrap_or_default()
+    }
+
+    /// Returns the URI without its query: the part that may be printed.
+    #[must_use]
+    pub fn uri_without_query(&self) -> &str {
+        self.text.get(..self.path.end).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for HttpUri {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.uri_without_query())
+    }
+}
+
+impl fmt::Debug for HttpUri {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "HttpUri({self})")
+    }
+}
+
+/// RFC 3986: unreserved, reserved and the percent sign.
+fn is_uri_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~:/?[]@!$&'()*+,;=%".contains(&byte)
+}
+
+fn split_authority(authority: &str) -> Result<(&str, Option<u16>), &'static str> {
+    if authority.contains('@') {
+        return Err("it has a user name or password before its host");
+    }
+    let (host, port) = match authority.find(']') {
+        Some(end) => authority.split_at(end + 1),
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+    };
+    let host_is_good = match host.strip_prefix('[') {
+        Some(rest) => rest
+            .strip_suffix(']')
+            .is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok()),
+        None => {
+            !host.is_empty()
+                && host.len() <= 253
+                && host
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        }
+    };
+    if !host_is_good {
+        return Err("its host is neither a name nor an address");
+    }
+    if port.is_empty() {
+        return Ok((host, None));
+    }
+    let digits = port.strip_prefix(':').unwrap_or_default();
+    match digits.parse::<u16>() {
+        Ok(port) if port != 0 && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Ok((host, Some(port)))
+        }
+        Ok(_) | Err(_) => Err("its port is not a number from 1 to 65535"),
+    }
+}
