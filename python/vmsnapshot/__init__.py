@@ -29,6 +29,8 @@ from vmsnapshot import _native
 from vmsnapshot._native import (
     BlobOutcome,
     FilesystemOutcome,
+    HostCall,
+    HostCallOutcome,
     Mode,
     Plan,
     PlannedFilesystem,
@@ -49,6 +51,8 @@ __all__ = [
     "ArgumentsError",
     "BlobOutcome",
     "FilesystemOutcome",
+    "HostCall",
+    "HostCallOutcome",
     "Mode",
     "Plan",
     "PlanError",

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import ast
+import http.server
 import inspect
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
 import vmsnapshot
 from tests.support.filesystems import REPOSITORY
+from tests.support.mounts import read_mounts
 from tests.support.processes import run_bounded
 from vmsnapshot import _native, cli
 
 STUB = REPOSITORY / "python/vmsnapshot/_native.pyi"
 SIGNATURE = "c2lnbmF0dXJl"
 # Defaults that are lists, or values of Rust's `Option`.
-NOT_WRITTEN = {"include", "exclude", "sync_timeout"}
+NOT_WRITTEN = {"include", "exclude", "blob_metadata", "sync_timeout"}
+HOST_URI = "http://168.63.129.16/metadata/recsvc/snapshot/dosnapshot"
+HOST_HEADERS = [("Backup", "true"), ("Content-type", "application/json")]
 
 
 def uri(blob: str = "disk", *, query: str = f"sv=2018-03-28&sr=b&sig={SIGNATURE}%3D&sp=rw") -> str:
@@ -97,6 +104,52 @@ def test_metadata_that_the_service_does_not_take_is_refused(
     assert refusal(plan, metadata=metadata).code == "bad-metadata"
 
 
+def test_metadata_of_each_blob_is_for_every_blob_and_checked_with_that_of_all(
+    plan: vmsnapshot.Plan,
+) -> None:
+    blobs = [uri("first"), uri("second")]
+    for count in (1, 3):
+        error = refusal(plan, blobs, blob_metadata=[{}] * count)
+        assert error.code == "bad-metadata"
+        assert f"metadata of {count} blobs" in str(error)
+    # A name of all and of one blob is one too many; so is more than the service takes of one.
+    assert refusal(plan, blobs, metadata={"a": "1"}, blob_metadata=[{}, {"A": "2"}]).code == "bad-metadata"
+    too_much = [{}, {"b": "x" * 8000}]
+    assert refusal(plan, blobs, metadata={"a": "x" * 500}, blob_metadata=too_much).code == "bad-metadata"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ({"uri": "https://168.63.129.16/"}, "bad-host-call"),
+        ({"uri": "dosnapshot"}, "bad-host-call"),
+        ({"headers": [("Back up", "t0ken")]}, "bad-host-call"),
+        ({"headers": [("Backup", "t0ken\r\nHost: other")]}, "bad-host-call"),
+        ({"headers": [("content-length", "1")]}, "bad-host-call"),
+        ({"time_limit": 0.0}, "bad-time-limit"),
+        ({"time_limit": math.nan}, "bad-time-limit"),
+        ({"time_limit": 3600.1}, "bad-time-limit"),
+    ],
+)
+def test_a_host_call_that_cannot_be_made_is_refused_without_its_secrets(
+    arguments: dict[str, Any], code: str
+) -> None:
+    good: dict[str, Any] = {"uri": HOST_URI, "headers": HOST_HEADERS, "body": b"t0ken"}
+    with pytest.raises(vmsnapshot.PrepareError) as raised:
+        vmsnapshot.HostCall(**{**good, **arguments})
+    assert raised.value.code == code
+    assert "t0ken" not in str(raised.value) + repr(raised.value)
+
+
+def test_a_host_call_shows_its_uri_without_the_query_and_no_more() -> None:
+    call = vmsnapshot.HostCall(f"{HOST_URI}?api-version=t0ken", headers=[("Token", "t0ken")], body=b"t0ken")
+    assert call.uri == HOST_URI
+    assert repr(call) == str(call) == f"<vmsnapshot.HostCall {HOST_URI}>"
+    assert_frozen(call)
+    with pytest.raises(TypeError):
+        vmsnapshot.HostCall(HOST_URI, headers={"Backup": "true"}, body=b"")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("proxy", ["ftp://proxy:1", "proxy", "http://user:passw0rd@"])
 def test_a_bad_proxy_is_refused_without_its_password(plan: vmsnapshot.Plan, proxy: str) -> None:
     error = refusal(plan, proxy=proxy)
@@ -157,13 +210,17 @@ def test_the_stub_has_every_member_of_every_class_and_no_other() -> None:
             continue
         real = {member for member in vars(getattr(_native, name)) if not member.startswith("_")}
         real |= {member for member in ("__enter__", "__exit__") if member in vars(getattr(_native, name))}
-        assert real == set(members), name
+        assert real == set(members) - {"__new__"}, name
 
 
 def test_the_stub_has_the_parameters_and_defaults_of_every_function() -> None:
     for name, node in stub_names().items():
-        if not isinstance(node, ast.FunctionDef):
-            continue
+        if isinstance(node, dict):
+            if "__new__" not in node:
+                continue
+            node = node["__new__"]
+            # inspect leaves out the class as it leaves out `self`.
+            del node.args.args[0]
         parameters = inspect.signature(getattr(_native, name)).parameters
         arguments = [*node.args.args, *node.args.kwonlyargs]
         assert [argument.arg for argument in arguments] == list(parameters), name
@@ -181,7 +238,10 @@ def test_the_stub_has_the_parameters_and_defaults_of_every_function() -> None:
             assert real == value or (real is ... and argument in NOT_WRITTEN), (name, argument)
 
 
-@pytest.mark.parametrize("name", [name for name, node in stub_names().items() if isinstance(node, dict)])
+@pytest.mark.parametrize(
+    "name",
+    [name for name, node in stub_names().items() if isinstance(node, dict) and "__new__" not in node],
+)
 def test_a_class_is_made_by_the_engine_only(name: str) -> None:
     with pytest.raises(TypeError):
         getattr(_native, name)()
@@ -204,6 +264,15 @@ def test_a_plan_cannot_be_changed(plan: vmsnapshot.Plan) -> None:
     assert [item["mount_point"] for item in document["skipped"]]
 
 
+def test_a_plan_without_filesystems_freezes_nothing_and_says_of_each_why() -> None:
+    planned = vmsnapshot.plan()
+    emptied = planned.without_filesystems()
+    assert emptied.filesystems == []
+    left_out = {skipped.mount_point for skipped in emptied.skipped if skipped.reason == "freeze-not-wanted"}
+    assert left_out == {filesystem.mount_point for filesystem in planned.filesystems}
+    assert len(emptied.skipped) == len(planned.skipped) + len(planned.filesystems)
+
+
 def test_the_package_offers_all_that_it_says() -> None:
     for name in vmsnapshot.__all__:
         assert hasattr(vmsnapshot, name), name
@@ -217,6 +286,8 @@ def test_a_session_runs_once_and_not_after_it_was_closed(plan: vmsnapshot.Plan) 
     # There was nothing to freeze, so nothing is consistent, and nothing is wrong.
     assert (report.filesystems, report.consistent, report.all_thawed) == ([], False, True)
     assert report.why is not None
+    assert (report.freeze_doubt_code, report.freeze_doubt) == ("nothing-frozen", report.why)
+    assert report.host_call is None
     for value in (session, report, report.mode, report.watchdog, report.timeline[0]):
         assert_frozen(value)
     with pytest.raises(RuntimeError):
@@ -227,6 +298,136 @@ def test_a_session_runs_once_and_not_after_it_was_closed(plan: vmsnapshot.Plan) 
     assert other.run_id != session.run_id
     with pytest.raises(RuntimeError):
         other.run()
+
+
+class Host(http.server.ThreadingHTTPServer):
+    """A host that answers every POST with one status and body, and keeps what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), _HostHandler)
+        self.status = status
+        self.body = body
+        self.requests: list[tuple[str, list[tuple[str, str]], bytes]] = []
+        self.uri = f"http://127.0.0.1:{self.server_address[1]}/dosnapshot"
+
+
+class _HostHandler(http.server.BaseHTTPRequestHandler):
+    server: Host
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append((self.path, self.headers.items(), body))
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(self.server.body)))
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Nobody reads it."""
+
+
+@pytest.fixture
+def start_host() -> Iterator[Callable[[int, bytes], Host]]:
+    """Starts hosts, and ends them after the test."""
+    hosts: list[tuple[Host, threading.Thread]] = []
+
+    def start(status: int, body: bytes) -> Host:
+        host = Host(status, body)
+        thread = threading.Thread(target=host.serve_forever, daemon=True)
+        thread.start()
+        hosts.append((host, thread))
+        return host
+
+    yield start
+    for host, thread in hosts:
+        host.shutdown()
+        thread.join(timeout=5)
+        host.server_close()
+
+
+@pytest.mark.usefixtures("root")
+def test_a_run_that_freezes_nothing_sends_its_host_call_and_gives_the_answer(
+    plan: vmsnapshot.Plan, start_host: Callable[[int, bytes], Host]
+) -> None:
+    host = start_host(200, b'{"token": "t0ken"}')
+    call = vmsnapshot.HostCall(f"{host.uri}?api-version=1", headers=HOST_HEADERS, body=b'{"taskId": "1"}')
+    # Nobody listens on port 9: what went through the proxy would not arrive.
+    report = vmsnapshot.prepare(plan, host_call=call, proxy="http://127.0.0.1:9").run()
+    assert (report.consistency, report.freeze_doubt_code) == ("crash", "nothing-frozen")
+    ((path, headers, body),) = host.requests
+    assert (path, body) == ("/dosnapshot?api-version=1", b'{"taskId": "1"}')
+    assert headers == [("Host", host.uri.split("/")[2]), ("Content-Length", "15"), *HOST_HEADERS]
+    outcome = report.host_call
+    assert outcome is not None
+    assert_frozen(outcome)
+    assert (outcome.outcome, outcome.http_status, outcome.attempts) == ("answered", 200, 1)
+    assert (outcome.body, outcome.body_is_complete) == (host.body, True)
+    assert "t0ken" not in repr(outcome)
+    document = json.loads(report.to_json())
+    assert "t0ken" not in report.to_json()
+    assert document["host_call"] == {
+        "uri": host.uri,
+        "outcome": "answered",
+        "http_status": 200,
+        "body_is_complete": True,
+        "error_code": None,
+        "message": None,
+        "attempts": 1,
+        "answer_ms": outcome.answer_ms,
+    }
+    assert host.uri in [event.subject for event in report.timeline if event.event == "request sent"]
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize(
+    ("status", "attempts", "word"), [(500, 1, "unknown"), (404, 1, "refused"), (503, 2, "refused")]
+)
+def test_a_host_that_does_not_take_the_snapshots_leaves_none(
+    plan: vmsnapshot.Plan,
+    start_host: Callable[[int, bytes], Host],
+    status: int,
+    attempts: int,
+    word: str,
+) -> None:
+    host = start_host(status, b'{ "error": 1}')
+    call = vmsnapshot.HostCall(host.uri, headers=HOST_HEADERS, body=b"{}")
+    report = vmsnapshot.prepare(plan, host_call=call).run()
+    assert report.consistency == "none"
+    assert report.why is not None
+    assert word in report.why
+    assert report.host_call is not None
+    assert (report.host_call.http_status, report.host_call.body) == (status, host.body)
+    assert report.host_call.attempts == len(host.requests) == attempts
+
+
+@pytest.mark.usefixtures("root")
+def test_a_host_that_never_answers_is_left_at_its_own_limit(plan: vmsnapshot.Plan) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}/dosnapshot"
+        call = vmsnapshot.HostCall(uri, headers=[], body=b"", time_limit=0.2)
+        report = vmsnapshot.prepare(plan, host_call=call, thaw_timeout=30.0).run()
+    outcome = report.host_call
+    assert outcome is not None
+    assert (outcome.outcome, outcome.error_code, outcome.http_status) == ("unknown", "NoAnswer", None)
+    assert (outcome.body, outcome.body_is_complete, outcome.attempts) == (b"", False, 1)
+    assert outcome.answer_ms is not None
+    assert 200 <= outcome.answer_ms < 5000
+
+
+@pytest.mark.usefixtures("root")
+def test_a_host_that_cannot_be_reached_is_told_apart_from_a_blob(plan: vmsnapshot.Plan) -> None:
+    # Bound and not listening: nobody can connect.
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{bound.getsockname()[1]}/dosnapshot"
+        call = vmsnapshot.HostCall(f"{uri}?t0ken", headers=[], body=b"t0ken")
+        error = refusal(plan, host_call=call)
+    assert error.code == "connect-failed"
+    assert f"the host call to `{uri}`" in str(error)
+    assert "t0ken" not in str(error)
 
 
 @pytest.mark.usefixtures("root")
@@ -327,6 +528,43 @@ else:
 assert session.run().all_thawed
 """
     run_bounded([sys.executable, "-c", program], limit_seconds=30.0)
+
+
+@pytest.mark.usefixtures("root")
+def test_a_process_leaves_its_control_group_and_removes_those_of_the_dead() -> None:
+    program = """
+import os
+from vmsnapshot import _native
+before = open("/proc/self/cgroup").read()
+if _native.leave_control_group("vmsnapshot-test-leave"):
+    assert f"/vmsnapshot-test-leave-{os.getpid()}\\n" in open("/proc/self/cgroup").read()
+    # It is there already.
+    assert _native.leave_control_group("vmsnapshot-test-leave")
+    print("left")
+else:
+    assert open("/proc/self/cgroup").read() == before
+"""
+    hierarchies = [
+        mount.mount_point for mount in read_mounts() if mount.filesystem_type in ("cgroup", "cgroup2")
+    ]
+    for _ in range(2):
+        process = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, timeout=20, check=True, cwd="/"
+        )
+    if process.stdout != b"left\n":
+        pytest.skip("no control group can be made on this machine")
+    left = [path for hierarchy in hierarchies for path in hierarchy.glob("vmsnapshot-test-leave-*")]
+    # That of the second process stays; the second removed that of the first.
+    assert 1 <= len(left) <= 2
+    assert len({path.name for path in left}) == 1
+    for path in left:
+        path.rmdir()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "a\0b", "\u00e4"])
+def test_a_name_that_is_not_one_of_a_control_group_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="the name of a control group"):
+        _native.leave_control_group(name)
 
 
 @pytest.mark.usefixtures("root")

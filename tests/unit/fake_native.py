@@ -10,6 +10,7 @@ import importlib
 import json
 import sys
 import types
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Callable
 
@@ -48,6 +49,9 @@ class Plan:
     skipped: list[SkippedFilesystem] = field(default_factory=lambda: [SkippedFilesystem()])
     unmatched_excludes: list[str] = field(default_factory=list)
 
+    def without_filesystems(self) -> Plan:
+        return replace(self, filesystems=[])
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
@@ -79,6 +83,28 @@ class BlobOutcome:
     error_code: str | None = None
     message: str | None = None
     retryable: bool = False
+    attempts: int = 1
+    answer_ms: float | None = 0.83
+    body: str | None = None
+
+
+@dataclass(frozen=True)
+class HostCall:
+    uri: str
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+    time_limit: float = 40.0
+
+
+@dataclass(frozen=True)
+class HostCallOutcome:
+    uri: str = "http://168.63.129.16/metadata/recsvc/snapshot/dosnapshot"
+    outcome: str = "answered"
+    http_status: int | None = 200
+    body: bytes = b'{"snapshotInfo": []}'
+    body_is_complete: bool = True
+    error_code: str | None = None
+    message: str | None = None
     attempts: int = 1
     answer_ms: float | None = 0.83
 
@@ -114,17 +140,24 @@ class Report:
     consistent: bool = True
     consistency: str = "filesystem"
     why: str | None = None
+    freeze_doubt: str | None = None
+    freeze_doubt_code: str | None = None
     all_thawed: bool = True
     window_ms: float | None = 1.24
     thaw_timeout_ms: float = 10000.0
     mode: Mode = field(default_factory=Mode)
     filesystems: list[FilesystemOutcome] = field(default_factory=lambda: [FilesystemOutcome()])
     blobs: list[BlobOutcome] = field(default_factory=lambda: [BlobOutcome()])
+    host_call: HostCallOutcome | None = None
     watchdog: WatchdogOutcome = field(default_factory=WatchdogOutcome)
     timeline: list[TimelineEvent] = field(default_factory=lambda: [TimelineEvent()])
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        document = asdict(self)
+        # Bodies of answers are not in the document.
+        for part in [*document["blobs"], document["host_call"] or {}]:
+            part.pop("body", None)
+        return json.dumps(document)
 
 
 REFUSED = BlobOutcome(
@@ -228,6 +261,8 @@ class FakeNative(types.ModuleType):
         self.PlannedFilesystem = PlannedFilesystem
         self.SkippedFilesystem = SkippedFilesystem
         self.Plan = Plan
+        self.HostCall = HostCall
+        self.HostCallOutcome = HostCallOutcome
         self.FilesystemOutcome = FilesystemOutcome
         self.BlobOutcome = BlobOutcome
         self.TimelineEvent = TimelineEvent
@@ -279,6 +314,10 @@ class FakeNative(types.ModuleType):
         if self.thaw_error is not None:
             raise self.thaw_error
         return json.dumps(self.thaw_document)
+
+    def leave_control_group(self, name: str) -> bool:
+        self.calls.append(f"leave_control_group {name}")
+        return True
 
     def version(self) -> str:
         return "0.1.0"

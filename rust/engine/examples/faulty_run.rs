@@ -10,10 +10,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use vmsnapshot_core::blob::Metadata;
 use vmsnapshot_engine::connect::ConnectOptions;
 use vmsnapshot_engine::scan;
-use vmsnapshot_engine::session::{prepare_on, Options, Silent};
+use vmsnapshot_engine::session::{prepare_on, Asked, Options, Silent};
 use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::Errno;
 
@@ -83,7 +82,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let plan = scan::plan(&include, &[])?;
     let options = Options {
-        metadata: Metadata::parse(Vec::<(String, String)>::new())?,
         thaw_timeout: Duration::from_secs(1),
         sync_timeout: Some(Duration::from_secs(5)),
         connect: ConnectOptions {
@@ -97,7 +95,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         fault,
         thaws: Mutex::new(HashMap::new()),
     });
-    let session = prepare_on(kernel, &plan, Vec::new(), options, &mut Silent)?;
+    let session = prepare_on(kernel, &plan, Asked::default(), options, &mut Silent)?;
     let report = session.run(&mut Silent)?;
     println!("{}", serde_json::to_string(&report)?);
     Ok(())

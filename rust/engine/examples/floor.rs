@@ -26,8 +26,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use time::OffsetDateTime;
-use vmsnapshot_core::blob::{SasUri, Scheme};
+use vmsnapshot_core::blob::SasUri;
 use vmsnapshot_core::deadlines::Monotonic;
+use vmsnapshot_core::uri::Scheme;
 use vmsnapshot_sys::clock;
 use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::signal::Signal;
@@ -141,14 +142,15 @@ struct Connection {
 
 impl Connection {
     fn open(uri: &SasUri, tls: Option<&Arc<ClientConfig>>) -> Result<Connection> {
-        let mut socket = TcpStream::connect((uri.host(), uri.port()))?;
+        let server = uri.as_http();
+        let mut socket = TcpStream::connect((server.host(), server.port()))?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(LIMIT))?;
-        let tls = match (uri.scheme(), tls) {
+        let tls = match (server.scheme(), tls) {
             (Scheme::Http, _) => None,
             (Scheme::Https, None) => return Err("an HTTPS blob needs a `ca` line".into()),
             (Scheme::Https, Some(config)) => {
-                let name = ServerName::try_from(uri.host().to_owned())?;
+                let name = ServerName::try_from(server.host().to_owned())?;
                 let mut tls = ClientConnection::new(Arc::clone(config), name)?;
                 while tls.is_handshaking() {
                     tls.complete_io(&mut socket)?;
@@ -161,7 +163,7 @@ impl Connection {
         let request = format!(
             "PUT {} HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\n\r\n",
             target.expose(),
-            uri.host_header()
+            server.host_header()
         );
         Ok(Connection {
             socket,

@@ -1,4 +1,4 @@
-//! Connections before the window: one warm HTTP/1.1 connection a blob.
+//! Connections before the window: one warm HTTP/1.1 connection a request, be it a blob's or the host's.
 //!
 //! Name resolution, trust roots, TCP, proxy, TLS and the making of requests happen here, on a
 //! tokio current-thread runtime that the caller owns; what is left for the window is to write bytes
@@ -9,6 +9,7 @@
 //! caller said.
 
 mod connection;
+mod destination;
 mod dial;
 mod error;
 mod proxy;
@@ -16,6 +17,7 @@ mod request;
 mod tls;
 
 pub use connection::{Connection, RawAnswer, SendFailure};
+pub use destination::Destination;
 pub use dial::Dialer;
 pub use error::ConnectError;
 pub use proxy::Proxy;
@@ -27,10 +29,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
-use vmsnapshot_core::blob::{SasUri, Scheme};
+use vmsnapshot_core::uri::Scheme;
 
 /// How much of the body of a refusal is kept: the service's are below 1 KiB.
 pub const BODY_LIMIT_BYTES: usize = 64 * 1024;
+/// How much of the host's answer is kept: it describes every snapshot, in below 1 KiB each.
+pub const HOST_BODY_LIMIT_BYTES: usize = 1024 * 1024;
 
 /// How to connect.
 #[derive(Clone, Debug)]
@@ -39,11 +43,11 @@ pub struct ConnectOptions {
     pub ca_file: Option<PathBuf>,
     /// The proxy for all blobs.
     pub proxy: Option<Proxy>,
-    /// The limit on connecting to all blobs together.
+    /// The limit on all connecting together.
     pub time_limit: Duration,
 }
 
-/// A blob's open connection, and the way to another one.
+/// An open connection, and the way to another one.
 #[derive(Debug)]
 pub struct WarmConnection {
     /// How to connect again.
@@ -52,7 +56,9 @@ pub struct WarmConnection {
     pub connection: Connection,
 }
 
-/// Connects to the server of every blob, all in parallel; the answer is in the order of `uris`.
+/// Connects to every destination, all in parallel; the answer is in their order.
+///
+/// `options.proxy` is not looked at: a destination says by itself whether it has one.
 ///
 /// *Blocking*: `options.time_limit`, and the reading of the trust roots. *In the window*: no.
 ///
@@ -60,47 +66,52 @@ pub struct WarmConnection {
 ///
 /// The first [`ConnectError`]; connections that were made are closed.
 pub async fn connect_all(
-    uris: &[SasUri],
+    destinations: &[Destination],
     options: &ConnectOptions,
 ) -> Result<Vec<WarmConnection>, ConnectError> {
     // A CA file that nobody needs is still looked at: a wrong one is a mistake to be told.
-    let needs_tls =
-        options.ca_file.is_some() || uris.iter().any(|uri| uri.scheme() == Scheme::Https);
+    let needs_tls = options.ca_file.is_some()
+        || destinations
+            .iter()
+            .any(|destination| destination.uri().scheme() == Scheme::Https);
     let tls = if needs_tls {
         Some(Tls::new(options.ca_file.as_deref())?)
     } else {
         None
     };
-    let proxy = options.proxy.as_ref();
     let deadline = Instant::now() + options.time_limit;
 
     let mut resolutions = JoinSet::new();
     // Disks of one machine mostly share a server: each is asked for once.
     let mut asked = HashSet::new();
-    for uri in uris {
-        let (host, port) = dial::first_hop(uri, proxy);
+    for destination in destinations {
+        let (host, port) = destination.first_hop();
         if asked.insert((host, port)) {
-            let (uri, host) = (uri.clone(), host.to_owned());
+            let (destination, host) = (destination.clone(), host.to_owned());
             resolutions.spawn(async move {
                 let resolved = dial::resolve(&host, port, deadline).await;
-                (uri, host, port, resolved)
+                (destination, host, port, resolved)
             });
         }
     }
     let mut addresses = HashMap::new();
-    while let Some((uri, host, port, resolved)) = next(&mut resolutions).await {
-        let resolved = resolved.map_err(|failure| failure.for_blob(&uri, &host))?;
+    while let Some((destination, host, port, resolved)) = next(&mut resolutions).await {
+        let resolved = resolved.map_err(|failure| failure.of(&destination, &host))?;
         addresses.insert((host, port), resolved);
     }
 
-    let mut dialers = Vec::with_capacity(uris.len());
-    for uri in uris {
-        let (host, port) = dial::first_hop(uri, proxy);
+    let mut dialers = Vec::with_capacity(destinations.len());
+    for destination in destinations {
+        let (host, port) = destination.first_hop();
         let resolved = addresses
             .get(&(host.to_owned(), port))
             .cloned()
             .unwrap_or_default();
-        dialers.push(Dialer::with_addresses(uri, proxy, tls.as_ref(), resolved)?);
+        dialers.push(Dialer::with_addresses(
+            destination.clone(),
+            tls.as_ref(),
+            resolved,
+        )?);
     }
     let mut connections = dial_each(dialers.iter().cloned().enumerate(), deadline).await?;
     connections.sort_unstable_by_key(|(index, _)| *index);

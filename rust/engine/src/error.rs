@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use vmsnapshot_core::blob::BlobError;
+use vmsnapshot_core::host_call::HostCallError;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
 use vmsnapshot_core::plan::PlanError;
 use vmsnapshot_core::text::path_text;
@@ -35,7 +36,18 @@ pub enum PrepareError {
     /// A blob's URI or the metadata cannot be used.
     #[error(transparent)]
     Blob(#[from] BlobError),
-    /// A blob's server cannot be reached.
+    /// Not every blob has metadata of its own, and some were to have.
+    #[error("{blobs} blobs were given, and metadata of {metadata} blobs")]
+    BlobMetadataCount {
+        /// How many blobs there are.
+        blobs: usize,
+        /// How many were given metadata.
+        metadata: usize,
+    },
+    /// The host call cannot be made.
+    #[error(transparent)]
+    HostCall(#[from] HostCallError),
+    /// A blob's server, or the host, cannot be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// What is mounted is not what was planned.
@@ -99,6 +111,8 @@ impl PrepareError {
             PrepareError::TimeLimit { .. } => "bad-time-limit",
             PrepareError::TooManyFilesystems(_) => "too-many-filesystems",
             PrepareError::Blob(error) => error.code(),
+            PrepareError::BlobMetadataCount { .. } => "bad-metadata",
+            PrepareError::HostCall(error) => error.code(),
             PrepareError::Connect(error) => error.code(),
             PrepareError::Mount(error) => error.code(),
             PrepareError::Open { .. } => "open-failed",
@@ -143,6 +157,8 @@ impl PrepareError {
                 Some("choose fewer with include or exclude patterns".to_owned())
             }
             PrepareError::ThawTimeout(_)
+            | PrepareError::BlobMetadataCount { .. }
+            | PrepareError::HostCall(_)
             | PrepareError::TimeLimit { .. }
             | PrepareError::Open { .. }
             | PrepareError::State { .. }

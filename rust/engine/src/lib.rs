@@ -18,3 +18,5 @@ mod sync;
 mod verdict;
 mod watchdog;
 mod window;
+
+pub use vmsnapshot_sys::control_group;

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use tokio::runtime::Runtime;
 use vmsnapshot_core::blob::{check_distinct, Metadata, SasUri};
 use vmsnapshot_core::deadlines::{Deadlines, THAW_TIMEOUT_MAX, THAW_TIMEOUT_MIN};
+use vmsnapshot_core::host_call::HostCall;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
 use vmsnapshot_core::plan::{Plan, PlannedFilesystem};
 use vmsnapshot_core::report::Report;
@@ -19,7 +20,7 @@ use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::{clock, process, Errno};
 
-use crate::connect::{self, ConnectOptions, PreparedRequest, WarmConnection};
+use crate::connect::{self, ConnectOptions, Destination, PreparedRequest, WarmConnection};
 use crate::error::PrepareError;
 use crate::freezers::Freezers;
 use crate::rcu::Rcu;
@@ -42,11 +43,18 @@ const BODIES_LIMIT: Duration = Duration::from_secs(1);
 /// The phase in which a run is when it can no longer be given up.
 pub const FREEZING: &str = "freezing";
 
-/// What a run is to do.
+/// Who is asked for the snapshots: nobody, the service of each blob, a host, or both.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// The blobs, each with what its snapshot carries.
+    pub blobs: Vec<(SasUri, Metadata)>,
+    /// The call to a host that takes the snapshots by itself.
+    pub host_call: Option<HostCall>,
+}
+
+/// How a run is to be done.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What the snapshots carry.
-    pub metadata: Metadata,
     /// The hard limit on the window, 10 ms to an hour: after it, the watchdog thaws.
     pub thaw_timeout: Duration,
     /// How long to wait for dirty data to be written before the window; none: not at all.
@@ -82,7 +90,7 @@ pub struct Session {
     run_id: String,
     plan: Plan,
     options: Options,
-    uris: Vec<SasUri>,
+    asked: Asked,
     directories: Arc<[OwnedFd]>,
     levels: Vec<u32>,
     ledger: Arc<LedgerFile>,
@@ -102,15 +110,15 @@ pub struct Session {
 /// [`PrepareError`]; nothing is frozen.
 pub fn prepare(
     plan: &Plan,
-    uris: Vec<SasUri>,
+    asked: Asked,
     options: Options,
     observer: &mut dyn Observer,
 ) -> Result<Session, PrepareError> {
-    prepare_on(Arc::new(Linux), plan, uris, options, observer)
+    prepare_on(Arc::new(Linux), plan, asked, options, observer)
 }
 
 /// Does all that can be done before the window, and freezes nothing: checks, opens and verifies the
-/// directories, connects to the blobs, starts the watchdog and the freeze threads.
+/// directories, connects to the blobs and the host, starts the watchdog and the freeze threads.
 ///
 /// *Blocking*: the limit on connecting, and some milliseconds.
 ///
@@ -119,11 +127,11 @@ pub fn prepare(
 pub fn prepare_on(
     kernel: Arc<dyn Kernel>,
     plan: &Plan,
-    uris: Vec<SasUri>,
+    asked: Asked,
     options: Options,
     observer: &mut dyn Observer,
 ) -> Result<Session, PrepareError> {
-    check(plan, &uris, &options)?;
+    check(plan, &asked, &options)?;
     let lock = state::lock()?;
 
     observer.phase("opening the filesystems");
@@ -133,21 +141,24 @@ pub fn prepare_on(
         .map(open_planned)
         .collect::<Result<Arc<[_]>, _>>()?;
 
-    observer.phase("connecting to the blobs");
+    observer.phase(match (&asked.host_call, asked.blobs.is_empty()) {
+        (None, _) => "connecting to the blobs",
+        (Some(_), true) => "connecting to the host",
+        (Some(_), false) => "connecting to the blobs and the host",
+    });
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build()
         .map_err(|cause| resources("start the input and output of the run", cause))?;
+    let (destinations, requests): (Vec<_>, Vec<_>) = prepared_requests(&asked, &options.connect)?
+        .into_iter()
+        .unzip();
     let connections = wait_for(
         &runtime,
         observer,
-        connect::connect_all(&uris, &options.connect),
+        connect::connect_all(&destinations, &options.connect),
     )?;
-    let requests = uris
-        .iter()
-        .map(|uri| PreparedRequest::new(uri, &options.metadata, options.connect.proxy.as_ref()))
-        .collect::<Result<Vec<_>, _>>()?;
 
     observer.phase("starting the watchdog");
     let run_id = run_id();
@@ -189,7 +200,7 @@ pub fn prepare_on(
         run_id,
         plan: plan.clone(),
         options,
-        uris,
+        asked,
         directories,
         levels,
         ledger,
@@ -224,7 +235,7 @@ impl Session {
             run_id,
             plan,
             options,
-            uris,
+            asked,
             directories,
             levels,
             ledger,
@@ -301,7 +312,7 @@ impl Session {
         let report = verdict::report(Facts {
             run_id: &run_id,
             plan: &plan,
-            uris: &uris,
+            asked: &asked,
             thaw_timeout: options.thaw_timeout,
             deadlines,
             ledger: &ledger,
@@ -342,7 +353,27 @@ pub(crate) fn open_planned(planned: &PlannedFilesystem) -> Result<OwnedFd, Prepa
     Ok(directory)
 }
 
-fn check(plan: &Plan, uris: &[SasUri], options: &Options) -> Result<(), PrepareError> {
+/// Where each request goes, and the request: the blobs' in their order, then the host's. A host call
+/// is the same to the window as any blob's request.
+fn prepared_requests(
+    asked: &Asked,
+    options: &ConnectOptions,
+) -> Result<Vec<(Destination, PreparedRequest)>, connect::ConnectError> {
+    let proxy = options.proxy.as_ref();
+    let mut prepared = Vec::new();
+    for (uri, metadata) in &asked.blobs {
+        prepared.push((
+            Destination::blob(uri, proxy),
+            PreparedRequest::snapshot(uri, metadata, proxy)?,
+        ));
+    }
+    if let Some(call) = &asked.host_call {
+        prepared.push((Destination::host(call), PreparedRequest::host_call(call)?));
+    }
+    Ok(prepared)
+}
+
+fn check(plan: &Plan, asked: &Asked, options: &Options) -> Result<(), PrepareError> {
     if !(THAW_TIMEOUT_MIN..=THAW_TIMEOUT_MAX).contains(&options.thaw_timeout) {
         return Err(PrepareError::ThawTimeout(
             options.thaw_timeout.as_secs_f64(),
@@ -352,10 +383,10 @@ fn check(plan: &Plan, uris: &[SasUri], options: &Options) -> Result<(), PrepareE
         return Err(PrepareError::TooManyFilesystems(plan.filesystems.len()));
     }
     let now = OffsetDateTime::now_utc();
-    for uri in uris {
+    for (uri, _) in &asked.blobs {
         uri.check(now)?;
     }
-    check_distinct(uris)?;
+    check_distinct(asked.blobs.iter().map(|(uri, _)| uri))?;
     if process::may_freeze() {
         Ok(())
     } else {

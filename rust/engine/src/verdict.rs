@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use vmsnapshot_core::blob::{self, SasUri};
 use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
+use vmsnapshot_core::host_call::{self, HostCall};
 use vmsnapshot_core::ledger::{Entry, FreezeState};
 use vmsnapshot_core::plan::{Plan, PlannedFilesystem};
 use vmsnapshot_core::report::{
-    utc_text, BlobOutcome, BlobResult, Consistency, FilesystemOutcome, FilesystemResult, Mode,
-    Report, ThawedBy, TimelineEvent, WatchdogOutcome, SCHEMA_VERSION,
+    utc_text, BlobOutcome, BlobResult, Consistency, FilesystemOutcome, FilesystemResult,
+    FreezeDoubt, HostCallOutcome, HostCallResult, Mode, Report, SecretBytes, ThawedBy,
+    TimelineEvent, WatchdogOutcome, SCHEMA_VERSION,
 };
 use vmsnapshot_core::text::path_text;
 use vmsnapshot_sys::ledger_file::LedgerFile;
@@ -19,6 +21,7 @@ use vmsnapshot_sys::Errno;
 use crate::connect::SendFailure;
 use crate::error::cause_text;
 use crate::rcu::Rcu;
+use crate::session::Asked;
 use crate::sync::Synced;
 use crate::window::{CallRecord, WindowRecord};
 
@@ -26,7 +29,7 @@ use crate::window::{CallRecord, WindowRecord};
 pub(crate) struct Facts<'a> {
     pub(crate) run_id: &'a str,
     pub(crate) plan: &'a Plan,
-    pub(crate) uris: &'a [SasUri],
+    pub(crate) asked: &'a Asked,
     pub(crate) thaw_timeout: Duration,
     pub(crate) deadlines: Deadlines,
     pub(crate) ledger: &'a Arc<LedgerFile>,
@@ -50,7 +53,19 @@ pub(crate) fn report(facts: Facts<'_>) -> Report {
     // at work, and the report must not contradict itself.
     let all_thawed = !filesystems.iter().any(is_still_frozen);
     let blobs = blob_outcomes(&facts);
-    let (consistency, why) = consistency(&facts, &filesystems, &blobs);
+    let host_call = host_outcome(&facts);
+    let has_fired = facts.watchdog.fired.is_some();
+    let doubt = freeze_doubt(facts.record.as_ref(), has_fired, &filesystems);
+    let freeze_doubt_code = doubt.as_ref().map(|(code, _)| *code);
+    let freeze_doubt = doubt.map(|(_, why)| why);
+    let missing = missing_snapshot(&blobs, host_call.as_ref());
+    let is_asked = !blobs.is_empty() || host_call.is_some();
+    let (consistency, why) = if all_thawed {
+        consistency(is_asked, missing, freeze_doubt.clone())
+    } else {
+        // Nothing else that went wrong is as grave, whatever became of the snapshots.
+        (Consistency::None, freeze_doubt.clone())
+    };
     Report {
         schema_version: SCHEMA_VERSION,
         run_id: facts.run_id.to_owned(),
@@ -61,6 +76,8 @@ pub(crate) fn report(facts: Facts<'_>) -> Report {
         ),
         consistency,
         why,
+        freeze_doubt,
+        freeze_doubt_code,
         all_thawed,
         window_ms: window_ms(&facts).filter(|_| all_thawed),
         thaw_timeout_ms: milliseconds(facts.thaw_timeout),
@@ -68,6 +85,7 @@ pub(crate) fn report(facts: Facts<'_>) -> Report {
         filesystems,
         timeline: timeline(&facts),
         blobs,
+        host_call,
         watchdog: facts.watchdog,
     }
 }
@@ -152,40 +170,136 @@ fn error_text(outcome: FilesystemResult, entry: &Entry) -> Option<String> {
     }
 }
 
-fn blob_outcomes(facts: &Facts<'_>) -> Vec<BlobOutcome> {
+/// Why there is no record of a call.
+struct NoRecord {
+    may_be_sent: bool,
+    message: &'static str,
+}
+
+impl NoRecord {
+    /// The stable name, and how many attempts it stands for.
+    fn code_and_attempts(&self) -> (&'static str, u32) {
+        if self.may_be_sent {
+            ("NoAnswer", 1)
+        } else {
+            ("NotSent", 0)
+        }
+    }
+}
+
+/// What is known of the call at `index`: the blobs' come in their order, and then the host's.
+fn record_of<'a>(facts: &'a Facts<'_>, index: usize) -> Result<&'a CallRecord, NoRecord> {
     let records = facts.record.as_ref().map(|record| record.calls.as_slice());
+    let (may_be_sent, message) = match records {
+        // No window, no word of what was sent in it.
+        None => (true, "the window broke off"),
+        Some([]) => (
+            false,
+            "the request was not sent: not everything could be frozen",
+        ),
+        Some(records) => match records.get(index).and_then(Option::as_ref) {
+            Some(record) => return Ok(record),
+            None => (true, "the window ended before there was an answer"),
+        },
+    };
+    Err(NoRecord {
+        may_be_sent,
+        message,
+    })
+}
+
+fn blob_outcomes(facts: &Facts<'_>) -> Vec<BlobOutcome> {
     facts
-        .uris
+        .asked
+        .blobs
         .iter()
         .enumerate()
-        .map(|(index, uri)| match records {
-            // No window, no word of what was sent in it.
-            None => unjudged(
-                uri,
-                BlobResult::Unknown,
-                "NoAnswer",
-                "the window broke off",
-                1,
-            ),
-            Some([]) => unjudged(
-                uri,
-                BlobResult::Refused,
-                "NotSent",
-                "the request was not sent: not everything could be frozen",
-                0,
-            ),
-            Some(records) => match records.get(index).and_then(Option::as_ref) {
-                Some(record) => blob_outcome(uri, record),
-                None => unjudged(
-                    uri,
-                    BlobResult::Unknown,
-                    "NoAnswer",
-                    "the window ended before there was an answer",
-                    1,
-                ),
-            },
+        .map(|(index, (uri, _))| match record_of(facts, index) {
+            Ok(record) => blob_outcome(uri, record),
+            Err(none) => {
+                let outcome = if none.may_be_sent {
+                    BlobResult::Unknown
+                } else {
+                    BlobResult::Refused
+                };
+                let (code, attempts) = none.code_and_attempts();
+                unjudged(uri, outcome, code, none.message, attempts)
+            }
         })
         .collect()
+}
+
+fn host_outcome(facts: &Facts<'_>) -> Option<HostCallOutcome> {
+    let call = facts.asked.host_call.as_ref()?;
+    let record = match record_of(facts, facts.asked.blobs.len()) {
+        Ok(record) => record,
+        Err(none) => {
+            let (code, attempts) = none.code_and_attempts();
+            return Some(unanswered(
+                call,
+                none.may_be_sent,
+                code,
+                none.message,
+                attempts,
+            ));
+        }
+    };
+    let outcome = match &record.result {
+        Ok(answer) => HostCallOutcome {
+            uri: call.uri().to_string(),
+            outcome: HostCallResult::Answered,
+            http_status: Some(answer.status),
+            body: SecretBytes(answer.body.to_vec()),
+            body_is_complete: answer.complete,
+            error_code: None,
+            message: None,
+            attempts: record.attempts,
+            answer_ms: None,
+        },
+        Err(failure) => {
+            let (may_be_sent, code) = judge_failure(failure);
+            let message = failure.to_string();
+            unanswered(call, may_be_sent, code, &message, record.attempts)
+        }
+    };
+    Some(HostCallOutcome {
+        answer_ms: Some(milliseconds(record.ended_at.since(record.sent_at))),
+        ..outcome
+    })
+}
+
+fn unanswered(
+    call: &HostCall,
+    may_be_sent: bool,
+    code: &str,
+    message: &str,
+    attempts: u32,
+) -> HostCallOutcome {
+    HostCallOutcome {
+        uri: call.uri().to_string(),
+        outcome: if may_be_sent {
+            HostCallResult::Unknown
+        } else {
+            HostCallResult::NotSent
+        },
+        http_status: None,
+        body: SecretBytes::default(),
+        body_is_complete: false,
+        error_code: Some(code.to_owned()),
+        message: Some(message.to_owned()),
+        attempts,
+        answer_ms: None,
+    }
+}
+
+/// Whether the server may have seen the request, and the failure's stable name.
+fn judge_failure(failure: &SendFailure) -> (bool, &'static str) {
+    match failure {
+        SendFailure::NotSent { .. } => (false, "NotSent"),
+        SendFailure::Lost { .. } => (true, "ConnectionLost"),
+        SendFailure::BadAnswer { .. } => (true, "BadAnswer"),
+        SendFailure::NoAnswer => (true, "NoAnswer"),
+    }
 }
 
 fn blob_outcome(uri: &SasUri, record: &CallRecord) -> BlobOutcome {
@@ -211,14 +325,16 @@ fn blob_outcome(uri: &SasUri, record: &CallRecord) -> BlobOutcome {
                 retryable: verdict.retryable,
                 attempts: record.attempts,
                 answer_ms: None,
+                body: blob::refusal_body(&answer.body)
+                    .filter(|_| verdict.outcome != BlobResult::Created),
             }
         }
         Err(failure) => {
-            let (outcome, code) = match failure {
-                SendFailure::NotSent { .. } => (BlobResult::Refused, "NotSent"),
-                SendFailure::Lost { .. } => (BlobResult::Unknown, "ConnectionLost"),
-                SendFailure::BadAnswer { .. } => (BlobResult::Unknown, "BadAnswer"),
-                SendFailure::NoAnswer => (BlobResult::Unknown, "NoAnswer"),
+            let (may_be_sent, code) = judge_failure(failure);
+            let outcome = if may_be_sent {
+                BlobResult::Unknown
+            } else {
+                BlobResult::Refused
             };
             unjudged(uri, outcome, code, &failure.to_string(), record.attempts)
         }
@@ -252,37 +368,24 @@ fn unjudged(
         retryable: true,
         attempts,
         answer_ms: None,
+        body: None,
     }
 }
 
-/// What the set of snapshots is worth, and why not more: the gravest reason first.
-fn consistency(
-    facts: &Facts<'_>,
-    filesystems: &[FilesystemOutcome],
-    blobs: &[BlobOutcome],
-) -> (Consistency, Option<String>) {
-    let doubt = freeze_doubt(facts, filesystems);
-    if filesystems.iter().any(is_still_frozen) {
-        // Nothing else that went wrong is as grave, whatever became of the snapshots.
-        return (Consistency::None, doubt);
-    }
-    let missing = blobs
+/// A snapshot, or the host's whole set, that is not known to exist.
+struct Missing {
+    attempts: u32,
+    why: String,
+}
+
+/// The first thing that is missing. What a host wrote in a good answer is for the caller to read.
+fn missing_snapshot(blobs: &[BlobOutcome], host: Option<&HostCallOutcome>) -> Option<Missing> {
+    let blob = blobs
         .iter()
-        .find(|blob| blob.outcome != BlobResult::Created);
-    match (missing, doubt) {
-        (None, None) => (Consistency::Filesystem, None),
-        (None, Some(why)) => {
-            let consistency = if blobs.is_empty() {
-                Consistency::None
-            } else {
-                Consistency::Crash
-            };
-            (consistency, Some(why))
-        }
-        // Nothing was sent, because of the freeze: that is the reason, not the missing answer.
-        (Some(blob), Some(why)) if blob.attempts == 0 => (Consistency::None, Some(why)),
-        (Some(blob), _) => {
-            let why = format!(
+        .find(|blob| blob.outcome != BlobResult::Created)
+        .map(|blob| Missing {
+            attempts: blob.attempts,
+            why: format!(
                 "the snapshot of {} {}: {}",
                 blob.uri,
                 match blob.outcome {
@@ -293,9 +396,47 @@ fn consistency(
                     .as_deref()
                     .or(blob.message.as_deref())
                     .unwrap_or("no reason was given")
-            );
-            (Consistency::None, Some(why))
-        }
+            ),
+        });
+    let host = host.and_then(|host| {
+        let words = host.message.as_deref().unwrap_or("no reason was given");
+        let why = match (host.http_status, host.outcome) {
+            (Some(200..=299), _) => return None,
+            (Some(status), _) if host_call::is_refusal(status) => {
+                format!("the host's snapshots were refused: it answered {status}")
+            }
+            (Some(status), _) => {
+                format!("the host's snapshots are unknown: it answered {status}")
+            }
+            (None, HostCallResult::NotSent) => {
+                format!("the host's snapshots were not asked for: {words}")
+            }
+            (None, HostCallResult::Unknown | HostCallResult::Answered) => {
+                format!("the host's snapshots are unknown: {words}")
+            }
+        };
+        Some(Missing {
+            attempts: host.attempts,
+            why,
+        })
+    });
+    blob.or(host)
+}
+
+/// What the set of snapshots is worth once everything is thawed, and why not more: the gravest
+/// reason first.
+fn consistency(
+    is_asked: bool,
+    missing: Option<Missing>,
+    doubt: Option<String>,
+) -> (Consistency, Option<String>) {
+    match (missing, doubt) {
+        (None, None) => (Consistency::Filesystem, None),
+        (None, Some(why)) if is_asked => (Consistency::Crash, Some(why)),
+        (None, Some(why)) => (Consistency::None, Some(why)),
+        // Nothing was sent, because of the freeze: that is the reason, not the missing answer.
+        (Some(missing), Some(why)) if missing.attempts == 0 => (Consistency::None, Some(why)),
+        (Some(missing), _) => (Consistency::None, Some(missing.why)),
     }
 }
 
@@ -307,68 +448,84 @@ fn is_still_frozen(filesystem: &FilesystemOutcome) -> bool {
     )
 }
 
-/// Why it is not known that everything planned was frozen over all snapshots; none if it is.
-fn freeze_doubt(facts: &Facts<'_>, filesystems: &[FilesystemOutcome]) -> Option<String> {
-    let grave = |outcome: FilesystemResult| match outcome {
-        FilesystemResult::NotThawed => 0,
-        FilesystemResult::FreezeHung => 1,
-        FilesystemResult::ThawedByWatchdog => 2,
-        FilesystemResult::ThawedByAnother => 3,
-        FilesystemResult::FrozenByAnother | FilesystemResult::FreezeFailed => 4,
-        FilesystemResult::NotFrozen => 5,
-        FilesystemResult::Thawed | FilesystemResult::NotFreezable => 6,
-    };
-    if let Some(worst) = filesystems
-        .iter()
-        .filter(|filesystem| grave(filesystem.outcome) < 6)
-        .min_by_key(|filesystem| grave(filesystem.outcome))
-    {
-        let mount_point = &worst.mount_point;
-        return Some(match worst.outcome {
-            FilesystemResult::NotThawed => format!("`{mount_point}` is still frozen"),
-            FilesystemResult::FreezeHung => {
-                format!("the freeze of `{mount_point}` has not returned")
-            }
-            FilesystemResult::ThawedByWatchdog => {
-                format!("the watchdog had to thaw `{mount_point}`")
-            }
-            FilesystemResult::ThawedByAnother => {
-                format!("somebody else thawed `{mount_point}` during the snapshots")
-            }
-            FilesystemResult::FrozenByAnother => {
-                format!("somebody else had frozen `{mount_point}`")
-            }
-            FilesystemResult::FreezeFailed => format!(
-                "`{mount_point}` could not be frozen: {}",
-                worst.error.as_deref().unwrap_or("no reason was given")
+/// Why it is not known that everything planned was frozen over all calls; none if it is.
+fn freeze_doubt(
+    record: Option<&WindowRecord>,
+    has_fired: bool,
+    filesystems: &[FilesystemOutcome],
+) -> Option<(FreezeDoubt, String)> {
+    let is_thawed = |outcome: &FilesystemOutcome| outcome.outcome == FilesystemResult::Thawed;
+    filesystem_doubt(filesystems, record.is_some()).or_else(|| {
+        let (doubt, why) = match record {
+            None => (
+                FreezeDoubt::WindowBrokeOff,
+                "the window broke off by a fault of this program",
             ),
-            FilesystemResult::NotFrozen
-            | FilesystemResult::Thawed
-            | FilesystemResult::NotFreezable => {
-                format!("the run ended before `{mount_point}` was frozen")
+            Some(_) if has_fired => (FreezeDoubt::WatchdogFired, "the watchdog ended the window"),
+            Some(record) if record.watchdog_lost => (
+                FreezeDoubt::WatchdogLost,
+                "the watchdog was lost, so the window was ended early",
+            ),
+            Some(record) if !record.froze_all => (
+                FreezeDoubt::FreezeLate,
+                "the freeze broke off before everything was frozen",
+            ),
+            Some(_) if !filesystems.iter().any(is_thawed) => {
+                (FreezeDoubt::NothingFrozen, "nothing was frozen")
             }
-        });
-    }
-    match &facts.record {
-        None => Some("the window broke off by a fault of this program".to_owned()),
-        Some(_) if facts.watchdog.fired.is_some() => {
-            Some("the watchdog ended the window".to_owned())
+            Some(_) => return None,
+        };
+        Some((doubt, why.to_owned()))
+    })
+}
+
+/// The gravest doubt that a filesystem's own outcome gives, if any does.
+fn filesystem_doubt(
+    filesystems: &[FilesystemOutcome],
+    has_record: bool,
+) -> Option<(FreezeDoubt, String)> {
+    let doubt = |outcome: FilesystemResult| match outcome {
+        FilesystemResult::NotThawed => Some((0, FreezeDoubt::NotThawed)),
+        FilesystemResult::FreezeHung => Some((1, FreezeDoubt::FreezeHung)),
+        FilesystemResult::ThawedByWatchdog => Some((2, FreezeDoubt::ThawedByWatchdog)),
+        FilesystemResult::ThawedByAnother => Some((3, FreezeDoubt::ThawedByAnother)),
+        FilesystemResult::FrozenByAnother => Some((4, FreezeDoubt::FrozenByAnother)),
+        FilesystemResult::FreezeFailed => Some((4, FreezeDoubt::FreezeFailed)),
+        FilesystemResult::NotFrozen if has_record => Some((5, FreezeDoubt::FreezeLate)),
+        FilesystemResult::NotFrozen => Some((5, FreezeDoubt::WindowBrokeOff)),
+        FilesystemResult::Thawed | FilesystemResult::NotFreezable => None,
+    };
+    let (_, doubt, worst) = filesystems
+        .iter()
+        .filter_map(|filesystem| {
+            let (gravity, doubt) = doubt(filesystem.outcome)?;
+            Some((gravity, doubt, filesystem))
+        })
+        .min_by_key(|(gravity, ..)| *gravity)?;
+    let mount_point = &worst.mount_point;
+    let why = match worst.outcome {
+        FilesystemResult::NotThawed => format!("`{mount_point}` is still frozen"),
+        FilesystemResult::FreezeHung => {
+            format!("the freeze of `{mount_point}` has not returned")
         }
-        Some(record) if record.watchdog_lost => {
-            Some("the watchdog was lost, so the window was ended early".to_owned())
+        FilesystemResult::ThawedByWatchdog => {
+            format!("the watchdog had to thaw `{mount_point}`")
         }
-        Some(record) if !record.froze_all => {
-            Some("the freeze broke off before everything was frozen".to_owned())
+        FilesystemResult::ThawedByAnother => {
+            format!("somebody else thawed `{mount_point}` during the snapshots")
         }
-        Some(_)
-            if !filesystems
-                .iter()
-                .any(|filesystem| filesystem.outcome == FilesystemResult::Thawed) =>
-        {
-            Some("nothing was frozen".to_owned())
+        FilesystemResult::FrozenByAnother => {
+            format!("somebody else had frozen `{mount_point}`")
         }
-        Some(_) => None,
-    }
+        FilesystemResult::FreezeFailed => format!(
+            "`{mount_point}` could not be frozen: {}",
+            worst.error.as_deref().unwrap_or("no reason was given")
+        ),
+        FilesystemResult::NotFrozen | FilesystemResult::Thawed | FilesystemResult::NotFreezable => {
+            format!("the run ended before `{mount_point}` was frozen")
+        }
+    };
+    Some((doubt, why))
 }
 
 /// From the first FIFREEZE called to the last FITHAW returned, whoever called it.
@@ -450,9 +607,11 @@ fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
         }
     }
     if let Some(record) = &facts.record {
-        for (uri, call) in facts.uris.iter().zip(&record.calls) {
+        let blobs = facts.asked.blobs.iter().map(|(uri, _)| uri.as_http());
+        let host = facts.asked.host_call.as_ref().map(HostCall::uri);
+        for (uri, call) in blobs.chain(host).zip(&record.calls) {
             if let Some(call) = call {
-                let subject = Some(uri.uri_without_query().to_owned());
+                let subject = Some(uri.to_string());
                 events.push(event(call.sent_at, "request sent", subject.clone()));
                 events.push(event(call.ended_at, "request ended", subject));
             }
@@ -465,4 +624,184 @@ fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
 
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    fn filesystem(outcome: FilesystemResult) -> FilesystemOutcome {
+        FilesystemOutcome {
+            mount_point: format!("/{outcome:?}"),
+            device: "8:1".to_owned(),
+            filesystem_type: "ext4".to_owned(),
+            level: 0,
+            outcome,
+            frozen_at: None,
+            freeze_ms: None,
+            thawed_at: None,
+            frozen_ms: None,
+            thawed_by: None,
+            error: None,
+        }
+    }
+
+    fn record(froze_all: bool, watchdog_lost: bool) -> WindowRecord {
+        WindowRecord {
+            rcu_expedited: false,
+            froze_all,
+            watchdog_lost,
+            calls: Vec::new(),
+            ended_at: Monotonic(0),
+        }
+    }
+
+    fn code(
+        record: Option<&WindowRecord>,
+        has_fired: bool,
+        outcomes: &[FilesystemResult],
+    ) -> Option<FreezeDoubt> {
+        let filesystems: Vec<_> = outcomes.iter().copied().map(filesystem).collect();
+        let doubt = freeze_doubt(record, has_fired, &filesystems);
+        doubt.map(|(code, _)| code)
+    }
+
+    #[test]
+    fn doubt_is_the_gravest_of_the_filesystems() {
+        let gravest_first = [
+            (FilesystemResult::NotThawed, FreezeDoubt::NotThawed),
+            (FilesystemResult::FreezeHung, FreezeDoubt::FreezeHung),
+            (
+                FilesystemResult::ThawedByWatchdog,
+                FreezeDoubt::ThawedByWatchdog,
+            ),
+            (
+                FilesystemResult::ThawedByAnother,
+                FreezeDoubt::ThawedByAnother,
+            ),
+            (FilesystemResult::FreezeFailed, FreezeDoubt::FreezeFailed),
+            (FilesystemResult::NotFrozen, FreezeDoubt::FreezeLate),
+        ];
+        let late = record(false, false);
+        for (first, (outcome, expected)) in gravest_first.into_iter().enumerate() {
+            let mut outcomes = vec![FilesystemResult::Thawed];
+            outcomes.extend(gravest_first.iter().skip(first).rev().map(|pair| pair.0));
+            assert_eq!(code(Some(&late), true, &outcomes), Some(expected));
+            let filesystems = [filesystem(outcome)];
+            let (_, why) = freeze_doubt(Some(&late), false, &filesystems).unwrap();
+            assert!(why.contains(&format!("`/{outcome:?}`")), "{why}");
+        }
+        let busy = [FilesystemResult::FrozenByAnother];
+        let doubt = code(Some(&late), false, &busy);
+        assert_eq!(doubt, Some(FreezeDoubt::FrozenByAnother));
+    }
+
+    #[test]
+    fn doubt_without_a_filesystem_to_blame_is_the_windows() {
+        let frozen = [FilesystemResult::Thawed, FilesystemResult::NotFreezable];
+        let good = record(true, false);
+        for (record, has_fired, outcomes, expected) in [
+            (Some(&good), false, &frozen[..], None),
+            (None, true, &frozen, Some(FreezeDoubt::WindowBrokeOff)),
+            (
+                None,
+                false,
+                &[FilesystemResult::NotFrozen],
+                Some(FreezeDoubt::WindowBrokeOff),
+            ),
+            (Some(&good), true, &frozen, Some(FreezeDoubt::WatchdogFired)),
+            (
+                Some(&record(true, true)),
+                false,
+                &frozen,
+                Some(FreezeDoubt::WatchdogLost),
+            ),
+            (
+                Some(&record(false, false)),
+                false,
+                &frozen,
+                Some(FreezeDoubt::FreezeLate),
+            ),
+            (
+                Some(&good),
+                false,
+                &[FilesystemResult::NotFreezable],
+                Some(FreezeDoubt::NothingFrozen),
+            ),
+            (Some(&good), false, &[], Some(FreezeDoubt::NothingFrozen)),
+        ] {
+            assert_eq!(code(record, has_fired, outcomes), expected);
+        }
+    }
+
+    fn host(outcome: HostCallResult, http_status: Option<u16>) -> HostCallOutcome {
+        HostCallOutcome {
+            uri: "http://host/dosnapshot".to_owned(),
+            outcome,
+            http_status,
+            body: SecretBytes(b"t0ken".to_vec()),
+            body_is_complete: true,
+            error_code: None,
+            message: Some("the words".to_owned()),
+            attempts: u32::from(outcome != HostCallResult::NotSent),
+            answer_ms: None,
+        }
+    }
+
+    #[test]
+    fn snapshots_of_a_host_are_confirmed_by_a_good_answer_and_by_nothing_else() {
+        use HostCallResult::{Answered, NotSent, Unknown};
+        for (outcome, status, word) in [
+            (Answered, Some(200), None),
+            (Answered, Some(201), None),
+            (Answered, Some(302), Some("were refused: it answered 302")),
+            (Answered, Some(404), Some("were refused: it answered 404")),
+            (Answered, Some(503), Some("were refused: it answered 503")),
+            (Answered, Some(500), Some("are unknown: it answered 500")),
+            (Answered, Some(504), Some("are unknown: it answered 504")),
+            (Unknown, None, Some("are unknown: the words")),
+            (NotSent, None, Some("were not asked for: the words")),
+        ] {
+            let host = host(outcome, status);
+            let missing = missing_snapshot(&[], Some(&host));
+            match (missing, word) {
+                (None, None) => {}
+                (Some(missing), Some(word)) => assert!(missing.why.ends_with(word)),
+                (missing, _) => panic!("{outcome:?} {status:?}: {:?}", missing.map(|it| it.why)),
+            }
+            assert!(!format!("{host:?}").contains("t0ken"));
+        }
+    }
+
+    #[test]
+    fn what_the_snapshots_are_worth_is_said_with_the_gravest_reason() {
+        let missing = |attempts| {
+            Some(Missing {
+                attempts,
+                why: "missing".to_owned(),
+            })
+        };
+        let doubt = Some("doubt".to_owned());
+        for (is_asked, missing, doubt, expected, why) in [
+            (true, None, None, Consistency::Filesystem, None),
+            (false, None, None, Consistency::Filesystem, None),
+            (true, None, doubt.clone(), Consistency::Crash, Some("doubt")),
+            (false, None, doubt.clone(), Consistency::None, Some("doubt")),
+            (true, missing(1), None, Consistency::None, Some("missing")),
+            (true, missing(0), None, Consistency::None, Some("missing")),
+            (
+                true,
+                missing(1),
+                doubt.clone(),
+                Consistency::None,
+                Some("missing"),
+            ),
+            (true, missing(0), doubt, Consistency::None, Some("doubt")),
+        ] {
+            let (consistency, said) = consistency(is_asked, missing, doubt);
+            assert_eq!((consistency, said.as_deref()), (expected, why));
+        }
+    }
 }

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
-use vmsnapshot_core::blob::may_retry_in_window;
 use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
 use vmsnapshot_sys::clock;
 use vmsnapshot_sys::ledger_file::LedgerFile;
@@ -24,7 +23,7 @@ use crate::watchdog::ArmedWatchdog;
 /// takes longer is left, and the attempt goes over a connection of its own.
 const REUSE_LIMIT: Duration = Duration::from_millis(20);
 
-/// One snapshot request on its open connection.
+/// One request on its open connection.
 pub(crate) struct Call {
     pub(crate) connection: WarmConnection,
     pub(crate) request: PreparedRequest,
@@ -40,6 +39,8 @@ pub(crate) struct CallRecord {
     pub(crate) result: Result<RawAnswer, SendFailure>,
     /// Whether the result is a second attempt's, and the first may have made a snapshot.
     pub(crate) first_was_lost: bool,
+    /// Until when its body may take, when the request has a limit of its own.
+    body_by: Option<Instant>,
     /// Held until the body is read; and closing it is nothing for the window.
     _connection: Connection,
 }
@@ -52,7 +53,7 @@ pub(crate) struct WindowRecord {
     pub(crate) froze_all: bool,
     /// Whether the watchdog went away while something was frozen.
     pub(crate) watchdog_lost: bool,
-    /// A call each, in the order of the blobs; none for one that had not ended when the waiting
+    /// A call each, in the order they were given; none for one that had not ended when the waiting
     /// ended. Empty when nothing was sent.
     pub(crate) calls: Vec<Option<CallRecord>>,
     /// When everything was thawed that we could thaw.
@@ -60,12 +61,14 @@ pub(crate) struct WindowRecord {
 }
 
 impl WindowRecord {
-    /// Reads what is missing of the answers' bodies, after the thaw.
+    /// Reads what is missing of the answers' bodies, after the thaw: all of them within `limit`, but
+    /// for those whose request has a limit of its own.
     pub(crate) async fn read_bodies(&mut self, limit: Duration) {
         let deadline = Instant::now() + limit;
         for call in self.calls.iter_mut().flatten() {
             if let Ok(answer) = &mut call.result {
-                answer.read_body(deadline).await;
+                let own = call.body_by.unwrap_or(deadline);
+                answer.read_body(deadline.max(own)).await;
             }
         }
     }
@@ -209,8 +212,8 @@ async fn first_of(work: impl Future<Output = ()>, end: impl Future<Output = ()>)
 }
 
 impl Call {
-    /// Sends the request, and once more if that may help: no back-off, and never after `deadline`.
-    async fn send(self, deadline: Instant) -> CallRecord {
+    /// Sends the request, and once more if that may help: no back-off, and never after `call_by`.
+    async fn send(self, call_by: Instant) -> CallRecord {
         let Call {
             connection:
                 WarmConnection {
@@ -221,25 +224,20 @@ impl Call {
             again,
         } = self;
         let sent_at = clock::monotonic();
+        let body_by = again.own_deadline(Instant::now());
+        let deadline = body_by.map_or(call_by, |own| call_by.min(own));
         let mut attempts = 1;
         let mut first_was_lost = false;
         let mut result = connection.send(request, deadline).await;
-        let may_try_again = match &mut result {
-            Ok(answer) if may_retry_in_window(answer.status) => {
+        if matches!(result, Err(SendFailure::NotSent { .. })) {
+            attempts = 0;
+        }
+        if again.may_follow(&result) {
+            if let Ok(answer) = &mut result {
                 // A connection takes the next request when the answer has been read from it.
                 let limit = Instant::now() + REUSE_LIMIT;
                 answer.read_body(limit.min(deadline)).await;
-                true
             }
-            Ok(_) => false,
-            Err(SendFailure::NotSent { .. }) => {
-                attempts = 0;
-                true
-            }
-            Err(SendFailure::Lost { .. }) => true,
-            Err(SendFailure::BadAnswer { .. } | SendFailure::NoAnswer) => false,
-        };
-        if may_try_again {
             let is_reusable = result.as_ref().is_ok_and(|answer| answer.complete);
             // The address is resolved and the trust roots are loaded: a socket is opened, no file.
             let is_connected = (is_reusable && connection.is_open())
@@ -268,7 +266,231 @@ impl Call {
             ended_at: clock::monotonic(),
             result,
             first_was_lost,
+            body_by,
             _connection: connection,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use vmsnapshot_core::blob::{Metadata, SasUri};
+    use vmsnapshot_core::host_call::HostCall;
+
+    use super::*;
+    use crate::connect::{connect_all, notice_closes, ConnectOptions, Destination};
+
+    const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
+    const BUSY: &str = "HTTP/1.1 503 x\r\nContent-Length: 4\r\n\r\nbusy";
+    const FAULT: &str = "HTTP/1.1 500 x\r\nContent-Length: 0\r\n\r\n";
+    /// Closes the connection instead of answering.
+    const CLOSES: &str = "";
+
+    fn run<Output>(test: impl Future<Output = Output>) -> Output {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            tokio::time::timeout(Duration::from_secs(30), test)
+                .await
+                .unwrap()
+        })
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    /// A server that gives the requests it reads these answers, the last one again and again, over
+    /// any number of connections; and how many requests it has read.
+    fn serve(listener: TcpListener, answers: &'static [&'static str]) -> Arc<AtomicU32> {
+        let count = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&count);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let counted = Arc::clone(&counted);
+                tokio::spawn(async move {
+                    let mut seen = Vec::new();
+                    while let Ok(byte) = stream.read_u8().await {
+                        seen.push(byte);
+                        if !seen.ends_with(b"\r\n\r\n") {
+                            continue;
+                        }
+                        let number = counted.fetch_add(1, Ordering::SeqCst) as usize;
+                        let answer = answers.get(number).or(answers.last()).unwrap();
+                        if *answer == CLOSES {
+                            return;
+                        }
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                        seen.clear();
+                    }
+                });
+            }
+        });
+        count
+    }
+
+    async fn listen() -> (TcpListener, std::net::SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    async fn call(destination: Destination, request: PreparedRequest) -> Call {
+        let options = ConnectOptions {
+            ca_file: None,
+            proxy: None,
+            time_limit: Duration::from_secs(10),
+        };
+        let mut connections = connect_all(&[destination], &options).await.unwrap();
+        Call {
+            connection: connections.pop().unwrap(),
+            again: request.clone(),
+            request,
+        }
+    }
+
+    async fn host_call(address: std::net::SocketAddr, time_limit: Duration) -> Call {
+        let uri = format!("http://{address}/dosnapshot");
+        let headers = vec![("Backup".to_owned(), "true".to_owned())];
+        let prepared = HostCall::new(&uri, headers, Vec::new(), time_limit).unwrap();
+        let request = PreparedRequest::host_call(&prepared).unwrap();
+        call(Destination::host(&prepared), request).await
+    }
+
+    async fn blob_call(address: std::net::SocketAddr) -> Call {
+        let uri = SasUri::parse(&format!("http://{address}/c/b?sig=x")).unwrap();
+        let request = PreparedRequest::snapshot(&uri, &Metadata::default(), None).unwrap();
+        call(Destination::blob(&uri, None), request).await
+    }
+
+    fn status(record: &CallRecord) -> Option<u16> {
+        record.result.as_ref().ok().map(|answer| answer.status)
+    }
+
+    #[test]
+    fn host_call_is_sent_again_after_429_and_503_and_after_nothing_else() {
+        run(async {
+            for (answers, status_at_last, attempts) in [
+                (&[GOOD] as &'static [&'static str], Some(200), 1),
+                (&[BUSY, GOOD], Some(200), 2),
+                (&[BUSY], Some(503), 2),
+                (
+                    &["HTTP/1.1 429 x\r\nContent-Length: 0\r\n\r\n", GOOD],
+                    Some(200),
+                    2,
+                ),
+                (&[FAULT, GOOD], Some(500), 1),
+                (
+                    &["HTTP/1.1 408 x\r\nContent-Length: 0\r\n\r\n", GOOD],
+                    Some(408),
+                    1,
+                ),
+                (&[CLOSES, GOOD], None, 1),
+                (&["not http\r\n\r\n", GOOD], None, 1),
+            ] {
+                let (listener, address) = listen().await;
+                let count = serve(listener, answers);
+                let call = host_call(address, Duration::from_secs(40)).await;
+                let record = call.send(soon()).await;
+                assert_eq!(
+                    (
+                        status(&record),
+                        record.attempts,
+                        count.load(Ordering::SeqCst)
+                    ),
+                    (status_at_last, attempts, attempts),
+                    "{answers:?}"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn snapshot_of_a_blob_is_sent_again_after_a_fault_and_a_lost_connection() {
+        run(async {
+            for (answers, was_lost) in [(&[FAULT, GOOD], false), (&[CLOSES, GOOD], true)] {
+                let (listener, address) = listen().await;
+                let count = serve(listener, answers);
+                let record = blob_call(address).await.send(soon()).await;
+                assert_eq!((status(&record), record.attempts), (Some(200), 2));
+                assert_eq!(record.first_was_lost, was_lost);
+                assert_eq!(count.load(Ordering::SeqCst), 2);
+            }
+        });
+    }
+
+    #[test]
+    fn host_call_whose_connection_was_closed_before_it_is_sent_over_another_one() {
+        run(async {
+            let (listener, address) = listen().await;
+            let call = host_call(address, Duration::from_secs(40)).await;
+            drop(listener.accept().await.unwrap());
+            while call.connection.connection.is_open() {
+                notice_closes().await;
+            }
+            let count = serve(listener, &[GOOD]);
+            let record = call.send(soon()).await;
+            assert_eq!((status(&record), record.attempts), (Some(200), 1));
+            assert_eq!(count.load(Ordering::SeqCst), 1);
+        });
+    }
+
+    #[test]
+    fn host_call_is_waited_for_until_its_own_limit_and_not_beyond_the_windows() {
+        run(async {
+            let short = Duration::from_millis(50);
+            for (own, call_by) in [
+                (short, soon()),
+                (Duration::from_secs(40), Instant::now() + short),
+            ] {
+                let (_listener, address) = listen().await;
+                let call = host_call(address, own).await;
+                let record = call.send(call_by).await;
+                assert!(matches!(record.result, Err(SendFailure::NoAnswer)));
+                assert!(record.ended_at.since(record.sent_at) < Duration::from_secs(5));
+            }
+        });
+    }
+
+    #[test]
+    fn body_of_the_hosts_answer_may_take_longer_than_those_of_refusals() {
+        run(async {
+            let (listener, address) = listen().await;
+            let call = host_call(address, Duration::from_secs(10)).await;
+            let (rest, may_write) = tokio::sync::oneshot::channel::<()>();
+            tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{")
+                    .await
+                    .unwrap();
+                may_write.await.unwrap();
+                stream.write_all(b"}").await.unwrap();
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            });
+            let mut record = WindowRecord {
+                rcu_expedited: false,
+                froze_all: true,
+                watchdog_lost: false,
+                calls: vec![Some(call.send(soon()).await)],
+                ended_at: clock::monotonic(),
+            };
+            let limit = Duration::from_millis(10);
+            tokio::spawn(async move {
+                tokio::time::sleep(5 * limit).await;
+                rest.send(()).unwrap();
+            });
+            record.read_bodies(limit).await;
+            let answer = record.calls.pop().unwrap().unwrap().result.unwrap();
+            assert_eq!((&answer.body[..], answer.complete), (&b"{}"[..], true));
+        });
     }
 }

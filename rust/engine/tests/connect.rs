@@ -15,9 +15,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use vmsnapshot_core::blob::{Metadata, SasUri};
+use vmsnapshot_core::host_call::HostCall;
 use vmsnapshot_engine::connect::{
-    connect_all, notice_closes, refresh, ConnectError, ConnectOptions, Connection, Dialer,
-    PreparedRequest, Proxy, RawAnswer, SendFailure, Tls, WarmConnection, BODY_LIMIT_BYTES,
+    connect_all, notice_closes, refresh, ConnectError, ConnectOptions, Connection, Destination,
+    Dialer, PreparedRequest, Proxy, RawAnswer, SendFailure, Tls, WarmConnection, BODY_LIMIT_BYTES,
+    HOST_BODY_LIMIT_BYTES,
 };
 
 const CREATED: &str = "HTTP/1.1 201 Created\r\nx-ms-snapshot: 2026-11-22T10:26:21.8190000Z\r\nContent-Length: 0\r\n\r\n";
@@ -57,7 +59,7 @@ fn options() -> ConnectOptions {
 }
 
 fn prepared(uri: &SasUri) -> PreparedRequest {
-    PreparedRequest::new(uri, &Metadata::default(), None).unwrap()
+    PreparedRequest::snapshot(uri, &Metadata::default(), None).unwrap()
 }
 
 async fn listen() -> (TcpListener, SocketAddr) {
@@ -108,8 +110,20 @@ async fn serve_stream(
     }
 }
 
+/// Connects to the servers of blobs, through the proxy of `options` if there is one.
+async fn connect_blobs(
+    uris: &[SasUri],
+    options: &ConnectOptions,
+) -> Result<Vec<WarmConnection>, ConnectError> {
+    let destinations: Vec<_> = uris
+        .iter()
+        .map(|uri| Destination::blob(uri, options.proxy.as_ref()))
+        .collect();
+    connect_all(&destinations, options).await
+}
+
 async fn warm(uri: &SasUri) -> WarmConnection {
-    connect_all(std::slice::from_ref(uri), &options())
+    connect_blobs(std::slice::from_ref(uri), &options())
         .await
         .unwrap()
         .pop()
@@ -280,7 +294,7 @@ async fn tls_error(acceptor: TlsAcceptor, options: &ConnectOptions) -> ConnectEr
     let (listener, address) = listen().await;
     serve_tls(listener, acceptor);
     let error = checked(
-        connect_all(&[uri("https", address)], options)
+        connect_blobs(&[uri("https", address)], options)
             .await
             .unwrap_err(),
     );
@@ -304,7 +318,7 @@ fn request_on_the_wire_is_put_host_length_and_metadata_and_nothing_else() {
         let uri = uri("http", address);
         let metadata =
             Metadata::parse([("RunId", "7 x"), ("hostName", "treasure"), ("_a", "")]).unwrap();
-        let request = PreparedRequest::new(&uri, &metadata, None).unwrap();
+        let request = PreparedRequest::snapshot(&uri, &metadata, None).unwrap();
         let mut warm = warm(&uri).await;
         let answer = warm.connection.send_whole(request, soon()).await.unwrap();
         assert_eq!(answer.status, 201);
@@ -328,7 +342,8 @@ fn request_may_have_as_many_metadata_pairs_as_fit_into_their_limit() {
         let requests = serve(listener, CREATED);
         let uri = uri("http", address);
         let pairs = (0..1500).map(|number| (format!("N{number}"), "x"));
-        let request = PreparedRequest::new(&uri, &Metadata::parse(pairs).unwrap(), None).unwrap();
+        let request =
+            PreparedRequest::snapshot(&uri, &Metadata::parse(pairs).unwrap(), None).unwrap();
         let mut warm = warm(&uri).await;
         warm.connection.send_whole(request, soon()).await.unwrap();
         assert_eq!(
@@ -389,10 +404,13 @@ fn sixty_four_requests_at_once_are_answered_each_on_its_own_connection() {
         let uris: Vec<_> = (0..64)
             .map(|number| SasUri::parse(&format!("http://{address}/c/{number}?sig=x")).unwrap())
             .collect();
-        let connections = connect_all(&uris, &options()).await.unwrap();
+        let connections = connect_blobs(&uris, &options()).await.unwrap();
         let mut sends = tokio::task::JoinSet::new();
         for (mut warm, uri) in connections.into_iter().zip(&uris) {
-            assert_eq!(warm.dialer.blob(), uri.to_string());
+            assert_eq!(
+                warm.dialer.destination().to_string(),
+                format!("blob `{uri}`")
+            );
             let request = prepared(uri);
             sends.spawn(async move {
                 warm.connection
@@ -608,6 +626,158 @@ fn connection_that_ends_inside_a_body_leaves_the_answer() {
     });
 }
 
+// ---- the host call ----
+
+const HOST_HEADERS: [(&str, &str); 3] = [
+    ("Backup", "true"),
+    ("Content-type", "application/json"),
+    ("UserAgent", "VMSnapshot"),
+];
+
+fn host_call(address: SocketAddr, body: &[u8]) -> HostCall {
+    let headers = HOST_HEADERS
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    HostCall::new(
+        &format!("http://{address}/metadata/recsvc/snapshot/dosnapshot?api-version=treasure"),
+        headers,
+        body.to_vec(),
+        Duration::from_secs(40),
+    )
+    .unwrap()
+}
+
+async fn warm_host(call: &HostCall, options: &ConnectOptions) -> WarmConnection {
+    connect_all(&[Destination::host(call)], options)
+        .await
+        .unwrap()
+        .pop()
+        .unwrap()
+}
+
+/// One host call to a server that answers with `answer` and holds the connection open.
+async fn answer_to_one_host_call(answer: impl Into<Vec<u8>>) -> RawAnswer {
+    let (listener, address) = listen().await;
+    serve(listener, answer);
+    let call = host_call(address, b"");
+    let mut warm = warm_host(&call, &options()).await;
+    let request = PreparedRequest::host_call(&call).unwrap();
+    warm.connection
+        .send_whole(request, Instant::now() + 5 * SHORT)
+        .await
+        .unwrap()
+}
+
+#[test]
+fn host_call_on_the_wire_is_post_host_length_the_callers_headers_and_the_body() {
+    run(async {
+        let (listener, address) = listen().await;
+        let body = vec![b'{'; 100_000];
+        let expected = body.clone();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let head = read_head(&mut stream).await;
+            let mut received = vec![0; expected.len()];
+            stream.read_exact(&mut received).await.unwrap();
+            assert!(received == expected);
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                .await
+                .unwrap();
+            head
+        });
+        let call = host_call(address, &body);
+        let mut warm = warm_host(&call, &options()).await;
+        let request = PreparedRequest::host_call(&call).unwrap();
+        no_secret(&[format!("{call:?} {warm:?} {request:?}")]);
+        let answer = warm.connection.send_whole(request, soon()).await.unwrap();
+        assert_eq!(
+            (answer.status, &answer.body[..], answer.complete),
+            (200, &b"{}"[..], true)
+        );
+        assert_eq!(
+            server.await.unwrap(),
+            format!(
+                "POST /metadata/recsvc/snapshot/dosnapshot?api-version=treasure HTTP/1.1\r\n\
+                 Host: {address}\r\nContent-Length: 100000\r\nBackup: true\r\n\
+                 Content-type: application/json\r\nUserAgent: VMSnapshot\r\n\r\n"
+            )
+        );
+    });
+}
+
+#[test]
+fn host_call_never_goes_through_the_proxy_that_blobs_go_through() {
+    run(async {
+        let (proxy, proxy_address) = listen().await;
+        let seen_by_proxy = serve(proxy, CREATED);
+        let (listener, address) = listen().await;
+        let requests = serve(listener, CREATED);
+        let call = host_call(address, b"");
+        let mut warm = warm_host(&call, &proxy_options(proxy_address)).await;
+        let request = PreparedRequest::host_call(&call).unwrap();
+        warm.connection.send_whole(request, soon()).await.unwrap();
+        assert_eq!(requests.lock().unwrap().len(), 1);
+        assert!(seen_by_proxy.lock().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn body_of_the_hosts_answer_is_kept_whatever_its_status_up_to_its_own_limit() {
+    run(async {
+        for (status, size) in [
+            (201, 3 * BODY_LIMIT_BYTES),
+            (500, HOST_BODY_LIMIT_BYTES),
+            (200, HOST_BODY_LIMIT_BYTES + 1),
+        ] {
+            let answer = format!(
+                "HTTP/1.1 {status} x\r\nContent-Length: {size}\r\n\r\n{}",
+                "x".repeat(size)
+            );
+            let answer = answer_to_one_host_call(answer).await;
+            assert_eq!(
+                (answer.status, answer.body.len(), answer.complete),
+                (
+                    status,
+                    size.min(HOST_BODY_LIMIT_BYTES),
+                    size <= HOST_BODY_LIMIT_BYTES
+                )
+            );
+        }
+    });
+}
+
+#[test]
+fn hosts_answer_that_breaks_off_is_kept_and_said_to_be_incomplete() {
+    run(async {
+        let answer =
+            answer_to_one_host_call("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"s").await;
+        assert_eq!(
+            (answer.status, &answer.body[..], answer.complete),
+            (200, &b"{\"s"[..], false)
+        );
+    });
+}
+
+#[test]
+fn host_that_cannot_be_reached_is_named_as_the_host_and_without_its_query() {
+    run(async {
+        // Bound and not listening: connections to it are refused, and nobody else can take it.
+        let refusing = tokio::net::TcpSocket::new_v4().unwrap();
+        refusing.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let call = host_call(refusing.local_addr().unwrap(), b"treasure");
+        let error = checked(
+            connect_all(&[Destination::host(&call)], &options())
+                .await
+                .unwrap_err(),
+        );
+        assert_eq!(error.code(), "connect-failed");
+        let name = format!("the host call to `{}`", call.uri());
+        assert!(error.to_string().contains(&name), "{error}");
+    });
+}
+
 // ---- connections that die while waiting ----
 
 #[test]
@@ -644,7 +814,7 @@ fn refresh_replaces_exactly_the_connections_that_were_closed() {
         let uris: Vec<_> = (0..8)
             .map(|number| SasUri::parse(&format!("http://{address}/c/{number}?sig=x")).unwrap())
             .collect();
-        let mut connections = connect_all(&uris, &options()).await.unwrap();
+        let mut connections = connect_blobs(&uris, &options()).await.unwrap();
         let mut accepted = Vec::new();
         for _ in &uris {
             accepted.push(listener.accept().await.unwrap().0);
@@ -678,7 +848,7 @@ fn refresh_replaces_exactly_the_connections_that_were_closed() {
 fn refresh_says_when_a_server_is_gone() {
     run(async {
         let (listener, address) = listen().await;
-        let mut connections = connect_all(&[uri("http", address)], &options())
+        let mut connections = connect_blobs(&[uri("http", address)], &options())
             .await
             .unwrap();
         drop(listener.accept().await.unwrap());
@@ -710,7 +880,7 @@ fn close_under_tls_is_noticed_with_and_without_a_farewell() {
                 drop(stream);
                 serve_tls(listener, acceptor);
             });
-            let mut connections = connect_all(&[uri("https", address)], &authority.options())
+            let mut connections = connect_blobs(&[uri("https", address)], &authority.options())
                 .await
                 .unwrap();
             server.await.unwrap();
@@ -738,7 +908,7 @@ fn https_works_with_an_extra_ca_in_tls_1_2_and_1_3_and_redials_take_up_the_sessi
                 authority.acceptor_with("127.0.0.1", &[version], |_| {}),
             );
             let uri = uri("https", address);
-            let mut warm = connect_all(std::slice::from_ref(&uri), &authority.options())
+            let mut warm = connect_blobs(std::slice::from_ref(&uri), &authority.options())
                 .await
                 .unwrap()
                 .pop()
@@ -828,7 +998,7 @@ fn server_that_does_not_speak_tls_is_a_tls_failure() {
                 stream.write_all(answer.as_bytes()).await.unwrap();
             });
             let error = checked(
-                connect_all(&[uri("https", address)], &authority.options())
+                connect_blobs(&[uri("https", address)], &authority.options())
                     .await
                     .unwrap_err(),
             );
@@ -872,7 +1042,7 @@ fn ca_file_is_looked_at_even_if_no_blob_needs_it() {
             ..options()
         };
         let error = checked(
-            connect_all(&[uri("http", address)], &options)
+            connect_blobs(&[uri("http", address)], &options)
                 .await
                 .unwrap_err(),
         );
@@ -926,12 +1096,12 @@ fn https_goes_through_a_tunnel_of_the_proxy() {
             ca_file: authority.options().ca_file,
             ..proxy_options(proxy_address)
         };
-        let mut connections = connect_all(std::slice::from_ref(&uri), &options)
+        let mut connections = connect_blobs(std::slice::from_ref(&uri), &options)
             .await
             .unwrap();
         no_secret(&[format!("{options:?}"), format!("{connections:?}")]);
         let request =
-            PreparedRequest::new(&uri, &Metadata::default(), options.proxy.as_ref()).unwrap();
+            PreparedRequest::snapshot(&uri, &Metadata::default(), options.proxy.as_ref()).unwrap();
         let answer = connections[0]
             .connection
             .send_whole(request, soon())
@@ -956,11 +1126,11 @@ fn http_goes_to_the_proxy_in_absolute_form() {
         // Only the proxy resolves the server's name.
         let uri = SasUri::parse("http://Server.example:10000/c/b?sig=x%3d").unwrap();
         let options = proxy_options(proxy_address);
-        let mut connections = connect_all(std::slice::from_ref(&uri), &options)
+        let mut connections = connect_blobs(std::slice::from_ref(&uri), &options)
             .await
             .unwrap();
         let metadata = Metadata::parse([("RunId", "1")]).unwrap();
-        let request = PreparedRequest::new(&uri, &metadata, options.proxy.as_ref()).unwrap();
+        let request = PreparedRequest::snapshot(&uri, &metadata, options.proxy.as_ref()).unwrap();
         let answer = connections[0]
             .connection
             .send_whole(request, soon())
@@ -995,7 +1165,7 @@ fn proxy_that_refuses_the_tunnel_is_named_without_its_password() {
                 ca_file: authority.options().ca_file,
                 ..proxy_options(proxy_address)
             };
-            let error = checked(connect_all(&[uri], &options).await.unwrap_err());
+            let error = checked(connect_blobs(&[uri], &options).await.unwrap_err());
             assert_eq!(error.code(), "proxy-failed");
             assert!(
                 error
@@ -1058,13 +1228,17 @@ fn name_without_an_address_is_a_resolve_failure() {
         ))
         .unwrap();
         let error = checked(
-            connect_all(std::slice::from_ref(&uri), &options())
+            connect_blobs(std::slice::from_ref(&uri), &options())
                 .await
                 .unwrap_err(),
         );
         assert_eq!(error.code(), "resolve-failed");
         assert!(error.to_string().contains(&uri.to_string()), "{error}");
-        let error = checked(Dialer::new(&uri, None, None, soon()).await.unwrap_err());
+        let error = checked(
+            Dialer::new(Destination::blob(&uri, None), None, soon())
+                .await
+                .unwrap_err(),
+        );
         assert_eq!(error.code(), "resolve-failed");
     });
 }
@@ -1079,7 +1253,7 @@ fn port_without_a_server_is_a_connect_failure_that_names_the_blob() {
         refusing.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let bad = uri("http", refusing.local_addr().unwrap());
         let error = checked(
-            connect_all(&[uri("http", good), bad.clone()], &options())
+            connect_blobs(&[uri("http", good), bad.clone()], &options())
                 .await
                 .unwrap_err(),
         );
@@ -1101,7 +1275,7 @@ fn server_or_proxy_that_keeps_silent_runs_into_the_time_limit() {
                 ..authority.options()
             };
             let error = checked(
-                connect_all(std::slice::from_ref(&uri), &options)
+                connect_blobs(std::slice::from_ref(&uri), &options)
                     .await
                     .unwrap_err(),
             );
@@ -1121,7 +1295,7 @@ fn nothing_that_can_be_printed_shows_a_secret() {
         let uri = uri("http", address);
         let mut warm = warm(&uri).await;
         let metadata = Metadata::parse([("a", "treasure")]).unwrap();
-        let request = PreparedRequest::new(&uri, &metadata, None).unwrap();
+        let request = PreparedRequest::snapshot(&uri, &metadata, None).unwrap();
         let unsent = SendFailure::NotSent {
             cause: "x".to_owned(),
         };

@@ -4,7 +4,9 @@ use std::ffi::OsString;
 
 use pyo3::prelude::*;
 use serde::Serialize;
-use vmsnapshot_core::{plan, report};
+use vmsnapshot_core::{host_call, plan, report};
+
+use crate::errors;
 
 /// `value` as JSON. Our own documents hold nothing that JSON cannot.
 pub(crate) fn json(value: &impl Serialize) -> String {
@@ -100,6 +102,10 @@ impl Plan {
         self.plan.unmatched_excludes.clone()
     }
 
+    fn without_filesystems(&self) -> Plan {
+        self.plan.without_filesystems().into()
+    }
+
     fn to_json(&self) -> String {
         json(&self.plan)
     }
@@ -116,6 +122,40 @@ impl Plan {
 impl From<plan::Plan> for Plan {
     fn from(plan: plan::Plan) -> Self {
         Self { plan }
+    }
+}
+
+#[pyclass(frozen)]
+pub(crate) struct HostCall {
+    pub(crate) call: host_call::HostCall,
+}
+
+#[pymethods]
+impl HostCall {
+    #[new]
+    #[pyo3(signature = (uri, *, headers, body, time_limit = 40.0))]
+    fn new(
+        py: Python<'_>,
+        uri: &str,
+        headers: Vec<(String, String)>,
+        body: Vec<u8>,
+        time_limit: f64,
+    ) -> PyResult<Self> {
+        let limit = crate::time_limit("host call time limit", time_limit);
+        let call = limit.and_then(|limit| Ok(host_call::HostCall::new(uri, headers, body, limit)?));
+        match call {
+            Ok(call) => Ok(Self { call }),
+            Err(error) => Err(errors::prepare_error(py, &error)),
+        }
+    }
+
+    #[getter]
+    fn uri(&self) -> &str {
+        self.call.uri().uri_without_query()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<vmsnapshot.HostCall {}>", self.call.uri())
     }
 }
 
@@ -166,6 +206,7 @@ pub(crate) struct BlobOutcome {
     retryable: bool,
     attempts: u32,
     answer_ms: Option<f64>,
+    body: Option<String>,
 }
 
 impl From<report::BlobOutcome> for BlobOutcome {
@@ -181,7 +222,67 @@ impl From<report::BlobOutcome> for BlobOutcome {
             retryable: outcome.retryable,
             attempts: outcome.attempts,
             answer_ms: outcome.answer_ms,
+            body: outcome.body,
         }
+    }
+}
+
+#[pyclass(frozen)]
+pub(crate) struct HostCallOutcome {
+    outcome: report::HostCallOutcome,
+}
+
+#[pymethods]
+impl HostCallOutcome {
+    #[getter]
+    fn uri(&self) -> &str {
+        &self.outcome.uri
+    }
+
+    #[getter]
+    fn outcome(&self) -> String {
+        name(&self.outcome.outcome)
+    }
+
+    #[getter]
+    fn http_status(&self) -> Option<u16> {
+        self.outcome.http_status
+    }
+
+    #[getter]
+    fn body(&self) -> &[u8] {
+        &self.outcome.body.0
+    }
+
+    #[getter]
+    fn body_is_complete(&self) -> bool {
+        self.outcome.body_is_complete
+    }
+
+    #[getter]
+    fn error_code(&self) -> Option<&str> {
+        self.outcome.error_code.as_deref()
+    }
+
+    #[getter]
+    fn message(&self) -> Option<&str> {
+        self.outcome.message.as_deref()
+    }
+
+    #[getter]
+    fn attempts(&self) -> u32 {
+        self.outcome.attempts
+    }
+
+    #[getter]
+    fn answer_ms(&self) -> Option<f64> {
+        self.outcome.answer_ms
+    }
+}
+
+impl From<report::HostCallOutcome> for HostCallOutcome {
+    fn from(outcome: report::HostCallOutcome) -> Self {
+        Self { outcome }
     }
 }
 
@@ -276,6 +377,16 @@ impl Report {
     }
 
     #[getter]
+    fn freeze_doubt(&self) -> Option<&str> {
+        self.report.freeze_doubt.as_deref()
+    }
+
+    #[getter]
+    fn freeze_doubt_code(&self) -> Option<String> {
+        self.report.freeze_doubt_code.as_ref().map(name)
+    }
+
+    #[getter]
     fn all_thawed(&self) -> bool {
         self.report.all_thawed
     }
@@ -308,6 +419,11 @@ impl Report {
     #[getter]
     fn blobs(&self) -> Vec<BlobOutcome> {
         self.report.blobs.iter().cloned().map(Into::into).collect()
+    }
+
+    #[getter]
+    fn host_call(&self) -> Option<HostCallOutcome> {
+        self.report.host_call.clone().map(Into::into)
     }
 
     #[getter]

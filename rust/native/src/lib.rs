@@ -14,12 +14,12 @@ use pyo3::prelude::*;
 use vmsnapshot_core::blob::{Metadata, SasUri};
 use vmsnapshot_engine::connect::{ConnectOptions, Proxy};
 use vmsnapshot_engine::error::PrepareError;
-use vmsnapshot_engine::session::{self, Observer, Options};
-use vmsnapshot_engine::{recovery, scan};
+use vmsnapshot_engine::session::{self, Asked, Observer, Options};
+use vmsnapshot_engine::{control_group, recovery, scan};
 
 use classes::{
-    BlobOutcome, FilesystemOutcome, Mode, Plan, PlannedFilesystem, Report, SkippedFilesystem,
-    TimelineEvent, WatchdogOutcome,
+    BlobOutcome, FilesystemOutcome, HostCall, HostCallOutcome, Mode, Plan, PlannedFilesystem,
+    Report, SkippedFilesystem, TimelineEvent, WatchdogOutcome,
 };
 
 /// A prepared run; see `_native.pyi`.
@@ -158,8 +158,9 @@ fn plan(py: Python<'_>, include: Vec<String>, exclude: Vec<String>) -> PyResult<
 /// Does all that can be done before the window.
 #[pyfunction]
 #[pyo3(signature = (
-    plan, blobs = Vec::new(), *, metadata = None, thaw_timeout = 10.0, sync_timeout = Some(30.0),
-    connect_timeout = 10.0, ca_file = None, proxy = None, expedite_rcu = true, progress = None
+    plan, blobs = Vec::new(), *, metadata = None, blob_metadata = Vec::new(), host_call = None,
+    thaw_timeout = 10.0, sync_timeout = Some(30.0), connect_timeout = 10.0, ca_file = None,
+    proxy = None, expedite_rcu = true, progress = None
 ))]
 #[expect(
     clippy::too_many_arguments,
@@ -169,7 +170,9 @@ fn prepare(
     py: Python<'_>,
     plan: &Plan,
     blobs: Vec<String>,
-    metadata: Option<std::collections::BTreeMap<String, String>>,
+    metadata: Option<Pairs>,
+    blob_metadata: Vec<Pairs>,
+    host_call: Option<Bound<'_, HostCall>>,
     thaw_timeout: f64,
     sync_timeout: Option<f64>,
     connect_timeout: f64,
@@ -184,9 +187,15 @@ fn prepare(
             .map_err(|error| errors::blob_error(py, position, blobs.len(), &error))?;
         uris.push(uri);
     }
+    let asked = (|| {
+        Ok(Asked {
+            blobs: with_metadata(uris, &metadata.unwrap_or_default(), blob_metadata)?,
+            host_call: host_call.map(|host_call| host_call.get().call.clone()),
+        })
+    })()
+    .map_err(|error| errors::prepare_error(py, &error))?;
     let options = (|| {
         Ok(Options {
-            metadata: Metadata::parse(metadata.unwrap_or_default())?,
             thaw_timeout: Duration::try_from_secs_f64(thaw_timeout)
                 .map_err(|_| PrepareError::ThawTimeout(thaw_timeout))?,
             sync_timeout: sync_timeout
@@ -202,7 +211,7 @@ fn prepare(
     })()
     .map_err(|error| errors::prepare_error(py, &error))?;
     let mut observer = PythonObserver::new(progress.as_ref().map(|call| call.clone_ref(py)));
-    let result = py.detach(|| session::prepare(&plan.plan, uris, options, &mut observer));
+    let result = py.detach(|| session::prepare(&plan.plan, asked, options, &mut observer));
     let session = observer.outcome(py, result)?;
     Ok(Session {
         run_id: session.run_id().to_owned(),
@@ -212,8 +221,34 @@ fn prepare(
     })
 }
 
+/// Names and values, in the order of the names.
+type Pairs = std::collections::BTreeMap<String, String>;
+
+/// Gives each blob the metadata of all and its own, which is for none or for each.
+fn with_metadata(
+    uris: Vec<SasUri>,
+    of_all: &Pairs,
+    of_each: Vec<Pairs>,
+) -> Result<Vec<(SasUri, Metadata)>, PrepareError> {
+    // Looked at even if there is no blob: a wrong one is a mistake to be told.
+    let common = Metadata::parse(of_all.clone())?;
+    if of_each.is_empty() {
+        return Ok(uris.into_iter().map(|uri| (uri, common.clone())).collect());
+    }
+    if of_each.len() != uris.len() {
+        return Err(PrepareError::BlobMetadataCount {
+            blobs: uris.len(),
+            metadata: of_each.len(),
+        });
+    }
+    uris.into_iter()
+        .zip(of_each)
+        .map(|(uri, own)| Ok((uri, Metadata::parse(of_all.clone().into_iter().chain(own))?)))
+        .collect()
+}
+
 /// A limit of more than zero seconds, and at most an hour: longer is no limit to anybody.
-fn time_limit(name: &'static str, seconds: f64) -> Result<Duration, PrepareError> {
+pub(crate) fn time_limit(name: &'static str, seconds: f64) -> Result<Duration, PrepareError> {
     match Duration::try_from_secs_f64(seconds) {
         Ok(limit) if !limit.is_zero() && seconds <= 3600.0 => Ok(limit),
         _ => Err(PrepareError::TimeLimit { name, seconds }),
@@ -236,6 +271,18 @@ fn thaw(py: Python<'_>) -> PyResult<String> {
         .map_err(|error| errors::thaw_error(py, &error))
 }
 
+/// Moves this process into a control group of its own.
+#[pyfunction]
+fn leave_control_group(py: Python<'_>, name: &str) -> PyResult<bool> {
+    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if name.is_empty() || !name.bytes().all(is_name_byte) {
+        return Err(pyo3::exceptions::PyValueError::new_err(
+            "the name of a control group is made of ASCII letters, digits, hyphens and underscores",
+        ));
+    }
+    Ok(py.detach(|| control_group::enter(&format!("{name}-")).is_some()))
+}
+
 /// The version of the compiled engine.
 #[pyfunction]
 fn version() -> &'static str {
@@ -247,8 +294,10 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PlannedFilesystem>()?;
     module.add_class::<SkippedFilesystem>()?;
     module.add_class::<Plan>()?;
+    module.add_class::<HostCall>()?;
     module.add_class::<FilesystemOutcome>()?;
     module.add_class::<BlobOutcome>()?;
+    module.add_class::<HostCallOutcome>()?;
     module.add_class::<TimelineEvent>()?;
     module.add_class::<Mode>()?;
     module.add_class::<WatchdogOutcome>()?;
@@ -258,6 +307,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(prepare, module)?)?;
     module.add_function(wrap_pyfunction!(status, module)?)?;
     module.add_function(wrap_pyfunction!(thaw, module)?)?;
+    module.add_function(wrap_pyfunction!(leave_control_group, module)?)?;
     module.add_function(wrap_pyfunction!(version, module)?)?;
     Ok(())
 }

@@ -4,15 +4,15 @@ use std::fmt;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http::{HeaderName, HeaderValue};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1::SendRequest;
 use hyper::rt::{Read, Write};
 use tokio::task::AbortHandle;
 use tokio::time::timeout_at;
 
-use super::{PreparedRequest, BODY_LIMIT_BYTES};
+use super::PreparedRequest;
 
 const SNAPSHOT: HeaderName = HeaderName::from_static("x-ms-snapshot");
 const ERROR_CODE: HeaderName = HeaderName::from_static("x-ms-error-code");
@@ -20,7 +20,7 @@ const ERROR_CODE: HeaderName = HeaderName::from_static("x-ms-error-code");
 /// An open HTTP/1.1 connection. A task of the runtime that dialled it reads and writes it; the
 /// task ends with this value.
 pub struct Connection {
-    sender: SendRequest<Empty<Bytes>>,
+    sender: SendRequest<Full<Bytes>>,
     task: AbortHandle,
 }
 
@@ -37,6 +37,7 @@ pub struct RawAnswer {
     /// Whether `body` is the whole body.
     pub complete: bool,
     rest: Option<Incoming>,
+    limit_bytes: usize,
 }
 
 /// Why there is no answer.
@@ -94,8 +95,6 @@ impl Connection {
     /// Sends `request` and waits for the head of the answer until `call_by`, to the millisecond
     /// above it.
     ///
-    /// The body of a 201 is not wanted: its headers say all.
-    ///
     /// *Blocking*: until `call_by`. *In the window*: allowed; it resolves and opens nothing.
     ///
     /// # Errors
@@ -117,7 +116,8 @@ impl Connection {
                 return Err(SendFailure::NotSent { cause });
             }
         }
-        let response = match timeout_at(call_by, self.sender.try_send_request(request.0)).await {
+        let PreparedRequest { request, purpose } = request;
+        let response = match timeout_at(call_by, self.sender.try_send_request(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(mut failure)) => {
                 let cause = chain_text(failure.error());
@@ -132,21 +132,24 @@ impl Connection {
         };
         let (mut head, body) = response.into_parts();
         let complete = body.is_end_stream();
+        let limit_bytes = purpose.body_limit_bytes(head.status);
         Ok(RawAnswer {
             status: head.status.as_u16(),
             snapshot: head.headers.remove(&SNAPSHOT),
             error_code: head.headers.remove(&ERROR_CODE),
             body: Bytes::new(),
             complete,
-            rest: (head.status != StatusCode::CREATED && !complete).then_some(body),
+            rest: (limit_bytes > 0 && !complete).then_some(body),
+            limit_bytes,
         })
     }
 }
 
 impl RawAnswer {
-    /// Reads the body, of which at most [`BODY_LIMIT_BYTES`](super::BODY_LIMIT_BYTES) are kept;
-    /// when `deadline` passes or the connection ends inside it, what is there is the body. The
-    /// connection must be held until then.
+    /// Reads the body, of which at most [`BODY_LIMIT_BYTES`](super::BODY_LIMIT_BYTES) are kept, of
+    /// the host's [`HOST_BODY_LIMIT_BYTES`](super::HOST_BODY_LIMIT_BYTES); when `deadline` passes or
+    /// the connection ends inside it, what is there is the body. The connection must be held until
+    /// then.
     ///
     /// *Blocking*: until `deadline`. *In the window*: only where the same connection is needed.
     pub async fn read_body(&mut self, deadline: Instant) {
@@ -155,7 +158,7 @@ impl RawAnswer {
         };
         let deadline = tokio::time::Instant::from_std(deadline);
         let mut kept = BytesMut::new();
-        self.complete = timeout_at(deadline, read_into(rest, &mut kept, BODY_LIMIT_BYTES))
+        self.complete = timeout_at(deadline, read_into(rest, &mut kept, self.limit_bytes))
             .await
             .unwrap_or(false);
         self.body = kept.freeze();

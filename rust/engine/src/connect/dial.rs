@@ -1,4 +1,4 @@
-//! The way to one blob's server: resolved once, dialled as often as needed.
+//! The way to one server: resolved once, dialled as often as needed.
 
 use std::fmt;
 use std::future::Future;
@@ -12,64 +12,60 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
-use vmsnapshot_core::blob::{SasUri, Scheme};
+use vmsnapshot_core::uri::Scheme;
 
 use super::error::explain_handshake;
-use super::{ConnectError, Connection, Proxy, Tls};
+use super::{ConnectError, Connection, Destination, Tls};
 
-/// Everything needed to connect to one blob's server: addresses, TLS, proxy. Cloning shares it.
+/// Everything needed to connect to one server: addresses, TLS, proxy. Cloning shares it.
 #[derive(Clone)]
 pub struct Dialer(Arc<Route>);
 
 struct Route {
-    blob: String,
-    host: String,
-    host_and_port: String,
+    destination: Destination,
     addresses: Vec<SocketAddr>,
     /// The index of the address that worked last; tried first.
     preferred: AtomicUsize,
-    proxy: Option<Proxy>,
     tls: Option<(Tls, ServerName<'static>)>,
 }
 
 impl Dialer {
-    /// Resolves the server of `uri`, or `proxy`, until `deadline`.
+    /// Resolves the server of `destination`, or its proxy, until `deadline`.
     ///
     /// *Blocking*: until `deadline`. *In the window*: no.
     ///
     /// # Errors
     ///
-    /// [`ConnectError::ResolveFailed`], [`ConnectError::ConnectTimeout`]; for an HTTPS blob
+    /// [`ConnectError::ResolveFailed`], [`ConnectError::ConnectTimeout`]; over HTTPS
     /// [`ConnectError::TlsFailed`] if `tls` is missing or the host's name cannot be in a certificate.
     pub async fn new(
-        uri: &SasUri,
-        proxy: Option<&Proxy>,
+        destination: Destination,
         tls: Option<&Tls>,
         deadline: Instant,
     ) -> Result<Self, ConnectError> {
-        let (host, port) = first_hop(uri, proxy);
+        let (host, port) = destination.first_hop();
         let addresses = resolve(host, port, deadline)
             .await
-            .map_err(|failure| failure.for_blob(uri, host))?;
-        Self::with_addresses(uri, proxy, tls, addresses)
+            .map_err(|failure| failure.of(&destination, host))?;
+        Self::with_addresses(destination, tls, addresses)
     }
 
     pub(super) fn with_addresses(
-        uri: &SasUri,
-        proxy: Option<&Proxy>,
+        destination: Destination,
         tls: Option<&Tls>,
         addresses: Vec<SocketAddr>,
     ) -> Result<Self, ConnectError> {
-        let tls = match uri.scheme() {
+        let tls = match destination.uri().scheme() {
             Scheme::Http => None,
             Scheme::Https => {
+                let host = destination.uri().host();
                 let failed = |cause: &str| ConnectError::TlsFailed {
-                    blob: uri.to_string(),
-                    host: uri.host().to_owned(),
+                    destination: destination.to_string(),
+                    host: host.to_owned(),
                     cause: cause.to_owned(),
                     hint: None,
                 };
-                let name = ServerName::try_from(uri.host().to_owned())
+                let name = ServerName::try_from(host.to_owned())
                     .map_err(|_| failed("no certificate can be for such a name"))?;
                 Some((
                     tls.ok_or_else(|| failed("TLS was not set up"))?.clone(),
@@ -78,20 +74,17 @@ impl Dialer {
             }
         };
         Ok(Self(Arc::new(Route {
-            blob: uri.to_string(),
-            host: uri.host().to_owned(),
-            host_and_port: uri.host_and_port(),
+            destination,
             addresses,
             preferred: AtomicUsize::new(0),
-            proxy: proxy.cloned(),
             tls,
         })))
     }
 
-    /// Returns the blob's URI without its query.
+    /// Returns what it leads to.
     #[must_use]
-    pub fn blob(&self) -> &str {
-        &self.0.blob
+    pub fn destination(&self) -> &Destination {
+        &self.0.destination
     }
 
     /// Connects, with TLS and through the proxy where there are such, on the current runtime.
@@ -106,16 +99,18 @@ impl Dialer {
     pub async fn dial(&self, deadline: Instant) -> Result<Connection, ConnectError> {
         let route = &*self.0;
         let mut stream = route.connect(deadline).await?;
-        if let (Some(proxy), Some(_)) = (&route.proxy, &route.tls) {
+        let destination = &route.destination;
+        let host_and_port = destination.uri().host_and_port();
+        if let (Some(proxy), Some(_)) = (destination.proxy(), &route.tls) {
             route
                 .in_time(
                     deadline,
                     "the proxy",
-                    proxy.open_tunnel(&mut stream, &route.host_and_port),
+                    proxy.open_tunnel(&mut stream, &host_and_port),
                 )
                 .await?
                 .map_err(|cause| ConnectError::ProxyFailed {
-                    blob: route.blob.clone(),
+                    destination: destination.to_string(),
                     proxy: proxy.to_string(),
                     cause,
                 })?;
@@ -129,8 +124,8 @@ impl Dialer {
                     .map_err(|error| {
                         let (cause, hint) = explain_handshake(&error);
                         ConnectError::TlsFailed {
-                            blob: route.blob.clone(),
-                            host: route.host.clone(),
+                            destination: destination.to_string(),
+                            host: destination.uri().host().to_owned(),
                             cause,
                             hint,
                         }
@@ -139,7 +134,7 @@ impl Dialer {
             }
             None => Connection::begin(TokioIo::new(stream)).await,
         };
-        begun.map_err(|error| route.connect_failed(&route.host_and_port, error.to_string()))
+        begun.map_err(|error| route.connect_failed(&host_and_port, error.to_string()))
     }
 }
 
@@ -192,23 +187,23 @@ impl Route {
 
     fn late(&self, step: &str) -> ConnectError {
         ConnectError::ConnectTimeout {
-            blob: self.blob.clone(),
+            destination: self.destination.to_string(),
             step: step.to_owned(),
         }
     }
 
     fn connect_failed(&self, address: &str, cause: String) -> ConnectError {
         ConnectError::ConnectFailed {
-            blob: self.blob.clone(),
+            destination: self.destination.to_string(),
             address: address.to_owned(),
             cause,
         }
     }
 
     fn first_hop_text(&self) -> String {
-        match &self.proxy {
+        match self.destination.proxy() {
             Some(proxy) => format!("the proxy {proxy}"),
-            None => self.host_and_port.clone(),
+            None => self.destination.uri().host_and_port(),
         }
     }
 }
@@ -217,9 +212,8 @@ impl fmt::Debug for Dialer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Dialer")
-            .field("blob", &self.0.blob)
+            .field("destination", &self.0.destination)
             .field("addresses", &self.0.addresses)
-            .field("proxy", &self.0.proxy)
             .finish_non_exhaustive()
     }
 }
@@ -231,14 +225,6 @@ async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Returns host and port of what we connect to ourselves.
-pub(super) fn first_hop<'a>(uri: &'a SasUri, proxy: Option<&'a Proxy>) -> (&'a str, u16) {
-    match proxy {
-        Some(proxy) => (proxy.host(), proxy.port()),
-        None => (uri.host(), uri.port()),
-    }
-}
-
 #[derive(Clone, Debug)]
 pub(super) enum ResolveFailure {
     Failed(String),
@@ -246,15 +232,15 @@ pub(super) enum ResolveFailure {
 }
 
 impl ResolveFailure {
-    pub(super) fn for_blob(self, uri: &SasUri, host: &str) -> ConnectError {
+    pub(super) fn of(self, destination: &Destination, host: &str) -> ConnectError {
         match self {
             Self::Failed(cause) => ConnectError::ResolveFailed {
-                blob: uri.to_string(),
+                destination: destination.to_string(),
                 host: host.to_owned(),
                 cause,
             },
             Self::Late => ConnectError::ConnectTimeout {
-                blob: uri.to_string(),
+                destination: destination.to_string(),
                 step: format!("the resolution of `{host}`"),
             },
         }
@@ -303,7 +289,14 @@ pub(super) async fn resolve(
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
+    use vmsnapshot_core::blob::SasUri;
+
     use super::*;
+
+    fn server() -> Destination {
+        let uri = SasUri::parse("http://server.example/c/b?sig=secret").unwrap();
+        Destination::blob(&uri, None)
+    }
 
     #[test]
     fn dial_tries_every_address_and_remembers_the_one_that_worked() {
@@ -320,8 +313,7 @@ mod tests {
                 refusing.local_addr().unwrap(),
                 listener.local_addr().unwrap(),
             ];
-            let uri = SasUri::parse("http://server.example/c/b?sig=secret").unwrap();
-            let dialer = Dialer::with_addresses(&uri, None, None, addresses.clone()).unwrap();
+            let dialer = Dialer::with_addresses(server(), None, addresses.clone()).unwrap();
             let deadline = Instant::now() + Duration::from_secs(10);
             dialer.dial(deadline).await.unwrap();
             assert_eq!(dialer.0.preferred.load(Ordering::Relaxed), 1);
@@ -346,15 +338,14 @@ mod tests {
             let full = full.listen(0).unwrap();
             let full_address = full.local_addr().unwrap();
             let _queued = TcpStream::connect(full_address).await.unwrap();
-            let uri = SasUri::parse("http://server.example/c/b?sig=secret").unwrap();
             let both = vec![full_address, listener.local_addr().unwrap()];
-            let dialer = Dialer::with_addresses(&uri, None, None, both).unwrap();
+            let dialer = Dialer::with_addresses(server(), None, both).unwrap();
             dialer
                 .dial(Instant::now() + Duration::from_secs(2))
                 .await
                 .unwrap();
 
-            let dialer = Dialer::with_addresses(&uri, None, None, vec![full_address]).unwrap();
+            let dialer = Dialer::with_addresses(server(), None, vec![full_address]).unwrap();
             let error = dialer
                 .dial(Instant::now() + Duration::from_millis(100))
                 .await

@@ -1,6 +1,7 @@
-//! What can go wrong before the window, on the way to a blob's server.
+//! What can go wrong before the window, on the way to a blob's server or the host.
 //!
-//! An error names the blob by its URI without the query, and a proxy without its password.
+//! An error names what was to be reached (a blob, the host call) by its URI without the query, and a
+//! proxy without its password.
 
 use std::io;
 use std::path::PathBuf;
@@ -34,38 +35,38 @@ pub enum ConnectError {
         cause: &'static str,
     },
     /// The request cannot be written as HTTP.
-    #[error("could not prepare the request of blob `{blob}`: {cause}")]
+    #[error("could not prepare the request of {destination}: {cause}")]
     BadRequest {
-        /// The URI without its query.
-        blob: String,
+        /// What was to be reached: a `Destination`'s name.
+        destination: String,
         /// What the HTTP library answered.
         cause: &'static str,
     },
     /// The name of the server (or the proxy) has no address.
-    #[error("could not resolve `{host}` for blob `{blob}`: {cause}")]
+    #[error("could not resolve `{host}` for {destination}: {cause}")]
     ResolveFailed {
-        /// The URI without its query.
-        blob: String,
+        /// What was to be reached: a `Destination`'s name.
+        destination: String,
         /// The name.
         host: String,
         /// What the resolver answered.
         cause: String,
     },
     /// No address of the server (or the proxy) accepted a connection.
-    #[error("could not connect to {address} for blob `{blob}`: {cause}")]
+    #[error("could not connect to {address} for {destination}: {cause}")]
     ConnectFailed {
-        /// The URI without its query.
-        blob: String,
+        /// What was to be reached: a `Destination`'s name.
+        destination: String,
         /// The last address tried, with the number of addresses where there were several.
         address: String,
         /// What the system answered.
         cause: String,
     },
     /// The TLS handshake failed.
-    #[error("could not set up TLS with `{host}` for blob `{blob}`: {cause}")]
+    #[error("could not set up TLS with `{host}` for {destination}: {cause}")]
     TlsFailed {
-        /// The URI without its query.
-        blob: String,
+        /// What was to be reached: a `Destination`'s name.
+        destination: String,
         /// The server's name.
         host: String,
         /// What was wrong.
@@ -74,20 +75,20 @@ pub enum ConnectError {
         hint: Option<&'static str>,
     },
     /// The proxy did not open a tunnel.
-    #[error("could not reach blob `{blob}` through the proxy {proxy}: {cause}")]
+    #[error("could not reach {destination} through the proxy {proxy}: {cause}")]
     ProxyFailed {
-        /// The URI without its query.
-        blob: String,
+        /// What was to be reached: a `Destination`'s name.
+        destination: String,
         /// The proxy, without name and password.
         proxy: String,
         /// What it answered.
         cause: String,
     },
     /// The time limit passed.
-    #[error("could not connect for blob `{blob}` in time: {step} took too long")]
+    #[error("could not connect for {destination} in time: {step} took too long")]
     ConnectTimeout {
-        /// The URI without its query.
-        blob: String,
+        /// What was to be reached: a `Destination`'s name.
+        destination: String,
         /// What was being done.
         step: String,
     },

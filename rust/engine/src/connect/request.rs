@@ -1,4 +1,4 @@
-//! The request of Snapshot Blob, made before the window.
+//! A request, made before the window: Snapshot Blob of a blob's service, or the call to the host.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -9,47 +9,65 @@ use std::pin::{pin, Pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{Request, Response, Uri};
-use http_body_util::Empty;
+use http::{Request, Response, StatusCode, Uri};
+use http_body_util::{Empty, Full};
 use hyper::body::Incoming;
-use vmsnapshot_core::blob::{Metadata, SasUri, Scheme};
+use vmsnapshot_core::blob::{self, Metadata, SasUri};
+use vmsnapshot_core::host_call::{self, HostCall};
+use vmsnapshot_core::uri::Scheme;
 
-use super::{ConnectError, Proxy};
+use super::{
+    ConnectError, Destination, Proxy, RawAnswer, SendFailure, BODY_LIMIT_BYTES,
+    HOST_BODY_LIMIT_BYTES,
+};
 
 /// A whole request, ready to be sent; cloning it, for a second attempt, is for before the window.
 ///
-/// On the wire it is `PUT path?query&comp=snapshot`, `Host`, `Content-Length: 0` and the metadata
-/// as `x-ms-meta-Name` with the case of its name kept; for an HTTP blob behind a proxy the target
-/// is in absolute form and `Proxy-Authorization` may come along. Nothing else: the SAS carries the
-/// version. `Debug` shows nothing.
+/// `Debug` shows nothing.
 #[derive(Clone)]
-pub struct PreparedRequest(pub(super) Request<Empty<Bytes>>);
+pub struct PreparedRequest {
+    pub(super) request: Request<Full<Bytes>>,
+    pub(super) purpose: Purpose,
+}
+
+/// What a request asks for: what of its answer is kept, and when it may be sent again, follow.
+#[derive(Clone, Copy)]
+pub(super) enum Purpose {
+    /// A snapshot of one blob.
+    Snapshot,
+    /// All snapshots, of the host, which is given this long.
+    HostCall { time_limit: Duration },
+}
 
 impl PreparedRequest {
     /// Makes the request that takes a snapshot of `uri` with `metadata`; `proxy` is the one that
     /// the connection goes through.
+    ///
+    /// On the wire it is `PUT path?query&comp=snapshot`, `Host`, `Content-Length: 0` and the metadata
+    /// as `x-ms-meta-Name` with the case of its name kept; for an HTTP blob behind a proxy the target
+    /// is in absolute form and `Proxy-Authorization` may come along. Nothing else: the SAS carries the
+    /// version.
     ///
     /// *In the window*: no.
     ///
     /// # Errors
     ///
     /// [`ConnectError::BadRequest`].
-    pub fn new(
+    pub fn snapshot(
         uri: &SasUri,
         metadata: &Metadata,
         proxy: Option<&Proxy>,
     ) -> Result<Self, ConnectError> {
         let bad = |cause| ConnectError::BadRequest {
-            blob: uri.to_string(),
+            destination: Destination::blob(uri, proxy).to_string(),
             cause,
         };
-        let mut head = format!(
-            "PUT / HTTP/1.1\r\nHost: {}\r\nContent-Length: 0\r\n",
-            uri.host_header()
-        );
+        let host = uri.as_http().host_header();
+        let mut head = format!("PUT / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n");
         let is_forwarded = proxy.is_some() && uri.scheme() == Scheme::Http;
         if let Some(authorization) = proxy
             .filter(|_| is_forwarded)
@@ -64,7 +82,7 @@ impl PreparedRequest {
         head.push_str("\r\n");
 
         let header_count = metadata.pairs().count() + 3;
-        let mut request = with_case_kept(head, header_count)
+        let mut request = with_case_kept(head, header_count, Bytes::new())
             .ok_or_else(|| bad("its headers cannot be written"))?;
         let target: PathAndQuery = uri
             .snapshot_target()
@@ -74,14 +92,97 @@ impl PreparedRequest {
         *request.uri_mut() = if is_forwarded {
             Uri::builder()
                 .scheme(uri.scheme().as_str())
-                .authority(uri.host_header())
+                .authority(host)
                 .path_and_query(target)
                 .build()
                 .map_err(|_| bad("its host cannot be written"))?
         } else {
             Uri::from(target)
         };
-        Ok(Self(request))
+        Ok(Self {
+            request,
+            purpose: Purpose::Snapshot,
+        })
+    }
+
+    /// Makes the request of a host call: `POST path?query`, `Host`, `Content-Length`, the caller's
+    /// headers with the case of their names kept, and the body.
+    ///
+    /// *In the window*: no.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::BadRequest`].
+    pub fn host_call(call: &HostCall) -> Result<Self, ConnectError> {
+        let bad = |cause| ConnectError::BadRequest {
+            destination: Destination::host(call).to_string(),
+            cause,
+        };
+        let mut head = format!(
+            "POST / HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n",
+            call.uri().host_header(),
+            call.body().len()
+        );
+        for (name, value) in call.headers() {
+            let _ = write!(head, "{name}: {value}\r\n");
+        }
+        head.push_str("\r\n");
+        let header_count = call.headers().count() + 2;
+        let mut request = with_case_kept(head, header_count, Bytes::copy_from_slice(call.body()))
+            .ok_or_else(|| bad("its headers cannot be written"))?;
+        let target: PathAndQuery = call
+            .target()
+            .parse()
+            .map_err(|_| bad("its path or query cannot be written"))?;
+        *request.uri_mut() = Uri::from(target);
+        Ok(Self {
+            request,
+            purpose: Purpose::HostCall {
+                time_limit: call.time_limit(),
+            },
+        })
+    }
+
+    /// Says whether this request may be sent in a window in which the same request had `first`.
+    ///
+    /// A second snapshot of a blob harms nobody. A second call to the host makes a second set of
+    /// snapshots, so the first must surely have made none.
+    ///
+    /// *In the window*: allowed.
+    #[must_use]
+    pub fn may_follow(&self, first: &Result<RawAnswer, SendFailure>) -> bool {
+        match (self.purpose, first) {
+            (_, Err(SendFailure::NotSent { .. })) => true,
+            (_, Err(SendFailure::BadAnswer { .. } | SendFailure::NoAnswer)) => false,
+            (Purpose::Snapshot, Err(SendFailure::Lost { .. })) => true,
+            (Purpose::Snapshot, Ok(answer)) => blob::may_retry_in_window(answer.status),
+            (Purpose::HostCall { .. }, Err(SendFailure::Lost { .. })) => false,
+            (Purpose::HostCall { .. }, Ok(answer)) => host_call::may_retry_in_window(answer.status),
+        }
+    }
+
+    /// Returns until when the request's own limit lets an answer take, if it has one and is sent at
+    /// `now`.
+    ///
+    /// *In the window*: allowed.
+    #[must_use]
+    pub fn own_deadline(&self, now: Instant) -> Option<Instant> {
+        match self.purpose {
+            Purpose::Snapshot => None,
+            Purpose::HostCall { time_limit } => Some(now + time_limit),
+        }
+    }
+}
+
+impl Purpose {
+    /// How much of the body of an answer of `status` is wanted. The headers of a 201 of the blob
+    /// service say all.
+    pub(super) fn body_limit_bytes(self, status: StatusCode) -> usize {
+        match self {
+            Self::Snapshot if status == StatusCode::CREATED => 0,
+            Self::Snapshot => BODY_LIMIT_BYTES,
+            Self::HostCall { .. } => HOST_BODY_LIMIT_BYTES,
+        }
     }
 }
 
@@ -91,13 +192,13 @@ impl fmt::Debug for PreparedRequest {
     }
 }
 
-/// Makes a request from its head as text, with the case of every header name kept.
+/// Makes a request from its head as text, with the case of every header name kept, and its body.
 ///
-/// The service keeps the case of a metadata name, and `http::HeaderName` is lower case. hyper
+/// The blob service keeps the case of a metadata name, and `http::HeaderName` is lower case. hyper
 /// writes names in another case only if the request carries its private map of them, and the one
 /// way to get that map is to let hyper itself read a request with `preserve_header_case`: what a
 /// proxy built on hyper does. So its server side reads the head here, from memory.
-fn with_case_kept(head: String, header_count: usize) -> Option<Request<Empty<Bytes>>> {
+fn with_case_kept(head: String, header_count: usize, body: Bytes) -> Option<Request<Full<Bytes>>> {
     let read = Rc::new(RefCell::new(None));
     let keep = Rc::clone(&read);
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
@@ -117,10 +218,11 @@ fn with_case_kept(head: String, header_count: usize) -> Option<Request<Empty<Byt
         service
     ));
     let waker = Waker::from(Arc::new(NobodyWaits));
-    // The one poll reads the head and answers it; the answer goes nowhere.
+    // The one poll reads the head, asks the service, and finds that a body, if one is announced, has
+    // not come; whatever the answer, it goes nowhere.
     let _ = connection.as_mut().poll(&mut Context::from_waker(&waker));
     let parts = read.borrow_mut().take()?;
-    Some(Request::from_parts(parts, Empty::new()))
+    Some(Request::from_parts(parts, Full::new(body)))
 }
 
 struct NobodyWaits;
