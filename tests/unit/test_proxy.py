@@ -74,3 +74,9 @@ def test_proxy_password_on_the_command_line_is_warned_of(command: Command) -> No
     assert command("snapshot", "--blob", sas_uri(), "--proxy", f"http://u:{SIGNATURE}@p") == 0
     assert "proxy's password" in command.err
     assert SIGNATURE not in command.err
+
+
+@pytest.mark.usefixtures("proxies")
+@pytest.mark.parametrize("host", ["168.63.129.16", "169.254.169.254"])
+def test_platform_is_reached_directly(host: str) -> None:
+    assert proxy_from_environment([f"http://{host}/a/b?sig=x"]) is None
