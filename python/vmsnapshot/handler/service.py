@@ -163,8 +163,8 @@ ExecStart={" ".join(map(_quoted, _command(base_directory)))}
 Restart=always
 # Rare enough never to meet systemd's limit on starts, after which it would stay away.
 RestartSec=10
-# Only the service itself is told to end, and does so when it has thawed.
-KillMode=mixed
+# Only the service itself is told to end, and killed if need be: its watchdog then thaws, and ends by itself.
+KillMode=process
 TimeoutStopSec={STOP_LIMIT_SECONDS}
 
 [Install]

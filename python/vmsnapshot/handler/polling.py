@@ -1,0 +1,436 @@
+"""Restore points that the host asks for by itself: polls it, and does one request after another.
+
+The host takes the snapshots of all disks when it is told that everything is frozen ("startsnapshot", which
+the engine sends in its window), and learns afterwards what they are worth ("publishsnapshot"). It is told
+both even if nothing could be frozen, with the cause. Chapter 11 of the contract.
+
+This is independent of the agent's commands and of their settings. What it has in common with a backup job is
+``vmbackup.conf``, the engine, and the lock that keeps the two apart.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmsnapshot import _native
+from vmsnapshot.errors import PlanError, PrepareError, VmsnapshotError
+from vmsnapshot.handler.background import Background, Session
+from vmsnapshot.handler.configuration import VmBackupConfiguration, read_vmbackup_configuration
+from vmsnapshot.handler.disks import Disks
+from vmsnapshot.handler.environment import HandlerEnvironmentError, read_environment
+from vmsnapshot.handler.host import host_address
+from vmsnapshot.handler.leftovers import thaw_leftovers
+from vmsnapshot.handler.lock import SafeFreezeLock
+from vmsnapshot.handler.log import HOST_BASED_EXTENSION_LOG, Log
+from vmsnapshot.handler.mounts import Mount, read_mounts
+from vmsnapshot.handler.secret import described, redacted
+from vmsnapshot.interruptions import Interruptions
+from vmsnapshot.progress import FREEZING
+
+INTERVAL_SECONDS = 300.0
+"""From the beginning of one poll to that of the next."""
+CALL_LIMIT_SECONDS = 10.0
+FROZEN_LIMIT_SECONDS = 9.0
+"""How long after the freeze the host may answer that it has taken its snapshots, for them to be used."""
+
+PATH = "/machine/plugins?comp=xdisksvc&type="
+CHECK, START, PUBLISH = "checkforsnapshot", "startsnapshot", "publishsnapshot"
+START_HEADERS = (("Content-Type", "application/json; charset=utf-8"),)
+PUBLISH_HEADERS = (("Content-Type", "application/json"),)
+
+# The error codes of the predecessor, which the host knows.
+FREEZE_TIMED_OUT = "FREEZE_TIMED_OUT"
+INCOMPLETE_FREEZE = "INCOMPLETE_FREEZE"
+UNEXPECTED_FREEZE = "UNEXPECTED_FREEZE_EXC"
+START_NOT_ANSWERED = "STARTSNAP_HTTP_ERR"
+START_REFUSED = "STARTSNAP_UNEXPECTED_STATUS_"
+UNEXPECTED_START = "STARTSNAP_UNEXPECTED_EXC"
+UNEXPECTED_SNAPSHOT = "UNEXPECTED_SNAPSHOT_EXC"
+# Two that had no name: it sent null when 9 s had passed, and noticed no filesystem that thawed early.
+TOOK_TOO_LONG = "SNAPSHOT_TOOK_TOO_LONG"
+INCONSISTENT = "SNAPSHOT_INCONSISTENT"
+
+# How long to wait for another run of the engine; as long as for the lock.
+_ANOTHER_RUN_LIMIT_SECONDS = 35.0
+_RETRY_SECONDS = 0.1
+_ANSWER_LIMIT_BYTES = 1024 * 1024
+
+# What `prepare` says when the host itself is the obstacle.
+_UNREACHABLE_CODES = frozenset({"bad-host-call", "resolve-failed", "connect-failed", "connect-timeout"})
+# Somebody else was freezing for longer than we wait.
+_BUSY_CODES = frozenset({"lock-held", "another-run"})
+
+# What the report's doubt about the freeze is to the host, if the host was not called.
+_FREEZE_ERRORS = {
+    "freeze-failed": INCOMPLETE_FREEZE,
+    "frozen-by-another": INCOMPLETE_FREEZE,
+    "freeze-late": FREEZE_TIMED_OUT,
+    "freeze-hung": FREEZE_TIMED_OUT,
+    # The time was over before everything was frozen.
+    "watchdog-fired": FREEZE_TIMED_OUT,
+    "thawed-by-watchdog": FREEZE_TIMED_OUT,
+}
+
+
+class HostError(VmsnapshotError):
+    """The host did not answer; its code is ``no-answer``."""
+
+
+class RequestError(VmsnapshotError):
+    """The host's request cannot be understood; its code is ``bad-request``."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why snapshots are not consistent, as the host is told."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Host:
+    """The host's snapshot service, outside the window."""
+
+    address: str
+    background: Background
+
+    def call(
+        self, kind: str, headers: Iterable[tuple[str, str]] = (), body: bytes | None = None
+    ) -> tuple[int, bytes]:
+        """Sends `body`, or asks if there is none; returns the status and the answer.
+
+        Blocking: `CALL_LIMIT_SECONDS`.
+
+        Raises:
+            HostError: there was no answer.
+        """
+        answering = _exchange(self.background.session, self.uri(kind), tuple(headers), body)
+        return self.background.submit(answering).result()
+
+    def uri(self, kind: str) -> str:
+        """Where a call goes."""
+        return f"http://{self.address}{PATH}{kind}"
+
+
+def run_polling(
+    base_directory: Path, environ: Mapping[str, str], *, interval_seconds: float = INTERVAL_SECONDS
+) -> int:
+    """Polls until the process is told to end (SIGTERM), and returns its exit status.
+
+    Told between two polls it ends at once; told while it does a request, when that is thawed and published.
+    """
+    try:
+        environment = read_environment(base_directory)
+    except HandlerEnvironmentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    log = Log(
+        environment.log_folder,
+        environment.base_directory.name,
+        file_name=HOST_BASED_EXTENSION_LOG,
+        write_log=read_vmbackup_configuration().write_log,
+    )
+    try:
+        with Interruptions(), Background() as background:
+            # First of all: a line cannot be written to a filesystem that a killed service left frozen.
+            thaw_leftovers(log)
+            host = Host(host_address(environ), background)
+            log.info(f"polling `{host.uri(CHECK)}` every {interval_seconds:g} s")
+            _poll(host, log, interval_seconds)
+    except KeyboardInterrupt:
+        log.info("polling ended")
+    return 0
+
+
+def _poll(host: Host, log: Log, interval_seconds: float) -> None:
+    begun_at = time.monotonic()
+    known = None
+    while True:
+        try:
+            trouble = _do_what_is_asked(host, log)
+        except Exception as error:
+            trouble = f"could not poll: {described(error)}"
+        if trouble is not None and trouble != known:
+            log.warning(f"{trouble}; the same is not said again until it is over")
+        known = trouble
+        time.sleep(seconds_to_next_poll(time.monotonic() - begun_at, interval_seconds))
+
+
+def seconds_to_next_poll(elapsed_seconds: float, interval_seconds: float) -> float:
+    """Returns how long to wait for the next multiple of the interval; one that has passed is left out."""
+    return interval_seconds - elapsed_seconds % interval_seconds
+
+
+def _do_what_is_asked(host: Host, log: Log) -> str | None:
+    """Polls once; returns what is wrong with the answer, none if nothing is."""
+    try:
+        status, body = host.call(CHECK)
+        if status == 404:
+            return None
+        if status != 200:
+            return f"the host answered {status} to `{CHECK}`"
+        snapshot_id = parse_request(body)
+    except (HostError, RequestError) as error:
+        return str(error)
+    # Anew for each: its owner does not restart a service that he does not know.
+    configuration = read_vmbackup_configuration()
+    for warning in configuration.warnings:
+        log.warning(warning)
+    with Interruptions() as interruptions:
+        RestorePoint(snapshot_id, configuration, host, interruptions, log).take()
+    if interruptions.noted:
+        raise KeyboardInterrupt
+    return None
+
+
+def parse_request(body: bytes) -> str:
+    """Returns the id of the restore point that the host asks for.
+
+    The rest of a request has no effect: the disks are the host's own business, and the settings
+    (``extensionSettings``, encrypted) are those of blobs that nothing is written to.
+
+    Raises:
+        RequestError: it is no JSON object, or has no id.
+    """
+    try:
+        document = json.loads(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        raise RequestError("could not read the host's request: it is no JSON", code="bad-request") from None
+    snapshot_id = document.get("snapshotId") if isinstance(document, dict) else None
+    if not isinstance(snapshot_id, str) or not snapshot_id:
+        raise RequestError("could not read the host's request: it has no snapshotId", code="bad-request")
+    return snapshot_id
+
+
+class RestorePoint:
+    """One restore point that the host asked for; `take` it once."""
+
+    def __init__(
+        self,
+        snapshot_id: str,
+        configuration: VmBackupConfiguration,
+        host: Host,
+        interruptions: Interruptions,
+        log: Log,
+    ) -> None:
+        self._snapshot_id = snapshot_id
+        self._configuration = configuration
+        self._host = host
+        self._interruptions = interruptions
+        self._log = log
+
+    def take(self) -> Failure | None:
+        """Freezes, has the host take its snapshots, thaws, and tells it what they are worth; returns that.
+
+        Blocking: twice the patience with the lock, the engine's preparation, the thaw timeout, and two calls.
+
+        Raises:
+            KeyboardInterrupt: the process was told to end before anything was frozen; so was the host.
+        """
+        self._log.info(f"the host asks for restore point `{self._snapshot_id}`")
+        is_told_to_end = False
+        try:
+            failure = self._freeze_and_start()
+        except KeyboardInterrupt:
+            is_told_to_end = True
+            failure = Failure(UNEXPECTED_FREEZE, "the service was told to end before the freeze")
+            self._start_unfrozen(failure)
+        except Exception as error:
+            failure = Failure(UNEXPECTED_SNAPSHOT, described(error))
+        self._publish(failure)
+        if failure is None:
+            self._log.info(f"restore point `{self._snapshot_id}`: consistent")
+        else:
+            self._log.error(f"restore point `{self._snapshot_id}`: {failure.code}, {failure.message}")
+        if is_told_to_end:
+            raise KeyboardInterrupt
+        return failure
+
+    def _freeze_and_start(self) -> Failure | None:
+        try:
+            report = self._run()
+        except Exception as error:
+            failure = failure_before_freeze(error)
+            if failure.code == START_NOT_ANSWERED:
+                return failure
+        else:
+            self._tell(report)
+            if is_frozen_and_called(report):
+                return failure_of(report)
+            code = _FREEZE_ERRORS.get(report.freeze_doubt_code or "", UNEXPECTED_FREEZE)
+            failure = Failure(code, redacted(report.freeze_doubt))
+        self._start_unfrozen(failure)
+        return failure
+
+    def _run(self) -> _native.Report:
+        call = _native.HostCall(
+            self._host.uri(START),
+            headers=START_HEADERS,
+            body=self._body(None),
+            time_limit=CALL_LIMIT_SECONDS,
+        )
+        with (
+            SafeFreezeLock(),
+            self._prepare(self._plan(), call) as session,
+            self._log.suspended(discard=self._configuration.discard_lines_while_frozen),
+        ):
+            return session.run()
+
+    def _plan(self) -> _native.Plan:
+        disks = Disks()
+        excluded = [*sorted(disks.resource_devices()), *usb_filesystems(read_mounts(), disks)]
+        for pattern in self._configuration.mounts_to_skip:
+            try:
+                _native.plan(exclude=[pattern])
+            except PlanError as error:
+                self._log.warning(f"MountsToSkip: {error}; it is passed over")
+            else:
+                excluded.append(pattern)
+        plan = _native.plan(exclude=excluded)
+        names = ", ".join(f"`{filesystem.mount_point}`" for filesystem in plan.filesystems)
+        self._log.info(f"to freeze: {names or 'nothing'}")
+        return plan
+
+    def _prepare(self, plan: _native.Plan, call: _native.HostCall) -> _native.Session:
+        until = time.monotonic() + _ANOTHER_RUN_LIMIT_SECONDS
+        has_thawed = False
+        while True:
+            try:
+                return _native.prepare(
+                    plan,
+                    host_call=call,
+                    thaw_timeout=self._configuration.thaw_timeout_seconds,
+                    connect_timeout=CALL_LIMIT_SECONDS,
+                    progress=self._on_phase,
+                )
+            except PrepareError as error:
+                if error.code == "left-frozen" and not has_thawed:
+                    has_thawed = True
+                    thaw_leftovers(self._log)
+                elif error.code == "another-run" and time.monotonic() < until:
+                    # Somebody at the command line: a backup job would have the lock.
+                    time.sleep(_RETRY_SECONDS)
+                else:
+                    raise
+
+    def _on_phase(self, sentence: str) -> None:
+        if sentence == FREEZING:
+            self._interruptions.hold()
+
+    def _start_unfrozen(self, failure: Failure) -> None:
+        """Has the host take its snapshots although nothing is frozen; they are told to be no better."""
+        self._send(START, START_HEADERS, failure)
+
+    def _publish(self, failure: Failure | None) -> None:
+        self._send(PUBLISH, PUBLISH_HEADERS, failure)
+
+    def _send(self, kind: str, headers: Iterable[tuple[str, str]], failure: Failure | None) -> None:
+        # The host is told, whatever this process is told meanwhile: that takes seconds.
+        self._interruptions.hold()
+        try:
+            status, _ = self._host.call(kind, headers, self._body(failure))
+        except HostError as error:
+            self._log.error(str(error))
+            return
+        (self._log.info if status == 200 else self._log.error)(f"the host answered {status} to `{kind}`")
+
+    def _body(self, failure: Failure | None) -> bytes:
+        document: dict[str, object] = {
+            "snapshotId": self._snapshot_id,
+            "errMsg": failure.message if failure else "",
+        }
+        if failure is not None:
+            document["error"] = {"code": failure.code, "message": failure.message}
+        return json.dumps(document).encode()
+
+    def _tell(self, report: _native.Report) -> None:
+        for event in report.timeline:
+            self._log.info(f"{event.at_ms:+.3f} ms {event.event} {event.subject or ''}".rstrip())
+        self._log.info(f"run {report.run_id}: window {report.window_ms or 0.0:.3f} ms")
+        if not report.all_thawed:
+            self._log.error("not everything is thawed: run `vmsnapshot thaw`")
+
+
+def usb_filesystems(mounts: Iterable[Mount], disks: Disks, sys: Path = Path("/sys")) -> list[str]:
+    """Returns the numbers of the filesystems on USB disks: the host knows nothing of those."""
+
+    def is_on_usb(number: str) -> bool:
+        directory = (sys / "dev/block" / number).resolve()
+        return any(part.startswith("usb") for part in directory.relative_to(sys.resolve()).parts)
+
+    return sorted({mount.device for mount in mounts if any(map(is_on_usb, disks.devices_of(mount)))})
+
+
+def failure_before_freeze(error: Exception) -> Failure:
+    """Says what the host is told of an error before the window, in which nothing was frozen."""
+    if not isinstance(error, VmsnapshotError):
+        return Failure(UNEXPECTED_FREEZE, described(error))
+    if error.code in _UNREACHABLE_CODES:
+        return Failure(START_NOT_ANSWERED, redacted(error))
+    return Failure(INCOMPLETE_FREEZE if error.code in _BUSY_CODES else UNEXPECTED_FREEZE, redacted(error))
+
+
+def is_frozen_and_called(report: _native.Report) -> bool:
+    """Whether the host was called, which it is when everything is frozen, or there was nothing to freeze."""
+    call = report.host_call
+    was_called = call is not None and call.outcome != "not-sent"
+    return was_called or report.freeze_doubt_code in (None, "nothing-frozen")
+
+
+def failure_of(report: _native.Report) -> Failure | None:
+    """Says why the snapshots of a run that called the host are of no use; none if they are of use."""
+    call = report.host_call
+    if call is None or call.outcome != "answered":
+        why = redacted(call.message) if call is not None and call.message else "the host did not answer"
+        is_garbled = call is not None and call.error_code == "BadAnswer"
+        return Failure(UNEXPECTED_START if is_garbled else START_NOT_ANSWERED, why)
+    if call.http_status != 200:
+        return Failure(
+            f"{START_REFUSED}{call.http_status}", f"the host answered {call.http_status} to `{START}`"
+        )
+    if report.freeze_doubt_code not in (None, "nothing-frozen"):
+        return Failure(INCONSISTENT, redacted(report.freeze_doubt))
+    # It was called as soon as the last filesystem was frozen.
+    answer_seconds = (call.answer_ms or 0.0) / 1000
+    if answer_seconds >= FROZEN_LIMIT_SECONDS:
+        message = f"the host answered {answer_seconds:.2f} s after the freeze, later than it may"
+        return Failure(TOOK_TOO_LONG, message)
+    return None
+
+
+async def _exchange(
+    session: Session, uri: str, headers: tuple[tuple[str, str], ...], body: bytes | None
+) -> tuple[int, bytes]:
+    import asyncio
+
+    import aiohttp
+
+    try:
+        async with session().request(
+            "GET" if body is None else "POST",
+            uri,
+            data=body,
+            # The next call is minutes later: a connection that was kept might be lost as it is used.
+            headers=(*headers, ("Connection", "close")),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(total=CALL_LIMIT_SECONDS),
+        ) as response:
+            answer = b""
+            async for chunk in response.content.iter_chunked(64 * 1024):
+                answer += chunk
+                # What is longer is cut, and is no JSON then.
+                if len(answer) >= _ANSWER_LIMIT_BYTES:
+                    break
+            return response.status, answer
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+        cause = redacted(error)[:200] or f"it took longer than {CALL_LIMIT_SECONDS:g} s"
+        raise HostError(
+            f"the host did not answer `{uri.rpartition('=')[2]}`: {cause}", code="no-answer"
+        ) from None
