@@ -30,27 +30,33 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Ca
 PACKAGES_STAMP := $(VENV)/.python-packages
 BUILD_STAMP := $(VENV)/.build
 AZURITE_STAMP := $(AZURITE)/node_modules/.installed
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
+EXTENSION := dist/VMSnapshotLinux-$(VERSION).zip
+EXTENSION_SOURCES := LICENSE Cargo.toml $(shell find handler python -name __pycache__ -prune -o -type f ! -name '*.so' -print)
 
-.PHONY: help build demo test check bench clean system-packages-build system-packages-test
+.PHONY: help build extension demo test check bench clean system-packages-build system-packages-test
 
 build: $(BUILD_STAMP) ## build; leaves the command at .venv/bin/vmsnapshot (the default)
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+extension: $(EXTENSION) ## build the extension package for Azure, in dist/
 
 demo: build system-packages-test $(AZURITE_STAMP) ## the main job, on filesystems and a blob service of its own (root)
 	@$(PYTHON) -m tests.demo
 
-test: build system-packages-test $(AZURITE_STAMP) ## all tests (root)
+test: build extension system-packages-test $(AZURITE_STAMP) ## all tests (root)
 	cargo test $(CARGO_TEST_FLAGS)
 	$(PYTHON) -m pytest $(PYTEST_FLAGS)
 
 check: $(PACKAGES_STAMP) ## formatting, lints and types, of the code and of the tests
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --release --locked -- -D warnings
-	$(PYTHON) -m ruff check python tests
-	$(PYTHON) -m ruff format --check python tests
+	$(PYTHON) -m ruff check python handler tests
+	$(PYTHON) -m ruff format --check python handler tests
 	$(PYTHON) -m mypy
+	sh -n handler/bin/handler
 
 bench: build system-packages-test $(AZURITE_STAMP) ## the benchmarks, with their baselines (root)
 	cargo build $(CARGO_TEST_FLAGS) --example floor
@@ -58,7 +64,7 @@ bench: build system-packages-test $(AZURITE_STAMP) ## the benchmarks, with their
 
 clean: ## remove everything that was built or installed here
 	rm -rf $(VENV) target dist $(AZURITE)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find python tests -name __pycache__ -prune -exec rm -rf {} +
+	find python handler tests -name __pycache__ -prune -exec rm -rf {} +
 	rm -f python/vmsnapshot/*.so
 
 system-packages-build:
@@ -77,6 +83,9 @@ $(PACKAGES_STAMP): requirements-dev.txt | $(PYTHON)
 $(BUILD_STAMP): $(PACKAGES_STAMP) pyproject.toml $(RUST_SOURCES)
 	VIRTUAL_ENV=$(abspath $(VENV)) $(VENV)/bin/maturin develop --release --locked --quiet
 	touch $@
+
+$(EXTENSION): $(BUILD_STAMP) $(EXTENSION_SOURCES)
+	$(PYTHON) handler/build.py --wheels $(VENV)/extension-wheels --output $@
 
 $(AZURITE_STAMP): $(AZURITE)/package.json $(AZURITE)/package-lock.json | system-packages-test
 	npm --prefix $(AZURITE) ci --ignore-scripts --no-fund --no-audit --loglevel=error

@@ -1,0 +1,24 @@
+"""Tells whether this Python can run the extension: exits with 0, or prints why not and exits with 1.
+
+Has to be understood by every Python 3 there may be, so that the answer is "too old" and not a syntax error.
+The compiled modules are loaded, not looked for: one may be there without the system library that it needs.
+"""
+
+import sys
+from pathlib import Path
+
+if sys.version_info < (3, 9):  # noqa: UP036 (this is what it is for)
+    sys.exit("Python %d.%d is too old" % sys.version_info[:2])  # noqa: UP031 (older than f-strings)
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
+
+try:
+    # A Python that was compiled by hand often lacks these.
+    import _ssl  # noqa: F401
+    import select  # noqa: F401
+    import zlib  # noqa: F401
+
+    # Fails where the C library is older than the one it was built with, or files must not be executed.
+    import vmsnapshot  # noqa: F401
+except Exception as error:
+    sys.exit("%s: %s" % (type(error).__name__, error))  # noqa: UP031 (as above)
