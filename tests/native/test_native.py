@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import http.server
 import inspect
 import json
 import math
@@ -11,15 +10,14 @@ import os
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 
 import vmsnapshot
 from tests.support.filesystems import REPOSITORY
+from tests.support.host import Host
 from tests.support.mounts import read_mounts
 from tests.support.processes import run_bounded
 from vmsnapshot import _native, cli
@@ -300,75 +298,23 @@ def test_a_session_runs_once_and_not_after_it_was_closed(plan: vmsnapshot.Plan) 
         other.run()
 
 
-class Host(http.server.ThreadingHTTPServer):
-    """A host that answers every POST with one status and body, and keeps what it was asked."""
-
-    daemon_threads = True
-
-    def __init__(self, status: int, body: bytes) -> None:
-        super().__init__(("127.0.0.1", 0), _HostHandler)
-        self.status = status
-        self.body = body
-        self.requests: list[tuple[str, list[tuple[str, str]], bytes]] = []
-        self.uri = f"http://127.0.0.1:{self.server_address[1]}/dosnapshot"
-
-
-class _HostHandler(http.server.BaseHTTPRequestHandler):
-    server: Host
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.requests.append((self.path, self.headers.items(), body))
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", str(len(self.server.body)))
-        self.end_headers()
-        self.wfile.write(self.server.body)
-
-    def log_message(self, *arguments: object) -> None:
-        """Nobody reads it."""
-
-
-@pytest.fixture
-def start_host() -> Iterator[Callable[[int, bytes], Host]]:
-    """Starts hosts, and ends them after the test."""
-    hosts: list[tuple[Host, threading.Thread]] = []
-
-    def start(status: int, body: bytes) -> Host:
-        host = Host(status, body)
-        thread = threading.Thread(target=host.serve_forever, daemon=True)
-        thread.start()
-        hosts.append((host, thread))
-        return host
-
-    yield start
-    for host, thread in hosts:
-        host.shutdown()
-        thread.join(timeout=5)
-        host.server_close()
-
-
 @pytest.mark.usefixtures("root")
-def test_a_run_that_freezes_nothing_sends_its_host_call_and_gives_the_answer(
-    plan: vmsnapshot.Plan, start_host: Callable[[int, bytes], Host]
-) -> None:
-    host = start_host(200, b'{"token": "t0ken"}')
-    call = vmsnapshot.HostCall(f"{host.uri}?api-version=1", headers=HOST_HEADERS, body=b'{"taskId": "1"}')
-    # Nobody listens on port 9: what went through the proxy would not arrive.
-    report = vmsnapshot.prepare(plan, host_call=call, proxy="http://127.0.0.1:9").run()
+def test_a_run_that_freezes_nothing_sends_its_host_call_and_gives_the_answer(plan: vmsnapshot.Plan) -> None:
+    with Host(200, b'{"token": "t0ken"}') as host:
+        call = vmsnapshot.HostCall(f"{host.uri}?v=1", headers=HOST_HEADERS, body=b'{"taskId": "1"}')
+        # Nobody listens on port 9: what went through the proxy would not arrive.
+        report = vmsnapshot.prepare(plan, host_call=call, proxy="http://127.0.0.1:9").run()
     assert (report.consistency, report.freeze_doubt_code) == ("crash", "nothing-frozen")
-    ((path, headers, body),) = host.requests
-    assert (path, body) == ("/dosnapshot?api-version=1", b'{"taskId": "1"}')
-    assert headers == [("Host", host.uri.split("/")[2]), ("Content-Length", "15"), *HOST_HEADERS]
+    (request,) = host.requests
+    assert (request.path, request.body) == ("/dosnapshot?v=1", b'{"taskId": "1"}')
+    assert request.headers == [("Host", host.address), ("Content-Length", "15"), *HOST_HEADERS]
     outcome = report.host_call
     assert outcome is not None
     assert_frozen(outcome)
     assert (outcome.outcome, outcome.http_status, outcome.attempts) == ("answered", 200, 1)
     assert (outcome.body, outcome.body_is_complete) == (host.body, True)
-    assert "t0ken" not in repr(outcome)
-    document = json.loads(report.to_json())
-    assert "t0ken" not in report.to_json()
-    assert document["host_call"] == {
+    assert "t0ken" not in repr(outcome) + report.to_json()
+    assert json.loads(report.to_json())["host_call"] == {
         "uri": host.uri,
         "outcome": "answered",
         "http_status": 200,
@@ -386,15 +332,11 @@ def test_a_run_that_freezes_nothing_sends_its_host_call_and_gives_the_answer(
     ("status", "attempts", "word"), [(500, 1, "unknown"), (404, 1, "refused"), (503, 2, "refused")]
 )
 def test_a_host_that_does_not_take_the_snapshots_leaves_none(
-    plan: vmsnapshot.Plan,
-    start_host: Callable[[int, bytes], Host],
-    status: int,
-    attempts: int,
-    word: str,
+    plan: vmsnapshot.Plan, status: int, attempts: int, word: str
 ) -> None:
-    host = start_host(status, b'{ "error": 1}')
-    call = vmsnapshot.HostCall(host.uri, headers=HOST_HEADERS, body=b"{}")
-    report = vmsnapshot.prepare(plan, host_call=call).run()
+    with Host(status, b'{ "error": 1}') as host:
+        call = vmsnapshot.HostCall(host.uri, headers=HOST_HEADERS, body=b"{}")
+        report = vmsnapshot.prepare(plan, host_call=call).run()
     assert report.consistency == "none"
     assert report.why is not None
     assert word in report.why
