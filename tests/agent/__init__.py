@@ -11,8 +11,7 @@
     Azurite         the blob service, forwarded into the sandbox
 
 The test changes the goal state, has the agent do a round, and looks at what it reported, at the blobs and
-at the filesystems. The agent takes two seconds for each command of an extension, so a test follows one VM
-through several commands.
+at the filesystems.
 
 ``test_agent`` is about the set-up itself, with an extension of a few lines of shell.
 """

@@ -45,6 +45,7 @@ class Agent:
         self._sandbox = sandbox
         self._wire_server = wire_server
         self._process: subprocess.Popen[bytes] | None = None
+        self._reports_before = 0
         sandbox.path("/etc/waagent.conf").write_text(_CONFIGURATION)
         library = sandbox.path(LIBRARY)
         library.mkdir(mode=0o700)
@@ -72,13 +73,21 @@ class Agent:
 
     def round(self, *, limit_seconds: float = 40.0) -> Report:
         """Does one round of its loop: gets the goal state, acts on a new one, reports. Returns the report."""
+        self.begin_round()
+        return self.end_round(limit_seconds=limit_seconds)
+
+    def begin_round(self) -> None:
+        """Has it begin a round, and does not wait."""
         assert self._process is not None
         assert self._process.stdin is not None
-        before = len(self._wire_server.reports)
+        self._reports_before = len(self._wire_server.reports)
         self._process.stdin.write(b"round\n")
         self._process.stdin.flush()
+
+    def end_round(self, *, limit_seconds: float = 40.0) -> Report:
+        """Waits until the round is over, and returns what was reported in it."""
         self._wait_for(b"done\n", limit_seconds=limit_seconds)
-        reports = self._wire_server.reports[before:]
+        reports = self._wire_server.reports[self._reports_before :]
         assert len(reports) == 1, f"{len(reports)} reports in one round: {self.log_tail()}"
         return reports[0]
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.agent.agent import Agent
+from azure.storage.blob import BlobClient
+
+from tests.agent.agent import EXTENSION_LOG, Agent
 from tests.agent.jobs import backup_job
 from tests.support.azurite import CONTAINER, Azurite
 from tests.support.filesystems import ScratchFilesystem
@@ -20,6 +22,7 @@ from tests.support.wire_server import Report, Requested, RequestedSettings, Wire
 
 TRANSITIONING = "4"
 SUCCESS = "1"
+ERROR = "2"
 
 _STATE_FILES = {
     "mrseq",
@@ -97,6 +100,31 @@ class Vm:
         """Waits until the agent is the only process of the VM."""
         assert self.sandbox.wait_until_empty(limit_seconds=10.0, but_for=1), "a worker did not end"
 
+    def agent_is_alone(self) -> bool:
+        """Tells whether the agent is the only process of the VM now."""
+        return self.sandbox.wait_until_empty(limit_seconds=0.0, but_for=1)
+
+    def worker_pid(self) -> int:
+        """Returns the number, outside, of the process that does a job."""
+        pids = self.sandbox.process_ids()
+        (pid,) = (pid for pid in pids if Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"\0worker\0"))
+        return pid
+
+    def settings(self, sequence_number: int) -> Mapping[str, Any]:
+        """Returns the handler's settings of a job as they are on disk."""
+        path = self.agent.directory(self.version) / f"config/{sequence_number}.settings"
+        settings = json.loads(path.read_text())["runtimeSettings"][0]["handlerSettings"]
+        assert isinstance(settings, dict)
+        return settings
+
+    def files_with(self, text: str) -> list[str]:
+        """Returns the files that hold a text, of all that the agent and the handler write."""
+        finished = self.sandbox.run(
+            "grep", "-rlF", "--", text, "/var/lib/waagent", "/var/log", "/etc/azure", "/run"
+        )
+        assert finished.status in (0, 1), finished.errors
+        return finished.output.splitlines()
+
     def remembered(self, version: str) -> dict[str, str]:
         """Returns what the handler has on disk about jobs and the machine, by the files' names."""
         directory = self.agent.directory(version)
@@ -104,21 +132,26 @@ class Vm:
 
     def log(self) -> str:
         """Returns the handler's log."""
-        return self.sandbox.run("sh", "-c", "cat /var/log/azure/*/*.log").output
+        return self.sandbox.path(EXTENSION_LOG / "extension.log").read_text()
 
     def create_blobs(self) -> None:
         """Makes the disks' blobs."""
         for name in self.blobs:
             self.azurite.create_page_blob(name)
 
-    def create_status_blob(self, name: str) -> str:
+    def create_status_blob(self) -> str:
         """Makes an empty block blob, as the service does before a job; returns its URI."""
-        self.azurite.service.get_blob_client(CONTAINER, name).upload_blob(b"")
-        return self.azurite.sas_uri(name)
+        self._status_blob().upload_blob(b"")
+        return self.azurite.sas_uri(f"{self.name}-status")
 
-    def read_blob(self, name: str) -> Any:
-        """Returns the document in a status blob."""
-        return json.loads(self.azurite.service.get_blob_client(CONTAINER, name).download_blob().readall())
+    def read_status_blob(self) -> Mapping[str, Any]:
+        """Returns the report in the status blob."""
+        (report,) = json.loads(self._status_blob().download_blob().readall())
+        assert isinstance(report, dict)
+        return report
+
+    def _status_blob(self) -> BlobClient:
+        return self.azurite.service.get_blob_client(CONTAINER, f"{self.name}-status")
 
 
 def job_status(report: Report) -> JobStatus:
