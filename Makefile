@@ -30,6 +30,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Ca
 PACKAGES_STAMP := $(VENV)/.python-packages
 BUILD_STAMP := $(VENV)/.build
 AZURITE_STAMP := $(AZURITE)/node_modules/.installed
+AGENT_STAMP := .work/waagent/.unpacked
 VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 EXTENSION := dist/VMSnapshotLinux-$(VERSION).zip
 EXTENSION_SOURCES := LICENSE Cargo.toml $(shell find handler python -name __pycache__ -prune -o -type f ! -name '*.so' -print)
@@ -46,7 +47,7 @@ extension: $(EXTENSION) ## build the extension package for Azure, in dist/
 demo: build system-packages-test $(AZURITE_STAMP) ## the main job, on filesystems and a blob service of its own (root)
 	@$(PYTHON) -m tests.demo
 
-test: build extension system-packages-test $(AZURITE_STAMP) ## all tests (root)
+test: build extension system-packages-test $(AZURITE_STAMP) $(AGENT_STAMP) ## all tests (root)
 	cargo test $(CARGO_TEST_FLAGS)
 	$(PYTHON) -m pytest $(PYTEST_FLAGS)
 
@@ -58,12 +59,12 @@ check: $(PACKAGES_STAMP) ## formatting, lints and types, of the code and of the 
 	$(PYTHON) -m mypy
 	sh -n handler/bin/handler
 
-bench: build system-packages-test $(AZURITE_STAMP) ## the benchmarks, with their baselines (root)
+bench: build extension system-packages-test $(AZURITE_STAMP) ## the benchmarks, with their baselines (root)
 	cargo build $(CARGO_TEST_FLAGS) --example floor
 	$(PYTHON) -m tests.bench $(BENCH_FLAGS)
 
 clean: ## remove everything that was built or installed here
-	rm -rf $(VENV) target dist $(AZURITE)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) target dist .work/waagent $(AZURITE)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find python handler tests -name __pycache__ -prune -exec rm -rf {} +
 	rm -f python/vmsnapshot/*.so
 
@@ -90,3 +91,7 @@ $(EXTENSION): $(BUILD_STAMP) $(EXTENSION_SOURCES)
 $(AZURITE_STAMP): $(AZURITE)/package.json $(AZURITE)/package-lock.json | system-packages-test
 	npm --prefix $(AZURITE) ci --ignore-scripts --no-fund --no-audit --loglevel=error
 	touch $@
+
+# The Azure Linux agent's own code, which the tests run; unpacked, not installed.
+$(AGENT_STAMP): tests/agent/fetch | system-packages-test
+	tests/agent/fetch

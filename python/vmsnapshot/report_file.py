@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vmsnapshot.errors import ArgumentsError
-from vmsnapshot.handler.mounts import read_mounts, visible
+from vmsnapshot.mounts import read_mounts, visible
 
 
 class ReportFile:

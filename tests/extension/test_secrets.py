@@ -51,7 +51,7 @@ def test_no_secret_is_left_in_any_file(vm: Vm, mode: str) -> None:
     vm.service.script("dosnapshot", json_answer({"snapshotInfo": [item]}))
     run_with_secrets(job)
     vm.extension.finish()
-    found = vm.extension.everything_written()
+    found = vm.extension.sandbox.written()
     assert any(name.endswith("extension.log") for name in found)
     assert any(name.endswith(f"{job.number}.status") for name in found)
     found["status blob"] = vm.service.content(job.status_blob)
@@ -70,7 +70,7 @@ def test_no_secret_is_left_by_a_job_that_fails_early(vm: Vm) -> None:
     job.protected["objectStr"] = f"!{TOKEN}"
     run_with_secrets(job)
     vm.extension.finish()
-    contents = [*vm.extension.everything_written().values(), vm.service.content(job.logs_blob)]
+    contents = [*vm.extension.sandbox.written().values(), vm.service.content(job.logs_blob)]
     # The public objectStr stays in the settings file, where the agent put it.
     assert not any(SIGNATURE.encode() in content for content in contents)
     log = (

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vmsnapshot.handler.disks import Disks
-from vmsnapshot.handler.mounts import Mount
+from vmsnapshot.mounts import Mount
 
 IDE_OS = "00000000-0000-8899-0000-000000000000"
 IDE_TEMPORARY = "00000000-0001-8899-0000-000000000000"

@@ -17,7 +17,7 @@ from tests.handler.fake_machine import (
     mounted,
 )
 from vmsnapshot.handler.disks import Disks
-from vmsnapshot.handler.mounts import partition_count, read_mounts
+from vmsnapshot.mounts import partition_count, read_mounts
 
 ROOT = mounted("8:1", "/")
 

@@ -15,10 +15,10 @@ import pytest
 from tests.handler.fake_machine import IDE_OS, IDE_TEMPORARY, SCSI_DATA, FakeMachine, mounted
 from vmsnapshot.handler import sizes
 from vmsnapshot.handler.disks import Disks
-from vmsnapshot.handler.mounts import Mount
 from vmsnapshot.handler.secret import Secret
 from vmsnapshot.handler.settings import Command, CustomSettings, IncludedDisks, Job, Settings
 from vmsnapshot.handler.sizes import Sizes, compute, network_shares
+from vmsnapshot.mounts import Mount
 
 KIB = 1024
 ROOT = mounted("8:1", "/")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 import zipfile
 from collections.abc import Mapping
@@ -51,7 +50,6 @@ class Extension:
     def __init__(self, sandbox: Sandbox, base_directory: Path) -> None:
         self.sandbox = sandbox
         self.base_directory = base_directory
-        self._made_at = time.time()
         inside = sandbox.path(base_directory)
         for folder in (inside / "config", inside / "status", sandbox.path(LOG_FOLDER / "events")):
             folder.mkdir(mode=0o700, parents=True)
@@ -142,14 +140,3 @@ class Extension:
         """Returns what the handler has logged."""
         path = self.sandbox.path(LOG_FOLDER / "extension.log")
         return path.read_text() if path.exists() else ""
-
-    def everything_written(self) -> dict[str, bytes]:
-        """Returns every file that was written in the sandbox: what a run leaves behind."""
-        found = {}
-        for top in ("etc", "var", "tmp", "run", "root", str(self.base_directory.parent.relative_to("/"))):
-            for directory, _, names in os.walk(self.sandbox.path("/" + top)):
-                for name in names:
-                    path = Path(directory, name)
-                    if path.is_file() and not path.is_symlink() and path.stat().st_ctime >= self._made_at:
-                        found[str(path)] = path.read_bytes()
-        return found

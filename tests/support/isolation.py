@@ -112,6 +112,14 @@ class Sandbox:
         """Returns where a file of the sandbox is to be found from outside."""
         return Path(f"/proc/{self.holder_pid}/root") / Path(inside).relative_to("/")
 
+    def written(self) -> dict[str, bytes]:
+        """Returns every file that was made or changed inside, by the end of its path: what is left behind."""
+        found = {}
+        for path in self.path("/run").rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                found[str(path.relative_to(self.path("/run")))] = path.read_bytes()
+        return found
+
     def popen(
         self,
         arguments: Sequence[str | Path],

@@ -70,6 +70,11 @@ def build_root(lower: list[Path], mount_points: list[Path]) -> None:
     run("mount", "--rbind", "/dev", root / "dev")
     # A tmpfs, as /run is on the systems that the handler is for.
     run("mount", "-t", "tmpfs", "-o", "mode=0755", "run", root / "run")
+    # What is written, for tests that look at all of it.
+    for number in range(len(lower)):
+        written = root / f"run/written-{number}"
+        written.mkdir()
+        run("mount", "--bind", _STAGE / f"upper-{number}", written)
     for mount_point in mount_points:
         target = root / mount_point.relative_to("/")
         target.mkdir(parents=True, exist_ok=True)

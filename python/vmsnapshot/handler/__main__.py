@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from vmsnapshot.handler import commands
-from vmsnapshot.handler.environment import find_base_directory, read_environment, sequence_number
+from vmsnapshot.handler.environment import find_base_directory
 
 USAGE = 2
 
@@ -24,11 +24,9 @@ def main(arguments: Sequence[str]) -> int:
     if verb in ("worker", "mend"):
         from vmsnapshot.handler.worker import run_worker
 
-        environment = read_environment(base_directory)
-        number = sequence_number(environment, os.environ)
-        if number is not None:
-            run_worker(environment, number, os.environ, mends=verb == "mend")
-        return 0
+        run_worker(base_directory, os.environ, mends=verb == "mend")
+        # Not `return`: a thread that hangs in the resolver or on a dead disk must not keep this process.
+        os._exit(0)
     if verb == "poll":
         from vmsnapshot.handler.polling import run_polling
 

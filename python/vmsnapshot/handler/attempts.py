@@ -6,7 +6,6 @@ engine.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable
@@ -15,13 +14,11 @@ from vmsnapshot import _native
 from vmsnapshot.errors import PlanError, PrepareError
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.configuration import VmBackupConfiguration
-from vmsnapshot.handler.disks import Disks
+from vmsnapshot.handler.freezing import Freezing
 from vmsnapshot.handler.guest import blob_items
 from vmsnapshot.handler.host import PreSnapshot, do_snapshot_call, read_do_snapshot_answer
-from vmsnapshot.handler.leftovers import thaw_leftovers
 from vmsnapshot.handler.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
 from vmsnapshot.handler.log import Log
-from vmsnapshot.handler.mounts import read_mounts
 from vmsnapshot.handler.outcome import Attempt, FreezeResult, Outcome, Path, failed, may_be_crash_consistent
 from vmsnapshot.handler.proxies import Proxies
 from vmsnapshot.handler.secret import redacted
@@ -29,13 +26,6 @@ from vmsnapshot.handler.settings import Settings
 from vmsnapshot.handler.snapshots import SnapshotItem
 from vmsnapshot.handler.telemetry import Telemetry, duration_text
 from vmsnapshot.interruptions import Interruptions
-from vmsnapshot.progress import FREEZING
-
-# The contract's limit for a storage call (7.7); it bounds what happens before the freeze.
-CONNECT_TIMEOUT_SECONDS = 10.0
-# How long to wait for another run of ours; as long as for the lock.
-ANOTHER_RUN_LIMIT_SECONDS = 35.0
-_RETRY_SECONDS = 0.1
 
 # What `prepare` says of servers and SAS URIs; every other error of its is about the freeze.
 _UNREACHABLE_CODES = frozenset(
@@ -108,11 +98,10 @@ class Attempts:
         before_freeze: Callable[[], None],
     ) -> None:
         self._settings = settings
-        self._configuration = configuration
+        self._freezing = Freezing(configuration, interruptions, log)
         self._proxies = proxies
         self._host_address = host_address
         self._telemetry = telemetry
-        self._interruptions = interruptions
         self._log = log
         self._before_freeze = before_freeze
 
@@ -187,15 +176,14 @@ class Attempts:
             session = self._prepare(_native.plan().without_filesystems(), calls)
             with session:
                 self._before_freeze()
-                return freeze, session.run()
+                return freeze, self._freezing.run(session)
         return freeze, None if freeze.code is not None else report
 
     def _run_frozen(self, calls: Calls) -> tuple[FreezeResult, _native.Report | None]:
         try:
-            with SafeFreezeLock(), self._prepare(self._plan(), calls) as session:
+            with SafeFreezeLock(), self._prepare(self._freezing.plan(), calls) as session:
                 self._before_freeze()
-                with self._log.suspended(discard=self._configuration.discard_lines_while_frozen):
-                    report = session.run()
+                report = self._freezing.run(session)
         except (LockHeldError, LockUnavailableError) as error:
             self._log.error(str(error))
             return FreezeResult.FAILED, None
@@ -208,63 +196,26 @@ class Attempts:
         self._tell(report)
         return _freeze_result(report), report
 
-    def _plan(self) -> _native.Plan:
-        disks = Disks()
-        temporary = {mount.device for mount in read_mounts() if disks.is_on_resource_disk(mount)}
-        excluded = [*self._usable_patterns(), *sorted(temporary)]
-        plan = _native.plan(exclude=excluded)
-        names = ", ".join(f"`{item.mount_point}`" for item in plan.filesystems)
-        self._log.info(f"to freeze: {names or 'nothing'}")
-        return plan
-
-    def _usable_patterns(self) -> list[str]:
-        usable = []
-        for pattern in self._configuration.mounts_to_skip:
-            try:
-                _native.plan(exclude=[pattern])
-            except PlanError as error:
-                self._log.warning(f"MountsToSkip: {error}; it is passed over")
-            else:
-                usable.append(pattern)
-        return usable
-
     def _prepare(self, plan: _native.Plan, calls: Calls) -> _native.Session:
-        until = time.monotonic() + ANOTHER_RUN_LIMIT_SECONDS
-        has_thawed = False
-        while True:
-            try:
-                return _native.prepare(
-                    plan,
-                    calls.blobs,
-                    metadata=calls.metadata,
-                    blob_metadata=calls.blob_metadata,
-                    host_call=calls.host_call,
-                    thaw_timeout=self._configuration.thaw_timeout_seconds,
-                    connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                    proxy=calls.proxy,
-                    progress=self._on_phase,
-                )
-            except PrepareError as error:
-                if error.code in _UNREACHABLE_CODES:
-                    self._log.error(redacted(error))
-                    raise _UnreachableError(str(error)) from None
-                if error.code == "bad-metadata":
-                    raise EndedEarlyError(failed(Code.PARAMETERS, f"{redacted(error)} ")) from None
-                if error.code == "left-frozen" and not has_thawed:
-                    has_thawed = True
-                    thaw_leftovers(self._log)
-                elif error.code == "another-run" and time.monotonic() < until:
-                    # Somebody at the command line, or the polling service: they are done soon.
-                    time.sleep(_RETRY_SECONDS)
-                else:
-                    raise
-
-    def _on_phase(self, sentence: str) -> None:
-        if sentence == FREEZING:
-            self._interruptions.hold()
+        try:
+            return self._freezing.prepare(
+                plan,
+                blobs=calls.blobs,
+                metadata=calls.metadata,
+                blob_metadata=calls.blob_metadata,
+                host_call=calls.host_call,
+                proxy=calls.proxy,
+            )
+        except PrepareError as error:
+            if error.code in _UNREACHABLE_CODES:
+                self._log.error(redacted(error))
+                raise _UnreachableError(str(error)) from None
+            if error.code == "bad-metadata":
+                raise EndedEarlyError(failed(Code.PARAMETERS, f"{redacted(error)} ")) from None
+            raise
 
     def _tell(self, report: _native.Report) -> None:
-        """Puts the window into telemetry and log."""
+        """Puts the window into the telemetry."""
         freezes_ms = [item.freeze_ms for item in report.filesystems if item.freeze_ms is not None]
         freeze_ms = max(freezes_ms, default=0.0)
         window_ms = report.window_ms or 0.0
@@ -274,13 +225,6 @@ class Attempts:
         )
         self._telemetry.set("ThawTime", duration_text(max(0.0, window_ms - last_call_ms) / 1000))
         self._telemetry.set("snapshotTimeTaken", duration_text(max(0.0, window_ms - freeze_ms) / 1000))
-        for event in report.timeline:
-            self._log.info(f"{event.at_ms:+.3f} ms {event.event} {event.subject or ''}".rstrip())
-        self._log.info(f"run {report.run_id}: window {window_ms:.3f} ms, {report.consistency}")
-        if report.freeze_doubt:
-            self._log.error(f"the freeze is in doubt: {report.freeze_doubt}")
-        if not report.all_thawed:
-            self._log.error("not everything is thawed: run `vmsnapshot thaw`")
 
 
 class _UnreachableError(Exception):

@@ -18,19 +18,14 @@ from typing import Callable
 
 from vmsnapshot.handler import service
 from vmsnapshot.handler.configuration import VmBackupConfiguration, read_vmbackup_configuration
-from vmsnapshot.handler.environment import (
-    HandlerEnvironment,
-    HandlerEnvironmentError,
-    read_environment,
-    sequence_number,
-)
+from vmsnapshot.handler.environment import HandlerEnvironment, sequence_number
 from vmsnapshot.handler.events import delete_old_events, write_events
 from vmsnapshot.handler.files import write_atomically
 from vmsnapshot.handler.leftovers import thaw_leftovers
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.outcome import ALREADY_PROCESSED, CANNOT_START, KILLED, TRANSITIONING, Outcome
 from vmsnapshot.handler.processes import name_of
-from vmsnapshot.handler.reporting import Reporter, open_log
+from vmsnapshot.handler.reporting import Reporter, open_environment
 from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings import Job, quick_job, read_envelope, scrub
 from vmsnapshot.handler.state import State, WorkerRecord, carry_over
@@ -176,13 +171,8 @@ COMMANDS: dict[str, Callable[[Context], int]] = {
 
 def run(verb: str, base_directory: Path, environ: Mapping[str, str]) -> int:
     """Runs one command of the agent; whatever it meets, enable leaves a status."""
-    try:
-        environment = read_environment(base_directory)
-    except HandlerEnvironmentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 0
     configuration = read_vmbackup_configuration()
-    log = open_log(environment, configuration)
+    environment, log = open_environment(base_directory, configuration)
     context = Context(environment, environ, configuration, log)
     try:
         return COMMANDS[verb](context)

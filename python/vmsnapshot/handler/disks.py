@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmsnapshot.handler.mounts import Mount, visible
 from vmsnapshot.handler.settings import OS_DISK_LUN
+from vmsnapshot.mounts import Mount, visible
 
 # A generation 1 VM has the OS disk and the temporary disk on two emulated IDE controllers.
 _IDE_OS = "00000000-0000-"

@@ -28,7 +28,7 @@ _SEQUENCE_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class HandlerEnvironmentError(VmsnapshotError):
-    """HandlerEnvironment.json is missing or cannot be used, so nothing can be reported either."""
+    """HandlerEnvironment.json is missing or cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,25 @@ def read_environment(
         config_folder=base / _required(folders, "configFolder", file),
         status_folder=base / _required(folders, "statusFolder", file),
         events_folder=base / events if _is_usable(events) else None,
+        base_directory=base,
+        lib_directory=base.parent,
+    )
+
+
+def assumed_environment(base_directory: Path) -> HandlerEnvironment:
+    """Returns the environment as every agent lays it out, for when its file cannot be used.
+
+    A command that gave up instead would leave its job without a status.
+    """
+    base = base_directory.absolute()
+    name = base.name.rpartition("-")[0] or base.name
+    return HandlerEnvironment(
+        name=name,
+        schema_version="1.0",
+        log_folder=Path("/var/log/azure") / name,
+        config_folder=base / "config",
+        status_folder=base / "status",
+        events_folder=None,
         base_directory=base,
         lib_directory=base.parent,
     )

@@ -11,26 +11,25 @@ This is independent of the agent's commands and of their settings. What it has i
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnapshot import _native
-from vmsnapshot.errors import PlanError, PrepareError, VmsnapshotError
+from vmsnapshot.errors import VmsnapshotError
 from vmsnapshot.handler.background import Background, Session
 from vmsnapshot.handler.configuration import VmBackupConfiguration, read_vmbackup_configuration
 from vmsnapshot.handler.disks import Disks
-from vmsnapshot.handler.environment import HandlerEnvironmentError, read_environment
+from vmsnapshot.handler.freezing import Freezing
 from vmsnapshot.handler.host import host_address
 from vmsnapshot.handler.leftovers import thaw_leftovers
 from vmsnapshot.handler.lock import SafeFreezeLock
 from vmsnapshot.handler.log import HOST_BASED_EXTENSION_LOG, Log
-from vmsnapshot.handler.mounts import Mount, read_mounts
+from vmsnapshot.handler.reporting import open_environment
 from vmsnapshot.handler.secret import described, redacted
 from vmsnapshot.interruptions import Interruptions
-from vmsnapshot.progress import FREEZING
+from vmsnapshot.mounts import Mount, read_mounts
 
 INTERVAL_SECONDS = 300.0
 """From the beginning of one poll to that of the next."""
@@ -55,9 +54,6 @@ UNEXPECTED_SNAPSHOT = "UNEXPECTED_SNAPSHOT_EXC"
 TOOK_TOO_LONG = "SNAPSHOT_TOOK_TOO_LONG"
 INCONSISTENT = "SNAPSHOT_INCONSISTENT"
 
-# How long to wait for another run of the engine; as long as for the lock.
-_ANOTHER_RUN_LIMIT_SECONDS = 35.0
-_RETRY_SECONDS = 0.1
 _ANSWER_LIMIT_BYTES = 1024 * 1024
 
 # What `prepare` says when the host itself is the obstacle.
@@ -125,17 +121,8 @@ def run_polling(
 
     Told between two polls it ends at once; told while it does a request, when that is thawed and published.
     """
-    try:
-        environment = read_environment(base_directory)
-    except HandlerEnvironmentError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    log = Log(
-        environment.log_folder,
-        environment.base_directory.name,
-        file_name=HOST_BASED_EXTENSION_LOG,
-        write_log=read_vmbackup_configuration().write_log,
-    )
+    configuration = read_vmbackup_configuration()
+    _, log = open_environment(base_directory, configuration, file_name=HOST_BASED_EXTENSION_LOG)
     try:
         with Interruptions(), Background() as background:
             # First of all: a line cannot be written to a filesystem that a killed service left frozen.
@@ -220,7 +207,7 @@ class RestorePoint:
         log: Log,
     ) -> None:
         self._snapshot_id = snapshot_id
-        self._configuration = configuration
+        self._freezing = Freezing(configuration, interruptions, log)
         self._host = host
         self._interruptions = interruptions
         self._log = log
@@ -260,7 +247,6 @@ class RestorePoint:
             if failure.code == START_NOT_ANSWERED:
                 return failure
         else:
-            self._tell(report)
             if is_frozen_and_called(report):
                 return failure_of(report)
             code = _FREEZE_ERRORS.get(report.freeze_doubt_code or "", UNEXPECTED_FREEZE)
@@ -275,53 +261,9 @@ class RestorePoint:
             body=self._body(None),
             time_limit=CALL_LIMIT_SECONDS,
         )
-        with (
-            SafeFreezeLock(),
-            self._prepare(self._plan(), call) as session,
-            self._log.suspended(discard=self._configuration.discard_lines_while_frozen),
-        ):
-            return session.run()
-
-    def _plan(self) -> _native.Plan:
-        disks = Disks()
-        excluded = [*sorted(disks.resource_devices()), *usb_filesystems(read_mounts(), disks)]
-        for pattern in self._configuration.mounts_to_skip:
-            try:
-                _native.plan(exclude=[pattern])
-            except PlanError as error:
-                self._log.warning(f"MountsToSkip: {error}; it is passed over")
-            else:
-                excluded.append(pattern)
-        plan = _native.plan(exclude=excluded)
-        names = ", ".join(f"`{filesystem.mount_point}`" for filesystem in plan.filesystems)
-        self._log.info(f"to freeze: {names or 'nothing'}")
-        return plan
-
-    def _prepare(self, plan: _native.Plan, call: _native.HostCall) -> _native.Session:
-        until = time.monotonic() + _ANOTHER_RUN_LIMIT_SECONDS
-        has_thawed = False
-        while True:
-            try:
-                return _native.prepare(
-                    plan,
-                    host_call=call,
-                    thaw_timeout=self._configuration.thaw_timeout_seconds,
-                    connect_timeout=CALL_LIMIT_SECONDS,
-                    progress=self._on_phase,
-                )
-            except PrepareError as error:
-                if error.code == "left-frozen" and not has_thawed:
-                    has_thawed = True
-                    thaw_leftovers(self._log)
-                elif error.code == "another-run" and time.monotonic() < until:
-                    # Somebody at the command line: a backup job would have the lock.
-                    time.sleep(_RETRY_SECONDS)
-                else:
-                    raise
-
-    def _on_phase(self, sentence: str) -> None:
-        if sentence == FREEZING:
-            self._interruptions.hold()
+        plan = self._freezing.plan(usb_filesystems(read_mounts(), Disks()))
+        with SafeFreezeLock(), self._freezing.prepare(plan, host_call=call) as session:
+            return self._freezing.run(session)
 
     def _start_unfrozen(self, failure: Failure) -> None:
         """Has the host take its snapshots although nothing is frozen; they are told to be no better."""
@@ -348,13 +290,6 @@ class RestorePoint:
         if failure is not None:
             document["error"] = {"code": failure.code, "message": failure.message}
         return json.dumps(document).encode()
-
-    def _tell(self, report: _native.Report) -> None:
-        for event in report.timeline:
-            self._log.info(f"{event.at_ms:+.3f} ms {event.event} {event.subject or ''}".rstrip())
-        self._log.info(f"run {report.run_id}: window {report.window_ms or 0.0:.3f} ms")
-        if not report.all_thawed:
-            self._log.error("not everything is thawed: run `vmsnapshot thaw`")
 
 
 def usb_filesystems(mounts: Iterable[Mount], disks: Disks, sys: Path = Path("/sys")) -> list[str]:

@@ -7,9 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vmsnapshot.handler.configuration import VmBackupConfiguration
-from vmsnapshot.handler.environment import HandlerEnvironment
+from vmsnapshot.handler.environment import (
+    HandlerEnvironment,
+    HandlerEnvironmentError,
+    assumed_environment,
+    read_environment,
+)
 from vmsnapshot.handler.files import write_atomically
-from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.log import EXTENSION_LOG, Log
 from vmsnapshot.handler.outcome import Outcome
 from vmsnapshot.handler.settings import Job
 from vmsnapshot.handler.state import State
@@ -19,9 +24,24 @@ from vmsnapshot.handler.telemetry import Telemetry, machine_facts
 NOTHING_MEASURED = StorageDetails()
 
 
-def open_log(environment: HandlerEnvironment, configuration: VmBackupConfiguration) -> Log:
-    """Makes the log of this process."""
-    return Log(environment.log_folder, environment.base_directory.name, write_log=configuration.write_log)
+def open_environment(
+    base_directory: Path, configuration: VmBackupConfiguration, *, file_name: str = EXTENSION_LOG
+) -> tuple[HandlerEnvironment, Log]:
+    """Reads where this process's files are, and makes its log; what cannot be read is assumed, and logged."""
+    problem = None
+    try:
+        environment = read_environment(base_directory)
+    except HandlerEnvironmentError as error:
+        environment, problem = assumed_environment(base_directory), str(error)
+    log = Log(
+        environment.log_folder,
+        environment.base_directory.name,
+        file_name=file_name,
+        write_log=configuration.write_log,
+    )
+    if problem:
+        log.error(f"{problem}; the agent's usual folders are assumed")
+    return environment, log
 
 
 class Reporter:

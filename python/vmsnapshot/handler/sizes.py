@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vmsnapshot.handler.disks import Disks
-from vmsnapshot.handler.mounts import Mount, visible
 from vmsnapshot.handler.settings import OS_DISK_LUN, Pair, Settings
+from vmsnapshot.mounts import Mount, visible
 
 DEFAULT_LIMIT_SECONDS = 5.0
 """How long `compute` may take; it takes milliseconds unless a filesystem hangs."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from vmsnapshot import _native
 from vmsnapshot.handler import guest, host, service
@@ -24,12 +25,11 @@ from vmsnapshot.handler.configuration import (
     read_waagent_configuration,
 )
 from vmsnapshot.handler.disks import Disks
-from vmsnapshot.handler.environment import HandlerEnvironment
+from vmsnapshot.handler.environment import HandlerEnvironment, sequence_number
 from vmsnapshot.handler.events import write_events
 from vmsnapshot.handler.host import PreSnapshot
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.mode import choose_mode
-from vmsnapshot.handler.mounts import partition_count, read_mounts
 from vmsnapshot.handler.outcome import (
     BROKEN,
     INSTALLED,
@@ -46,7 +46,7 @@ from vmsnapshot.handler.outcome import (
 )
 from vmsnapshot.handler.protected import OPENSSL, ProtectedSettingsError, decrypt
 from vmsnapshot.handler.proxies import Proxies
-from vmsnapshot.handler.reporting import Reporter, open_log
+from vmsnapshot.handler.reporting import Reporter, open_environment
 from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings import (
     Command,
@@ -65,6 +65,7 @@ from vmsnapshot.handler.state import State
 from vmsnapshot.handler.status import StorageDetails
 from vmsnapshot.handler.uploads import Uploads
 from vmsnapshot.interruptions import Interruptions
+from vmsnapshot.mounts import partition_count, read_mounts
 
 # The service gives up on a command after this time (contract 1.7).
 LATE_AFTER = datetime.timedelta(minutes=140)
@@ -316,16 +317,18 @@ class Worker:
         (self._log.info if outcome.is_success else self._log.error)(text)
 
 
-def run_worker(
-    environment: HandlerEnvironment, sequence_number: int, environ: Mapping[str, str], *, mends: bool = False
-) -> None:
+def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool = False) -> None:
     """Does one job in this process, in a control group of its own, so that a service manager spares it."""
     configuration = read_vmbackup_configuration()
-    log = open_log(environment, configuration)
+    environment, log = open_environment(base_directory, configuration)
+    number = sequence_number(environment, environ)
+    if number is None:
+        log.error("a worker was started without a sequence number")
+        return
     state = State(environment.base_directory, environment.lib_directory)
     reporter = Reporter(
         environment,
-        sequence_number,
+        number,
         Job(),
         state,
         real_consistency_numbers=configuration.real_consistency_numbers,
@@ -351,5 +354,5 @@ def run_worker(
         disabled=configuration.events_disabled,
     )
     for record in state.workers():
-        if record.sequence_number == sequence_number:
+        if record.sequence_number == number:
             record.forget()

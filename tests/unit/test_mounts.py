@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnapshot.handler.mounts import Mount, parse_mountinfo, partition_count, read_mounts, visible
+from vmsnapshot.mounts import Mount, parse_mountinfo, partition_count, read_mounts, visible
 
 UBUNTU = b"""\
 22 27 0:21 / /proc rw,nosuid - proc proc rw
