@@ -1,0 +1,252 @@
+"""What a job reports when freeze, thaw or services fail: with real freezes, through ``enable``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.extension.conftest import Vm
+from tests.extension.test_settings import final
+from tests.support.freezing import frozen, is_frozen, thaw
+from tests.support.host_service import NEVER_MS, Answer, Script, blob_error, json_answer
+from tests.support.protected_settings import object_str
+
+LIMIT = blob_error(409, "SnapshotCountExceeded", "The snapshot count against this blob has been exceeded.")
+RATE = blob_error(409, "SnapshotOperationRateExceeded", "The rate of snapshot blob calls is exceeded.")
+BUSY = blob_error(503, "ServerBusy", "The server is busy.")
+NEVER = Answer(after_ms=NEVER_MS)
+
+
+def item(is_successful: object, **more: object) -> dict[str, Any]:
+    """A disk's entry in the host's answer."""
+    uri = "https://h/b?snapshot=2025-05-14T02:10:07.4821190Z"
+    return {
+        "isSuccessful": is_successful,
+        "snapshotUri": uri if str(is_successful).lower() == "true" else None,
+        "errorMessage": None,
+        "statusCode": 200,
+        **more,
+    }
+
+
+def items(*are_successful: object) -> Answer:
+    """The host's answer with such entries."""
+    return json_answer({"snapshotInfo": [item(is_successful) for is_successful in are_successful]})
+
+
+GUEST = [
+    ("some disks failed", [BUSY], ("error", "76", 761)),
+    ("the limit is reached", [LIMIT], ("error", "85", 85)),
+    ("the rate is exceeded", [RATE], ("error", "173", 173)),
+    ("a disk does not answer", [NEVER], ("error", "76", 761)),
+]
+
+
+@pytest.mark.parametrize(("script", "expected"), [row[1:] for row in GUEST], ids=[row[0] for row in GUEST])
+def test_guest_snapshots_of_which_some_fail(
+    vm: Vm, script: list[Script], expected: tuple[str, str, int]
+) -> None:
+    vm.extension.configure(timeout=2)
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    vm.service.script(job.disks[1], *script, operation="PUT snapshot")
+    report = job.run()
+    assert final(report) == expected
+    first, second = report["snapshotInfo"]
+    assert (first["isSuccessful"], second["isSuccessful"]) == (True, False)
+    assert first["snapshotUri"].startswith(f"{first['blobUri']}?snapshot=")
+    # The reference leaves out which disk it was.
+    assert second["blobUri"].endswith(job.disks[1])
+    assert_thawed(vm)
+
+
+HOST = [
+    (
+        "items that are the text false",
+        json_answer({"snapshotInfo": [item("true"), item("false")]}),
+        (76, 761),
+    ),
+    ("items that are JSON false", json_answer({"snapshotInfo": [item("true"), item(False)]}), (76, 761)),
+    ("nothing but failures", json_answer({"snapshotInfo": [item("false"), item("false")]}), (76, 76)),
+    ("an empty list", json_answer({"snapshotInfo": []}), (76, 76)),
+    ("an empty answer", Answer(200), (76, 76)),
+    ("no JSON", Answer(200, b"<html>"), (76, 76)),
+    ("404", Answer(404), (76, 76)),
+    ("500 without its document", Answer(500, b"oops"), (556, 556)),
+    ("500 with its document", Answer(500, b'{ "error": {"code": "x"}}'), (76, 76)),
+    ("a dropped connection", Answer(drops_connection=True), (76, 76)),
+    ("no answer", NEVER, (76, 76)),
+]
+
+
+@pytest.mark.parametrize(("answer", "codes"), [row[1:] for row in HOST], ids=[row[0] for row in HOST])
+def test_host_that_fails(vm: Vm, answer: Answer, codes: tuple[int, int]) -> None:
+    vm.extension.configure(timeout=2)
+    vm.service.script("dosnapshot", answer)
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    report = job.run()
+    assert final(report) == ("error", str(codes[0]), codes[1])
+    assert len(vm.service.requests("dosnapshot")) == 1
+    assert_thawed(vm)
+
+
+def test_hosts_own_form_of_success_is_passed_on(vm: Vm) -> None:
+    vm.service.script("dosnapshot", items("true", True))
+    report = vm.job(vm.new_number(), mode="onlyHost").run()
+    assert final(report) == ("success", "1", 1)
+    assert [entry["isSuccessful"] for entry in report["snapshotInfo"]] == ["true", True]
+
+
+def test_direct_drive_disks_are_identified(vm: Vm) -> None:
+    identifier = {
+        "creationTime": "2025-05-14T02:10:07.5123456Z",
+        "id": "5B1D3E70-1111-4222-8333-444455556666",
+        "token": "opaque",
+        "instantAccessDurationMinutes": 300,
+    }
+    uri = "https://h/disks/77aa/snapshots?snapshotId=5B1D"
+    entry = item("true", snapshotUri=uri, ddSnapshotIdentifier=identifier)
+    vm.service.script("dosnapshot", json_answer({"snapshotInfo": [entry]}))
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    report = job.run()
+    [entry] = report["snapshotInfo"]
+    assert (entry["snapshotUri"], entry["blobUri"]) == (None, "https://h/disks/77aa")
+    assert entry["directDriveSnapshotIdentifier"] == {
+        "creationTime": {"DateTime": "/Date(1747188607512)/", "OffsetMinutes": 0},
+        "id": identifier["id"],
+        "token": "opaque",
+        "instantAccessDurationMinutes": 300,
+    }
+    assert b'"DateTime": "\\/Date(1747188607512)\\/"' in vm.service.content(job.status_blob)
+
+
+def test_freeze_of_somebody_else_fails_the_job_and_is_left_alone(vm: Vm) -> None:
+    other = vm.filesystems[1].mount_point
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    with frozen(other):
+        report = job.run()
+        assert is_frozen(other)
+    assert final(report) == ("error", "121", 121)
+    assert report["snapshotInfo"] == []
+    assert vm.service.requests("PUT snapshot") == []
+    assert_thawed(vm)
+
+
+def test_failed_freeze_of_the_guest_that_stands_in_for_the_host(vm: Vm) -> None:
+    vm.service.script("presnapshot", Answer(404))
+    job = vm.job(vm.new_number(), mode="firstHostThenGuest")
+    with frozen(vm.filesystems[0].mount_point):
+        report = job.run()
+    assert final(report) == ("error", "121", 761)
+
+
+@pytest.mark.parametrize("mode", ["onlyGuest", "onlyHost"])
+def test_failed_freeze_is_a_crash_consistent_success_where_the_job_allows_it(vm: Vm, mode: str) -> None:
+    vm.service.script("dosnapshot", items("true"))
+    job = vm.job(vm.new_number(), disks=1, mode=mode)
+    job.custom.update(canTakeCrashConsistentSnapshot=True, backupRetryCount=1)
+    with frozen(vm.filesystems[0].mount_point):
+        report = job.run()
+        assert is_frozen(vm.filesystems[0].mount_point)
+    assert final(report) == ("success", "1", 121)
+    assert json.loads(report["formattedMessage"]["message"])["snapshotConsistency"] == 3
+    assert telemetry(report)["consistencyType"] == "crashConsistent"
+    assert len(report["snapshotInfo"]) == 1
+
+
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_thaw_by_somebody_else_makes_the_snapshots_inconsistent(vm: Vm, is_allowed: bool) -> None:
+    vm.service.script("dosnapshot", replace(items("true"), after_ms=500.0))
+    job = vm.job(vm.new_number(), disks=1, mode="onlyHost")
+    job.custom.update(canTakeCrashConsistentSnapshot=is_allowed, backupRetryCount=1)
+    job.enable()
+    vm.service.wait_for("dosnapshot")
+    thaw(vm.filesystems[0].mount_point)
+    vm.extension.finish()
+    report = job.blob_report()
+    assert final(report) == (("success", "1", 1) if is_allowed else ("error", "2", 2))
+    assert len(report["snapshotInfo"]) == 1
+
+
+def test_unreachable_blob_service_keeps_the_freeze_from_happening(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    uris = [vm.service.uri(disk).replace(f":{vm.service.port}/", ":9/") for disk in job.disks]
+    job.protected["objectStr"] = object_str({"blobSASUri": uris})
+    report = job.run()
+    assert final(report) == ("error", "76", 76)
+    assert [entry["isSuccessful"] for entry in report["snapshotInfo"]] == [False, False]
+    assert "FreezeTime" not in telemetry(report)
+
+
+def test_nothing_to_freeze_is_no_failure(vm: Vm) -> None:
+    vm.extension.configure(MountsToSkip="/, ext4, xfs")
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    assert final(job.run()) == ("success", "1", 1)
+    assert "to freeze: nothing" in vm.extension.log()
+
+
+def test_skipped_mounts_are_not_frozen(vm: Vm) -> None:
+    skipped, frozen = (filesystem.mount_point for filesystem in vm.filesystems)
+    vm.extension.configure(MountsToSkip=f"/,{skipped}")
+    before = vm.extension.log()
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    assert final(job.run()) == ("success", "1", 1)
+    log = vm.extension.log()[len(before) :]
+    assert f"to freeze: `{frozen}`\n" in log
+    assert f"freeze called {skipped}" not in log
+
+
+def test_method_of_the_configuration_wins_over_the_settings(vm: Vm) -> None:
+    vm.extension.configure(SnapshotMethod="onlyHost")
+    vm.job(vm.new_number(), mode="onlyGuest").run()
+    assert len(vm.service.requests("dosnapshot")) == 1
+    assert vm.service.requests("PUT snapshot") == []
+
+
+def test_excluded_disks_without_a_list_fail_the_job_before_anything(vm: Vm) -> None:
+    job = vm.job(vm.new_number())
+    job.included_disks.update(
+        isAnyDiskExcluded=True, dataDiskLunList=[], isOSDiskIncluded=False, isAnyWADiskIncluded=True
+    )
+    report = job.run()
+    assert final(report) == ("error", "17", 17)
+    assert report["snapshotInfo"] is None
+    assert vm.service.requests("presnapshot") == []
+
+
+def test_uploads_can_be_switched_off(vm: Vm) -> None:
+    vm.extension.configure(UploadStatusAndLog="False")
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    job.enable()
+    vm.extension.finish()
+    assert final(vm.extension.report(job.number)) == ("success", "1", 1)
+    assert {request.blob for request in vm.service.requests()} == {"", *job.disks}
+
+
+def test_failed_upload_does_not_change_the_outcome_and_is_told(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    vm.service.script(job.logs_blob, Answer(403))
+    report = job.run()
+    assert final(report) == ("success", "1", 1)
+    assert telemetry(report)["statusBlobUploadError"] == "true"
+
+
+def test_status_blob_of_somebody_else_is_left_alone(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    vm.service.create_block_blob(job.status_blob, b"the result of another run")
+    job.enable()
+    vm.extension.finish()
+    assert vm.service.content(job.status_blob) == b"the result of another run"
+    assert final(vm.extension.report(job.number)) == ("success", "1", 1)
+
+
+def telemetry(report: dict[str, Any]) -> dict[str, str]:
+    """The report's telemetry."""
+    return {pair["Key"]: pair["Value"] for pair in report["telemetryData"]}
+
+
+def assert_thawed(vm: Vm) -> None:
+    """Nothing is frozen."""
+    assert not any(is_frozen(filesystem.mount_point) for filesystem in vm.filesystems)
