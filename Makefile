@@ -44,7 +44,7 @@ help: ## print this list
 
 extension: $(EXTENSION) ## build the extension package for Azure, in dist/
 
-demo: build system-packages-test $(AZURITE_STAMP) ## the main job, on filesystems and a blob service of its own (root)
+demo: build extension system-packages-test $(AZURITE_STAMP) ## the main job, on filesystems and a blob service of its own (root)
 	@$(PYTHON) -m tests.demo
 
 test: build extension system-packages-test $(AZURITE_STAMP) $(AGENT_STAMP) ## all tests (root)

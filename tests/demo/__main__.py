@@ -21,11 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.demo import extension
 from tests.demo.interruptions import InterruptedBySignalError, Interruptions
 from tests.support import processes
 from tests.support.azurite import CONTAINER, Azurite
-from tests.support.certificates import make_certificates
+from tests.support.certificates import Certificates, make_certificates
+from tests.support.extension import NAME, VERSION, built_package, unpack
 from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems, scratch_directory
+from tests.support.host_service import Answer, HostService
+from tests.support.isolation import Sandbox
 from tests.support.rescue import RCU_EXPEDITED, RescueThaw
 from tests.support.writers import Writer
 
@@ -175,7 +179,53 @@ class Demo:
         findings.note("nothing is frozen any more, says `vmsnapshot status`", not frozen_below(directory))
         findings.note("expedited RCU is set as it was before", read_rcu() == rcu_before)
         findings.note("the rescue, which thaws when all else fails, had nothing to do", rescue.thawed == [])
+        self.show_extension(findings, directory, disks, azurite, certificates)
         return findings.all_hold
+
+    def show_extension(
+        self,
+        findings: Findings,
+        directory: Path,
+        disks: list[Disk],
+        azurite: Azurite,
+        certificates: Certificates,
+    ) -> None:
+        """Does the same once more, by the extension package."""
+        heading(
+            "The same, as Azure Backup does it",
+            """
+            The extension package, unpacked and enabled as the Azure Linux agent does: settings from the
+            service, the SAS URIs encrypted for this VM's certificate, a host that leaves the snapshots to the
+            guest, a status file for the agent, a status blob for Azure Backup. It runs in a sandbox, in which
+            only the demo's filesystems can be frozen.
+            """,
+        )
+        base_directory = directory / "waagent" / f"{NAME}-{VERSION}"
+        unpack(built_package(), base_directory)
+        host = self.make(HostService())
+        host.script("presnapshot", Answer(404))
+        rescue = self.make(RescueThaw([disk.filesystem.mount_point for disk in disks], RESCUE_AFTER_SECONDS))
+        sandbox = self.make(Sandbox([disk.filesystem for disk in disks]))
+        contents = {}
+        for disk in disks:
+            contents[disk.name] = os.urandom(CONTENT_BYTES)
+            blob = azurite.service.get_blob_client(CONTAINER, disk.name)
+            blob.upload_page(contents[disk.name], offset=0, length=CONTENT_BYTES)
+        with self.interruptions.held():
+            vm = extension.prepare(sandbox, base_directory, host.port, azurite)
+            report = extension.run_job(vm, azurite, certificates, list(contents))
+        print()
+        findings.note(
+            "the job was a success (code 1: consistent filesystems)",
+            (report["status"], report["code"]) == ("success", "1"),
+        )
+        for item in report["snapshotInfo"] or []:
+            name = item["blobUri"].rpartition("/")[2]
+            snapshot = item["snapshotUri"].partition("?snapshot=")[2]
+            holds = azurite.read_snapshot(name, snapshot) == contents[name]
+            findings.note(f"the snapshot of {name} holds what the blob held", holds)
+        findings.note("every disk has one", len(report["snapshotInfo"] or []) == len(disks))
+        findings.note("and the rescue had nothing to do", rescue.cancel() == [])
 
     def make(self, context: contextlib.AbstractContextManager[_Made]) -> _Made:
         """Enters a context that ends with the demo; a signal waits until it is noted."""
