@@ -35,7 +35,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 EXTENSION := dist/VMSnapshotLinux-$(VERSION).zip
 EXTENSION_SOURCES := LICENSE Cargo.toml $(shell find handler python -name __pycache__ -prune -o -type f ! -name '*.so' -print)
 
-.PHONY: help build extension demo test check bench clean system-packages-build system-packages-test
+.PHONY: help build extension release demo test check bench clean system-packages-build system-packages-test
 
 build: $(BUILD_STAMP) ## build; leaves the command at .venv/bin/vmsnapshot (the default)
 
@@ -43,6 +43,13 @@ help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 extension: $(EXTENSION) ## build the extension package for Azure, in dist/
+
+release: $(PACKAGES_STAMP) $(EXTENSION_SOURCES) ## wheel and extension package for every system with glibc 2.17, in dist/
+	$(PYTHON) -m pip install --quiet --requirement handler/requirements-release.txt
+	rm -f dist/vmsnapshot-*.whl
+	PATH="$(abspath $(VENV))/bin:$$PATH" maturin build --release --locked --quiet --out dist \
+		--zig --compatibility manylinux2014 --target $(shell uname -m)-unknown-linux-gnu
+	$(PYTHON) handler/build.py --wheels $(VENV)/extension-wheels --own-wheel dist/vmsnapshot-*.whl --output $(EXTENSION)
 
 demo: build extension system-packages-test $(AZURITE_STAMP) ## the main job, on filesystems and a blob service of its own (root)
 	@$(PYTHON) -m tests.demo

@@ -1,8 +1,8 @@
 """Builds the extension package: ``python handler/build.py --wheels DIRECTORY --output FILE.zip``.
 
 Puts files together, and compiles nothing: the module is the one that ``make build`` has left in
-python/vmsnapshot, and what is brought along comes from the wheels that requirements.txt pins, which are
-downloaded once. The same input gives the same zip.
+python/vmsnapshot, or that of a wheel of ours (``make release``), and what is brought along comes from the
+wheels that requirements.txt pins, which are downloaded once. The same input gives the same zip.
 """
 
 from __future__ import annotations
@@ -38,11 +38,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="builds the extension package")
     parser.add_argument("--wheels", type=Path, required=True, help="where downloaded wheels are kept")
     parser.add_argument("--output", type=Path, required=True, help="the zip to write")
+    parser.add_argument("--own-wheel", type=Path, help="take the compiled module from this wheel of ours")
     arguments = parser.parse_args()
-    if not MODULE.exists():
+    if arguments.own_wheel is not None:
+        with zipfile.ZipFile(arguments.own_wheel) as archive:
+            module = archive.read("vmsnapshot/_native.abi3.so")
+    elif MODULE.exists():
+        module = MODULE.read_bytes()
+    else:
         print(f"error: {MODULE} is missing\nhint: run `make build`", file=sys.stderr)
         return 1
-    write_zip(arguments.output, package_files(pinned_wheels(arguments.wheels)))
+    write_zip(arguments.output, package_files(module, pinned_wheels(arguments.wheels)))
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
     return 0
 
@@ -63,10 +69,10 @@ def pinned_wheels(directory: Path) -> list[Path]:
     return sorted(found[digest] for digest in pinned)
 
 
-def package_files(wheels: list[Path]) -> dict[str, bytes]:
+def package_files(module: bytes, wheels: list[Path]) -> dict[str, bytes]:
     """Returns the files of the package by their names in it."""
     files: dict[str, bytes] = {}
-    for name, content in _parts(wheels):
+    for name, content in _parts(module, wheels):
         if name in files:
             raise ValueError(f"two parts of the package have a file `{name}`")
         files[name] = content
@@ -88,13 +94,13 @@ def write_zip(output: Path, files: dict[str, bytes]) -> None:
     partial.replace(output)
 
 
-def _parts(wheels: list[Path]) -> Iterator[tuple[str, bytes]]:
+def _parts(module: bytes, wheels: list[Path]) -> Iterator[tuple[str, bytes]]:
     yield "HandlerManifest.json", (HANDLER / "HandlerManifest.json").read_bytes()
     yield "LICENSE", (REPOSITORY / "LICENSE").read_bytes()
     for name in ("bin", "lib"):
         yield from _tree(HANDLER / name, name)
     yield from _tree(PACKAGE, "lib/vmsnapshot")
-    yield "lib/vmsnapshot/_native.abi3.so", MODULE.read_bytes()
+    yield "lib/vmsnapshot/_native.abi3.so", module
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():

@@ -59,9 +59,8 @@ def run_job(
         if time.monotonic() - begun > LIMIT_SECONDS:
             raise TimeoutError("the job has no final status")
         time.sleep(0.005)
-    print(
-        f"  {NUMBER}.status                {_line(extension.status(NUMBER))}, after {time.monotonic() - begun:.2f} s"
-    )
+    seconds = time.monotonic() - begun
+    print(f"  {NUMBER}.status                {_line(extension.status(NUMBER))}, after {seconds:.2f} s")
     assert extension.sandbox.wait_until_empty(LIMIT_SECONDS)
     content = azurite.service.get_blob_client(CONTAINER, STATUS_BLOB).download_blob().readall()
     report: dict[str, Any] = json.loads(content)[0]["status"]

@@ -101,7 +101,9 @@ def test_missing_vm_type_is_a_classic_vm(vm: Vm) -> None:
     assert vm.extension.status(job.number)["status"] == "error"
 
 
-@pytest.mark.parametrize("ticks", [None, "", "6.36458E+17", 6.36458e17, "soon", "9" * 400])
+@pytest.mark.parametrize(
+    "ticks", [None, "", "6.36458E+17", 6.36458e17, "soon", "9" * 400, "3155378975999999999"]
+)
 def test_ticks_that_are_no_time_skip_the_rule_and_are_echoed(vm: Vm, ticks: object) -> None:
     job = vm.job(vm.new_number(), disks=1, mode="onlyGuest", commandStartTimeUTCTicks=ticks)
     report = job.run()

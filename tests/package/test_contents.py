@@ -97,7 +97,7 @@ def test_files_of_the_same_name_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("vmsnapshot/__init__.py", "")
     with pytest.raises(ValueError, match="vmsnapshot/__init__"):
-        build.package_files([wheel])
+        build.package_files(b"", [wheel])
 
 
 def test_second_unpacking_over_the_first_changes_nothing(whole: Unpacked) -> None:

@@ -78,8 +78,6 @@ class PreSnapshot:
     """The HTTP status, or `NO_ANSWER`, `HOST_SERVICE_NOT_RUNNING`, `EMPTY_ANSWER`, `UNUSABLE_ANSWER`."""
     response_time: datetime.datetime | None = None
     """The host's clock, UTC, to the second; none unless all six fields were there and made a date."""
-    answered_at_ns: int = 0
-    """When the answer came (CLOCK_MONOTONIC): what the host's clock is to be counted from."""
     encryption: EncryptionDetails | None = None
     """Taken only when details were asked for."""
     error: str | None = None
@@ -89,12 +87,6 @@ class PreSnapshot:
     def is_ok(self) -> bool:
         """Whether the host takes snapshots: 200 or 201, with something in the body."""
         return self.telemetry_status in (200, 201)
-
-    def host_time(self, at_ns: int) -> datetime.datetime | None:
-        """What the host's clock shows at an instant of CLOCK_MONOTONIC, which need not be asked again."""
-        if self.response_time is None:
-            return None
-        return self.response_time + datetime.timedelta(microseconds=(at_ns - self.answered_at_ns) // 1000)
 
 
 @dataclass(frozen=True)
@@ -239,7 +231,6 @@ def _pre_snapshot_body(task_id: str | None, token: Secret, details: bool | None)
 
 
 def _read_pre_snapshot_answer(http_status: int, body: bytes, *, details_wanted: bool) -> PreSnapshot:
-    answered_at_ns = time.monotonic_ns()
     telemetry_status = _telemetry_status(http_status, body)
     if telemetry_status not in (200, 201):
         return PreSnapshot(telemetry_status, error=_why_unusable(telemetry_status))
@@ -254,7 +245,6 @@ def _read_pre_snapshot_answer(http_status: int, body: bytes, *, details_wanted: 
     return PreSnapshot(
         telemetry_status,
         response_time=_response_time(document.get("responseTime")),
-        answered_at_ns=answered_at_ns,
         encryption=_encryption(document) if details_wanted else None,
     )
 

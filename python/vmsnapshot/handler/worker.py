@@ -218,7 +218,8 @@ class Worker:
         self._reporter.telemetry.set("hostStatusCodePreSnapshot", str(answer.telemetry_status))
         if settings.start is not None:
             now = answer.response_time or datetime.datetime.now(datetime.timezone.utc)
-            self._late_at = time.monotonic() + (settings.start + LATE_AFTER - now).total_seconds()
+            # In this order: the start may be the last minute that a date can be.
+            self._late_at = time.monotonic() + (settings.start - now + LATE_AFTER).total_seconds()
         return answer
 
     def _is_late(self) -> bool:
