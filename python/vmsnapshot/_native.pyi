@@ -290,6 +290,7 @@ def prepare(
     metadata: dict[str, str] | None = None,
     blob_metadata: Sequence[dict[str, str]] = (),
     host_call: HostCall | None = None,
+    unusable_blobs: Literal["refuse", "report"] = "refuse",
     thaw_timeout: float = 10.0,
     sync_timeout: float | None = 30.0,
     connect_timeout: float = 10.0,
@@ -303,6 +304,12 @@ def prepare(
     ``metadata`` goes with every snapshot; ``blob_metadata``, if given, is one mapping a blob, which goes with
     the snapshot of that blob besides. ``host_call`` is sent together with the snapshot requests; a host that
     cannot be reached is a ``PrepareError`` like that of a blob, and its message names the host call.
+    ``unusable_blobs`` is what becomes of a blob whose URI or SAS is no good, that was given before, or whose
+    server cannot be reached within ``connect_timeout``. ``refuse``: the first one is a ``PrepareError``.
+    ``report``: it is sent nothing, the others are snapshotted, and its ``BlobOutcome`` is ``refused`` after no
+    attempt, with the code and the message of that error (``uri`` is empty where it could not be read); the
+    times and permissions of a SAS are left for the service to judge, since this machine's clock may be wrong.
+    A ``PrepareError`` is raised all the same where no blob can be asked, and no host.
     ``progress`` is called with a short sentence at the start of each phase, never inside the window.
     """
 
