@@ -133,12 +133,13 @@ def fault_server() -> Iterator[Callable[..., FaultServer]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_over() -> Iterator[None]:
-    """Fails the session if a filesystem or a loop device of ours outlives it."""
+    """Fails the session if a filesystem or a loop device of its own outlives it."""
     yield
     work = REPOSITORY / ".work"
-    left = [str(mount.mount_point) for mount in mounts_below(work)] + [
-        str(device) for device in loop_devices_below(work)
-    ]
+    # Another session may be under way beside this one.
+    ours = f"{work}/run-{os.getpid()}-"
+    left = [str(mount.mount_point) for mount in mounts_below(work) if str(mount.mount_point).startswith(ours)]
+    left += [f"{device} on {file}" for device, file in loop_devices_below(work) if str(file).startswith(ours)]
     assert not left, f"left over: {left}"
 
 

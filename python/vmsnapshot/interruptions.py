@@ -23,6 +23,12 @@ class Interruptions:
         """From here on nothing is obeyed; prints nothing, for the window's sake."""
         self._is_holding = True
 
+    def release(self) -> None:
+        """Obeys again, and at once if something came meanwhile: raises `KeyboardInterrupt`."""
+        self._is_holding = False
+        if self.noted:
+            raise KeyboardInterrupt
+
     def __enter__(self) -> Interruptions:
         # Signals are handled in the main thread only, so none is raised in another.
         if threading.current_thread() is threading.main_thread():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -92,6 +92,8 @@ def test_worker_has_a_session_and_a_control_group_of_its_own(vm: Vm) -> None:
     assert os.getsid(worker) == worker
     assert os.getpgid(worker) == worker
     assert Path(f"/proc/{worker}/cwd").readlink() == Path("/")
+    groups = Path(f"/proc/{worker}/cgroup").read_text().splitlines()
+    assert any(line.startswith("0::/") and "/vmsnapshot-worker-" in line for line in groups), groups
     assert all(Path(f"/proc/{worker}/fd/{number}").readlink() == Path("/dev/null") for number in range(3))
 
 
@@ -117,37 +119,6 @@ def test_worker_before_its_window_ends_without_a_snapshot(vm: Vm) -> None:
     assert final(job.blob_report()) == ("error", "2", 2)
     assert "ended by disable" in message(job.blob_report())
     assert vm.service.requests("PUT snapshot") == []
-
-
-def test_killed_worker_leaves_nothing_frozen_and_its_job_gets_a_final_status(vm: Vm) -> None:
-    vm.service.script("dosnapshot", Answer(after_ms=NEVER_MS))
-    job = vm.job(vm.new_number(), mode="onlyHost")
-    job.enable()
-    vm.service.wait_for("dosnapshot")
-    os.kill(worker_of(vm), signal.SIGKILL)
-    vm.extension.finish()
-    assert not any(is_frozen(filesystem.mount_point) for filesystem in vm.filesystems)
-    assert final(job.blob_report()) == ("success", "4", 1)
-    # What comes next, the agent's restart say, is the same number once more.
-    vm.service.script("dosnapshot", USUAL)
-    job.enable()
-    vm.extension.finish()
-    assert final(vm.extension.report(job.number)) == ("error", "2", 2)
-    assert final(job.blob_report()) == ("error", "2", 2)
-    assert "ended before it could report" in message(job.blob_report())
-    assert len(vm.service.requests("dosnapshot")) == 1
-
-
-@pytest.mark.parametrize("verb", ["disable", "uninstall"])
-def test_killed_workers_status_is_mended_by_the_next_command(vm: Vm, verb: str) -> None:
-    vm.service.script("presnapshot", Answer(after_ms=NEVER_MS))
-    job = vm.job(vm.new_number(), mode="onlyHost")
-    job.enable()
-    vm.service.wait_for("presnapshot")
-    os.kill(worker_of(vm), signal.SIGKILL)
-    vm.extension.finish()
-    assert vm.extension.run(verb, 0).status == 0
-    assert final(vm.extension.report(job.number)) == ("error", "2", 2)
 
 
 @pytest.mark.parametrize("verb", ["disable", "uninstall", "update", "install"])
@@ -221,6 +192,55 @@ def test_environment_that_cannot_be_read_does_not_keep_enable_from_a_status(vm: 
         assert final(vm.extension.report(job.number))[1] != "4"
     finally:
         file.write_text(text)
+
+
+def test_two_enables_at_once_take_one_snapshot(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    vm.extension.write_settings(job.number, settings_file_text(job.settings(), job.protected))
+    environment = {
+        "ConfigSequenceNumber": str(job.number),
+        "AZURE_GUEST_AGENT_EXTENSION_PATH": str(vm.extension.base_directory),
+    }
+    command: list[str | Path] = [vm.extension.base_directory / "bin/handler", "enable"]
+    started = [
+        vm.extension.sandbox.popen(
+            command, environment=environment, directory=vm.extension.base_directory, stdin=subprocess.DEVNULL
+        )
+        for _ in range(2)
+    ]
+    assert [process.wait(timeout=30) for process in started] == [0, 0]
+    vm.extension.finish()
+    assert final(job.blob_report()) == ("success", "1", 1)
+    assert len(vm.service.snapshots(job.disks[0])) == 1
+
+
+def test_settings_that_the_agent_writes_again_while_the_worker_runs_are_scrubbed_too(vm: Vm) -> None:
+    vm.service.script("dosnapshot", Usual(after_ms=700.0))
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    job.enable()
+    vm.service.wait_for("dosnapshot")
+    job.enable()
+    vm.extension.finish()
+    assert final(job.blob_report()) == ("success", "1", 1)
+    assert 'protectedSettings"' not in vm.extension.settings_text(job.number)
+
+
+def test_status_that_cannot_be_written_to_its_file_is_in_the_blob(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    # A directory in its place: nothing can be renamed over it.
+    vm.extension.status_file(job.number).mkdir()
+    try:
+        assert final(job.run()) == ("success", "1", 1)
+    finally:
+        vm.extension.status_file(job.number).rmdir()
+    assert "could not write the status file" in vm.extension.log()
+
+
+def test_person_can_ask_what_is_frozen_without_the_command_line(vm: Vm) -> None:
+    for verb in ("status", "thaw"):
+        finished = vm.extension.run(verb)
+        assert finished.status == 0, finished.errors
+        assert "nothing" in finished.output
 
 
 def worker_of(vm: Vm) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -178,6 +179,46 @@ def test_unreachable_blob_service_keeps_the_freeze_from_happening(vm: Vm) -> Non
     assert final(report) == ("error", "76", 76)
     assert [entry["isSuccessful"] for entry in report["snapshotInfo"]] == [False, False]
     assert "FreezeTime" not in telemetry(report)
+
+
+@pytest.mark.parametrize("bad", ["unreachable", "blank", "unsigned"])
+def test_bad_disk_does_not_keep_the_others_from_being_snapshotted(vm: Vm, bad: str) -> None:
+    job = vm.job(vm.new_number(), mode="firstGuestThenHost")
+    good, other = (vm.service.uri(disk) for disk in job.disks)
+    bad_uri = {
+        "unreachable": other.replace(f":{vm.service.port}/", ":9/"),
+        "blank": " ",
+        "unsigned": other.partition("?")[0],
+    }[bad]
+    job.protected["objectStr"] = object_str({"blobSASUri": [good, bad_uri]})
+    report = job.run()
+    assert final(report) == ("error", "76", 761)
+    first, second = report["snapshotInfo"]
+    assert (first["isSuccessful"], second["isSuccessful"]) == (True, False)
+    assert second["errorMessage"] is None
+    # A partial failure is none for the host to make good.
+    assert vm.service.requests("dosnapshot") == []
+
+
+def test_clock_of_the_vm_does_not_judge_a_sas(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    expired = re.sub(r"&se=[^&]*", "&se=2001-01-01T00%3A00%3A00Z", vm.service.uri(job.disks[0]))
+    job.protected["objectStr"] = object_str({"blobSASUri": [expired]})
+    assert final(job.run()) == ("success", "1", 1)
+
+
+def test_lock_is_not_needed_where_nothing_is_frozen(vm: Vm) -> None:
+    vm.extension.configure(MountsToSkip="/, ext4, xfs")
+    directory = vm.extension.sandbox.path("/etc/azure/MicrosoftRecoverySvcsSafeFreezeLock")
+    file = directory / "SafeFreezeLockFile"
+    if file.exists():
+        file.unlink()
+        directory.rmdir()
+    directory.write_text("")
+    try:
+        assert final(vm.job(vm.new_number(), mode="onlyGuest").run()) == ("success", "1", 1)
+    finally:
+        directory.unlink()
 
 
 def test_nothing_to_freeze_is_no_failure(vm: Vm) -> None:

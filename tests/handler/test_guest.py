@@ -73,7 +73,7 @@ def test_body_of_a_refusal_is_bounded_and_has_no_signature() -> None:
     (item,) = blob_items([Outcome(body=f"\ufeffno such {URI}?sig={SIGNATURE}&sp=rw " + 5000 * "x")])
     assert item.error_message is not None
     assert item.error_message.startswith(f"no such {URI}?... x")
-    assert len(item.error_message) == 1024
+    assert len(item.error_message) == 4096
 
 
 def test_items_are_in_the_order_of_the_outcomes() -> None:

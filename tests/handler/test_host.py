@@ -390,7 +390,7 @@ def test_error_message_is_bounded_and_has_no_signature() -> None:
     message = f"could not reach {OS_URI}?sv=1&sig=c2VjcmV0&sp=rw " + 5000 * "x"
     (item,) = answer_of(entry(isSuccessful="false", errorMessage=message))
     assert item.error_message is not None
-    assert len(item.error_message) == 1024
+    assert len(item.error_message) == 4096
     assert "c2VjcmV0" not in item.error_message
 
 

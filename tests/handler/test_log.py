@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -138,9 +140,19 @@ def test_nothing_is_left_out_of_a_log_of_usual_size(log: Log) -> None:
     assert log.blob_text().count(b"number ") == 5_000
 
 
+@contextlib.contextmanager
+def suspended(log: Log, *, discard: bool = False) -> Iterator[None]:
+    """Suspends a log for the length of a block."""
+    log.suspend(discard=discard)
+    try:
+        yield
+    finally:
+        log.resume()
+
+
 def test_suspended_log_touches_no_file_and_writes_afterwards(log: Log, file: Path) -> None:
     log.info("before")
-    with log.suspended():
+    with suspended(log):
         file.rename(file.with_name("moved"))
         log.info("frozen")
         log.warning("still frozen")
@@ -151,14 +163,14 @@ def test_suspended_log_touches_no_file_and_writes_afterwards(log: Log, file: Pat
 
 
 def test_suspended_log_writes_even_if_the_run_raises(log: Log, file: Path) -> None:
-    with pytest.raises(ZeroDivisionError), log.suspended():
+    with pytest.raises(ZeroDivisionError), suspended(log):
         log.info("frozen")
         _ = 1 / 0
     assert texts_of(file) == ["frozen"]
 
 
 def test_discarded_lines_are_counted_and_their_errors_still_become_events(log: Log, file: Path) -> None:
-    with log.suspended(discard=True):
+    with suspended(log, discard=True):
         log.info("one")
         log.error("two")
     log.info("after")
@@ -170,7 +182,7 @@ def test_discarded_lines_are_counted_and_their_errors_still_become_events(log: L
 
 
 def test_nothing_is_said_of_no_discarded_lines(log: Log, file: Path) -> None:
-    with log.suspended(discard=True):
+    with suspended(log, discard=True):
         pass
     assert not file.exists()
 
@@ -191,7 +203,7 @@ def test_suspending_waits_for_a_line_that_is_being_written(
     writer.start()
     assert writing.wait(10)
     threading.Timer(0.1, go_on.set).start()
-    with log.suspended():
+    with suspended(log):
         assert texts_of(file) == ["written before the freeze"]
     writer.join(timeout=10)
 
@@ -204,7 +216,7 @@ def test_lines_of_many_threads_are_all_there_and_whole(log: Log, file: Path) -> 
     threads = [threading.Thread(target=write, args=(thread,)) for thread in range(4)]
     for thread in threads:
         thread.start()
-    with log.suspended():
+    with suspended(log):
         pass
     for thread in threads:
         thread.join(timeout=30)

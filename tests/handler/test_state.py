@@ -111,9 +111,9 @@ def test_worker_is_running_until_it_is_killed(machine: Machine) -> None:
     try:
         name = name_of(process.pid)
         assert name is not None
-        machine.state.record_worker(7, name)
+        assert machine.state.record_worker(7, name, "task")
         [record] = machine.state.workers()
-        assert record.sequence_number == 7
+        assert (record.sequence_number, record.task_id) == (7, "task")
         assert record.is_running()
     finally:
         process.kill()
@@ -131,12 +131,24 @@ def test_reused_process_id_is_no_running_worker() -> None:
     assert not ProcessName(name.pid, name.start_ticks, "another boot").is_alive()
 
 
-def test_record_that_is_no_record_names_no_worker(machine: Machine) -> None:
+def test_record_that_cannot_be_read_is_that_of_a_killed_worker(machine: Machine) -> None:
     directory = machine.base / "workers"
     directory.mkdir()
-    for number, text in enumerate(["", "[]", "{}", '{"pid": "x", "startTicks": 1, "bootId": ""}']):
+    texts = ["", "[]", "{}", '{"taskId": "task", "pid": "x", "startTicks": 1, "bootId": ""}']
+    for number, text in enumerate(texts):
         (directory / f"{number}.json").write_text(text)
-    assert machine.state.workers() == []
+    (directory / "notes.json").write_text("{}")
+    records = machine.state.workers()
+    assert [record.sequence_number for record in records] == [0, 1, 2, 3]
+    assert not any(record.is_running() for record in records)
+    assert records[3].task_id == "task"
+
+
+def test_what_cannot_be_written_is_told(machine: Machine) -> None:
+    (machine.base / "workers").write_text("")
+    (machine.base / SEQUENCE_FILE).mkdir()
+    assert not machine.state.record_worker(7, name_of(os.getpid()), None)
+    assert not machine.state.remember_sequence_number(7)
 
 
 def test_process_is_asked_to_end_before_it_is_killed() -> None:

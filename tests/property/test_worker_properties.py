@@ -88,14 +88,12 @@ def test_any_settings_file_ends_in_a_final_status(content: bytes, background: Ba
         key_pair().write(base.parent)
         (environment.config_folder / f"{NUMBER}.settings").write_bytes(content)
         configuration = VmBackupConfiguration()
+        log = Log(None, "test")
         state = State(base, base.parent, unique_machine_file=base / "machine")
-        reporter = Reporter(environment, NUMBER, Job(), state)
-        reporter.write_file(reporter.documents(TRANSITIONING))
+        reporter = Reporter(environment, NUMBER, Job(), configuration, log, state=state)
+        reporter.write_file(TRANSITIONING, reporter.documents(TRANSITIONING))
         with Interruptions() as interruptions:
-            job = worker.Worker(
-                environment, {}, configuration, reporter, Log(None, "test"), background, interruptions
-            )
-            job.run()
+            worker.Worker(environment, {}, configuration, reporter, log, background, interruptions).run()
         assert_final(json.loads((environment.status_folder / f"{NUMBER}.status").read_text()))
 
 

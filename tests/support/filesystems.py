@@ -153,14 +153,14 @@ def scratch_directory() -> Iterator[Path]:
             _remove_directory(directory)
 
 
-def loop_devices_below(directory: Path) -> list[Path]:
-    """Returns the loop devices whose file is (or was, before it was deleted) below ``directory``."""
+def loop_devices_below(directory: Path) -> list[tuple[Path, Path]]:
+    """Returns the loop devices whose file is (or was, before it was deleted) below ``directory``, with it."""
     devices = []
     for backing_file in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
             image = Path(backing_file.read_text().rstrip("\n"))
             if directory in image.parents:
-                devices.append(Path("/dev") / backing_file.parts[3])
+                devices.append((Path("/dev") / backing_file.parts[3], image))
     return devices
 
 
@@ -181,11 +181,11 @@ def _take_down(directory: Path) -> list[str]:
             with contextlib.suppress(CommandError):
                 run_bounded(["umount", "--lazy", mount.mount_point])
         device = Path(mount.source)
-        if device in loop_devices_below(directory):
+        if device in dict(loop_devices_below(directory)):
             problems += _detach(device)
         elif device.name.startswith("zram"):
             problems += _remove_zram(int(device.name[len("zram") :]))
-    for device in loop_devices_below(directory):
+    for device, _ in loop_devices_below(directory):
         problems += _detach(device)
     return problems
 

@@ -67,10 +67,9 @@ class RunningDemo:
         ours = f"{work}/run-{self.process.pid}-"
         left = [str(path) for path in work.iterdir() if str(path).startswith(ours)]
         left += [str(mount) for mount in mounts_below(work) if str(mount.mount_point).startswith(ours)]
-        for device in loop_devices_below(work):
-            backing_file = Path("/sys/block") / device.name / "loop/backing_file"
-            if backing_file.exists() and backing_file.read_text().startswith(ours):
-                left.append(f"{device} on {backing_file.read_text().strip()}")
+        for device, file in loop_devices_below(work):
+            if str(file).startswith(ours):
+                left.append(f"{device} on {file}")
         left += [f"process {pid}" for pid in processes_with(self.marker.encode())]
         if read_rcu() != self.rcu_before:
             left.append("rcu_expedited")

@@ -13,6 +13,8 @@ from vmsnapshot.handler import commands
 from vmsnapshot.handler.environment import find_base_directory
 
 USAGE = 2
+# For a person on the VM, where the command line is not installed: what is frozen, and its thaw.
+PEOPLES_VERBS = ("status", "thaw")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,8 +32,12 @@ def main(arguments: Sequence[str]) -> int:
     if verb == "poll":
         from vmsnapshot.handler.polling import run_polling
 
-        return run_polling(base_directory, os.environ)
-    print(f"usage: {' | '.join(commands.COMMANDS)}", file=sys.stderr)
+        os._exit(run_polling(base_directory, os.environ))
+    if verb in PEOPLES_VERBS:
+        from vmsnapshot import cli
+
+        return cli.main([verb])
+    print(f"usage: bin/handler {' | '.join((*commands.COMMANDS, *PEOPLES_VERBS))}", file=sys.stderr)
     return USAGE
 
 

@@ -6,6 +6,7 @@ engine.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Callable
@@ -38,6 +39,7 @@ _UNREACHABLE_CODES = frozenset(
         "tls-failed",
         "proxy-failed",
         "bad-request",
+        "bad-host-call",
         "bad-uri",
         "unsigned-uri",
         "bad-sas",
@@ -59,6 +61,8 @@ _FREEZE_RESULTS = {
     "freeze-late": FreezeResult.TIMED_OUT,
     "freeze-hung": FreezeResult.TIMED_OUT,
 }
+
+_DEADLINE_CODES = frozenset({"watchdog-fired", "thawed-by-watchdog"})
 
 
 class EndedEarlyError(Exception):
@@ -98,6 +102,7 @@ class Attempts:
         before_freeze: Callable[[], None],
     ) -> None:
         self._settings = settings
+        self._interruptions = interruptions
         self._freezing = Freezing(configuration, interruptions, log)
         self._proxies = proxies
         self._host_address = host_address
@@ -118,15 +123,10 @@ class Attempts:
 
         try:
             freeze, report = self._run(self._guest_calls(encryption))
-        except _UnreachableError as error:
-            message = redacted(error)
-            return attempt(
-                FreezeResult.NOT_TRIED,
-                tuple(
-                    SnapshotItem(False, error_message=message, blob_uri=blob.without_query)
-                    for blob in settings.blobs
-                ),
-            )
+        except _UnreachableError:
+            # No message: as for every call that was not answered, which is what the service expects.
+            failed_items = (SnapshotItem(False, blob_uri=blob.without_query) for blob in settings.blobs)
+            return attempt(FreezeResult.NOT_TRIED, tuple(failed_items))
         return attempt(freeze, () if report is None else blob_items(report.blobs))
 
     def by_host(self, pre_snapshot: PreSnapshot) -> Attempt:
@@ -171,17 +171,28 @@ class Attempts:
     def _run(self, calls: Calls) -> tuple[FreezeResult, _native.Report | None]:
         """Freezes, calls, thaws; without a freeze where that failed and the job allows it."""
         freeze, report = self._run_frozen(calls)
-        if freeze.code is not None and may_be_crash_consistent(self._settings):
-            self._log.warning("the freeze failed; the job allows a crash-consistent snapshot")
-            session = self._prepare(_native.plan().without_filesystems(), calls)
-            with session:
+        if freeze.code is None:
+            return freeze, report
+        is_allowed = may_be_crash_consistent(self._settings)
+        # What is still frozen needs a thaw and no second run; nor does a job that is told to end need one.
+        if not is_allowed or self._log.is_suspended or self._interruptions.noted:
+            return freeze, None
+        self._log.warning("the freeze failed; the job allows a crash-consistent snapshot")
+        try:
+            with self._prepare(_native.plan().without_filesystems(), calls) as session:
                 self._before_freeze()
                 return freeze, self._freezing.run(session)
-        return freeze, None if freeze.code is not None else report
+        except (PlanError, PrepareError) as error:
+            self._log.error(f"could not prepare a snapshot without a freeze: {redacted(error)}")
+            return freeze, None
 
     def _run_frozen(self, calls: Calls) -> tuple[FreezeResult, _native.Report | None]:
         try:
-            with SafeFreezeLock(), self._prepare(self._freezing.plan(), calls) as session:
+            with contextlib.ExitStack() as stack:
+                plan = self._freezing.plan()
+                if plan.filesystems:
+                    stack.enter_context(SafeFreezeLock())
+                session = stack.enter_context(self._prepare(plan, calls))
                 self._before_freeze()
                 report = self._freezing.run(session)
         except (LockHeldError, LockUnavailableError) as error:
@@ -212,6 +223,13 @@ class Attempts:
                 raise _UnreachableError(str(error)) from None
             if error.code == "bad-metadata":
                 raise EndedEarlyError(failed(Code.PARAMETERS, f"{redacted(error)} ")) from None
+            if error.code == "no-watchdog":
+                # The contract's case of a freeze helper that is not there.
+                self._log.error(redacted(error))
+                name = Code.ENGINE_NOT_FOUND.shown_as
+                raise EndedEarlyError(
+                    failed(Code.ENGINE_NOT_FOUND, f"{redacted(error)} StatusCode.{name},")
+                ) from None
             raise
 
     def _tell(self, report: _native.Report) -> None:
@@ -236,11 +254,15 @@ def _result_of_error(error: PrepareError) -> FreezeResult:
 
 
 def _freeze_result(report: _native.Report) -> FreezeResult:
-    result = _FREEZE_RESULTS.get(report.freeze_doubt_code, FreezeResult.BROKEN)
+    code = report.freeze_doubt_code
+    result = _FREEZE_RESULTS.get(code, FreezeResult.BROKEN)
     host_call = report.host_call
     was_sent = any(blob.attempts for blob in report.blobs) or (host_call is not None and host_call.attempts)
-    # The deadline came before everything was frozen, and the watchdog ended it.
-    return FreezeResult.TIMED_OUT if result is FreezeResult.BROKEN and not was_sent else result
+    if result is not FreezeResult.BROKEN or was_sent:
+        return result
+    # Nothing was sent, so it is not the thaw that came too late: the deadline came before everything was
+    # frozen, or something happened to the window or its watchdog.
+    return FreezeResult.TIMED_OUT if code in _DEADLINE_CODES else FreezeResult.FAILED
 
 
 def _header_text(value: Any) -> str:

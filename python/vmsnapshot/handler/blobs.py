@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import urllib.parse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vmsnapshot.handler.secret import SasUri, redacted
@@ -51,6 +51,8 @@ class WriteResult:
     reason: str | None = None
     failed: bool = False
     """Whether that is an error: a blob that was left alone on purpose is none."""
+    room_bytes: int | None = None
+    """What a page blob can hold, if the text did not fit and the blob cannot grow."""
 
 
 class BlobWriter:
@@ -165,8 +167,8 @@ class BlobWriter:
                     raise
                 if not self._may_cut_front or not size_bytes:
                     # Half a status is none, and it is better to leave the one that is there.
-                    cause = _judge(error)[0]
-                    return self._failed(f"it cannot grow from {size_bytes} to {len(pages)} bytes: {cause}")
+                    cause = f"it cannot grow from {size_bytes} to {len(pages)} bytes: {_judge(error)[0]}"
+                    return replace(self._failed(cause), room_bytes=size_bytes)
                 pages = _padded(_last_lines(text, size_bytes))
         if size_bytes:
             await blob.clear_page(offset=0, length=size_bytes)
@@ -181,7 +183,7 @@ class BlobWriter:
 
 async def is_own_unfinished(
     uri: SasUri,
-    task_id: str,
+    task_id: str | None,
     *,
     session: Session,
     proxy: str | None = None,

@@ -7,22 +7,30 @@ worker left behind is mended here, by whichever command comes next.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
 from vmsnapshot.handler import service
-from vmsnapshot.handler.configuration import VmBackupConfiguration, read_vmbackup_configuration
+from vmsnapshot.handler.configuration import (
+    WORKLOAD_CONFIGURATION,
+    VmBackupConfiguration,
+    read_vmbackup_configuration,
+    workload_name,
+)
 from vmsnapshot.handler.environment import HandlerEnvironment, sequence_number
 from vmsnapshot.handler.events import delete_old_events, write_events
 from vmsnapshot.handler.files import write_atomically
 from vmsnapshot.handler.leftovers import thaw_leftovers
-from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.log import Log, shell_line
 from vmsnapshot.handler.outcome import ALREADY_PROCESSED, CANNOT_START, KILLED, TRANSITIONING, Outcome
 from vmsnapshot.handler.processes import name_of
 from vmsnapshot.handler.reporting import Reporter, open_environment
@@ -35,8 +43,12 @@ ETC_AZURE = Path("/etc/azure")
 KEPT_FILES = 60
 # Beyond the thaw timeout: the status and log blobs have a limit of their own each.
 WORKER_PATIENCE_SECONDS = 60.0
-# The agent ends uninstall after 300 s.
-WORKER_PATIENCE_LIMIT_SECONDS = 240.0
+# The agent ends uninstall after 300 s, of which the polling service may take half a minute.
+WORKER_PATIENCE_LIMIT_SECONDS = 150.0
+MENDING_LIMIT_SECONDS = 45.0
+# No command is ever that long at work but one that waits for a worker.
+TURN_LIMIT_SECONDS = 30.0
+POLL_SECONDS = 0.02
 
 _WORKLOAD_TEMPLATE = """\
 [workload]
@@ -68,10 +80,10 @@ class Context:
 
 def install(context: Context) -> int:
     """Makes `/etc/azure`, the template for workloads, and the bytecode of what a worker imports."""
-    workload = ETC_AZURE / "workload.conf"
+    workload = WORKLOAD_CONFIGURATION
     try:
         ETC_AZURE.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if not _names_a_workload(workload):
+        if not workload_name(workload):
             write_atomically(workload, _WORKLOAD_TEMPLATE, 0o600)
     except OSError as error:
         # Jobs need the directory for the lock, and will say so; a read-only /etc is no reason not to install.
@@ -87,37 +99,70 @@ def enable(context: Context) -> int:
     if number is None:
         log.error("there is no sequence number: the agent gave none, and there is no settings file")
         return 0
+    killed = _killed(context)
     log.info(f"enable, sequence number {number}")
-    killed = mend(context)
     delete_old_events(environment.events_folder)
-    _put_aside(environment, number)
     if state.notice_restore():
         log.info("this VM was restored from another's disks: its last job is not ours")
     service.resume(environment, log)
-    settings_file = environment.config_folder / f"{number}.settings"
-    if number == state.last_sequence_number:
-        log.info("this sequence number was taken up before: nothing is to be done")
-        if number in killed:
-            # The status blob is still to be told, and only the settings know its URI.
-            _start_worker(context, number, mends=True)
-        elif not _has_running_worker(state, number):
-            scrub(settings_file)
+    is_known = number == state.last_sequence_number
+    mended = _mend(context, [record for record in killed if record.sequence_number != number])
+    _put_aside(environment, {number, *mended})
+    if is_known:
+        log.info("this sequence number was taken up before: no second snapshot is taken")
+        _look_after(context, number)
         return 0
-    state.remember_sequence_number(number)
-    job = quick_job(read_envelope(settings_file))
+    _begin(context, number, killed)
+    return 0
+
+
+def _begin(context: Context, number: int, killed: list[WorkerRecord]) -> None:
+    """Begins a job that was not begun before, unless it is an earlier one's task."""
+    state, log = context.state, context.log
+    job = quick_job(read_envelope(_settings_file(context, number)))
+    # First of all: should this command be killed from here on, the next one notices.
+    state.record_worker(number, name_of(os.getpid()), job.task_id)
+    if not state.remember_sequence_number(number):
+        log.error(
+            "could not note the sequence number: should the agent ask again, there is a second snapshot"
+        )
     reporter = _reporter(context, number, job)
     if job.task_id and job.task_id == state.last_task_id:
         log.info("this task was taken up before, under another sequence number")
-        _write(reporter, KILLED if killed else ALREADY_PROCESSED)
-        scrub(settings_file)
-        return 0
+        earlier = [record for record in killed if record.task_id == job.task_id]
+        if earlier:
+            _write(reporter, KILLED)
+            for record in earlier:
+                record.forget()
+            _start_worker(context, number, job.task_id, mends=True)
+            return
+        _write(reporter, ALREADY_PROCESSED)
+        _scrub(context, number)
+        state.forget_worker(number)
+        return
     if job.task_id:
         state.remember_task_id(job.task_id)
     _write(reporter, TRANSITIONING)
-    if not _start_worker(context, number):
+    if not _start_worker(context, number, job.task_id):
         _write(reporter, CANNOT_START)
-        scrub(settings_file)
-    return 0
+        _scrub(context, number)
+
+
+def _look_after(context: Context, number: int) -> None:
+    """Sees to it that a job that was begun before is reported: its worker may have been killed."""
+    if any(record.is_running() for record in context.state.workers() if record.sequence_number == number):
+        # It takes the settings, which the agent has written again, out of the file when it ends.
+        return
+    job = quick_job(read_envelope(_settings_file(context, number)))
+    reporter = _reporter(context, number, job)
+    written = reporter.written_report()
+    is_recorded = any(record.sequence_number == number for record in context.state.workers())
+    if written is not None and written.is_final and not is_recorded:
+        _scrub(context, number)
+        return
+    if written is None or not written.is_final:
+        _write(reporter, KILLED)
+    _start_worker(context, number, job.task_id, mends=True)
 
 
 def update(context: Context) -> int:
@@ -148,7 +193,13 @@ def update(context: Context) -> int:
 def disable(context: Context) -> int:
     """Ends running workers, each after it has thawed, and the polling service."""
     _end_workers(context)
-    mend(context)
+    mending = _mend(context, _killed(context))
+    until = time.monotonic() + MENDING_LIMIT_SECONDS
+    while any(record.is_running() for record in context.state.workers() if record.sequence_number in mending):
+        if time.monotonic() > until:
+            _end_workers(context)
+            break
+        time.sleep(POLL_SECONDS)
     service.stop(context.environment, context.log)
     return 0
 
@@ -174,66 +225,106 @@ def run(verb: str, base_directory: Path, environ: Mapping[str, str]) -> int:
     configuration = read_vmbackup_configuration()
     environment, log = open_environment(base_directory, configuration)
     context = Context(environment, environ, configuration, log)
+    status = 0
     try:
-        return COMMANDS[verb](context)
+        with _turn(context):
+            status = COMMANDS[verb](context)
     except Exception as error:
         # The last place where an enable can still leave a status.
         log.error(f"{verb} failed: {described(error)}")
         print(f"error: {verb} failed: {described(error)}", file=sys.stderr)
         number = sequence_number(environment, environ)
-        if verb != "enable" or number is None:
-            return 1
-        job = quick_job(read_envelope(environment.config_folder / f"{number}.settings"))
-        _write(_reporter(context, number, job), CANNOT_START)
-        return 0
+        if verb != "enable":
+            status = 1
+        elif number is not None:
+            job = quick_job(read_envelope(_settings_file(context, number)))
+            _write(_reporter(context, number, job), CANNOT_START)
+            _scrub(context, number)
+    shell_line(environment.log_folder, f"{verb} ended with {status}")
+    write_events(
+        environment.events_folder,
+        log.warnings_and_errors(),
+        version=environment.base_directory.name,
+        operation_id=None,
+        disabled=configuration.events_disabled,
+    )
+    return status
+
+
+@contextlib.contextmanager
+def _turn(context: Context) -> Iterator[None]:
+    """Lets one command at a time do its work: the agent may be restarted while one is running."""
+    descriptor = os.open(context.environment.base_directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        until = time.monotonic() + TURN_LIMIT_SECONDS
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            if time.monotonic() > until:
+                context.log.warning("another command is still running: going on beside it")
+                break
+            time.sleep(POLL_SECONDS)
+        yield
     finally:
-        write_events(
-            environment.events_folder,
-            log.warnings_and_errors(),
-            version=environment.base_directory.name,
-            operation_id=None,
-            disabled=configuration.events_disabled,
-        )
+        os.close(descriptor)
 
 
-def mend(context: Context) -> set[int]:
-    """Gives every job whose worker was killed its final status; thaws what it left. Returns their numbers."""
+def _killed(context: Context) -> list[WorkerRecord]:
+    """Returns the jobs whose worker was killed; thaws what it left, and tells their status files."""
     killed = [record for record in context.state.workers() if not record.is_running()]
     if killed:
+        # Before a line is logged: the disk that it goes to may be the one that is frozen.
         thaw_leftovers(context.log)
     for record in killed:
-        _mend_one(context, record)
-    return {record.sequence_number for record in killed}
+        number = record.sequence_number
+        context.log.warning(f"the worker of sequence number {number} was ended before it had reported")
+        reporter = _reporter(context, number, quick_job(read_envelope(_settings_file(context, number))))
+        written = reporter.written_report()
+        if written is not None and not written.is_final:
+            _write(reporter, KILLED)
+    return killed
 
 
-def _mend_one(context: Context, record: WorkerRecord) -> None:
-    number = record.sequence_number
-    context.log.warning(f"the worker of sequence number {number} was ended before it could report")
-    settings_file = context.environment.config_folder / f"{number}.settings"
-    reporter = _reporter(context, number, quick_job(read_envelope(settings_file)))
-    reporter.write_file(reporter.documents(KILLED), replaces_only=True)
-    record.forget()
+def _mend(context: Context, killed: list[WorkerRecord]) -> set[int]:
+    """Has the status blobs of killed jobs told, where their settings still say which they are.
+
+    Returns the numbers for which a process was started; it takes the record away. Another record is kept for
+    as long as its task is the last one: the agent may bring the settings again.
+    """
+    started = set()
+    for record in killed:
+        envelope = read_envelope(_settings_file(context, record.sequence_number))
+        if envelope.protected_text is not None or quick_job(envelope).status_blob is not None:
+            if _start_worker(context, record.sequence_number, record.task_id, mends=True):
+                started.add(record.sequence_number)
+        elif record.task_id is None or record.task_id != context.state.last_task_id:
+            record.forget()
+    return started
 
 
 def _end_workers(context: Context) -> None:
+    """Ends all workers, each after it has thawed."""
     patience_seconds = min(
         context.configuration.thaw_timeout_seconds + WORKER_PATIENCE_SECONDS, WORKER_PATIENCE_LIMIT_SECONDS
     )
-    for record in context.state.workers():
-        if record.is_running() and not record.process.end(patience_seconds=patience_seconds):
-            context.log.error(f"the worker of sequence number {record.sequence_number} had to be killed")
+    until = time.monotonic() + patience_seconds
+    running = [record for record in context.state.workers() if record.is_running()]
+    for record in running:
+        if record.process is not None:
+            record.process.ask_to_end()
+    for record in running:
+        if record.process is None or record.process.wait(max(0.0, until - time.monotonic())):
+            continue
+        context.log.error(f"the worker of sequence number {record.sequence_number} had to be killed")
+        record.process.kill()
 
 
-def _start_worker(context: Context, number: int, *, mends: bool = False) -> bool:
-    """Starts the worker; False if it cannot be started."""
-    state, log = context.state, context.log
-    own_name = name_of(os.getpid())
+def _start_worker(context: Context, number: int, task_id: str | None, *, mends: bool = False) -> bool:
+    """Starts the process that does a job, or that mends its report; False if it cannot be started."""
     environ = {**context.environ, "ConfigSequenceNumber": str(number)}
     environ["AZURE_GUEST_AGENT_EXTENSION_PATH"] = str(context.environment.base_directory)
     try:
-        # Before there is a worker: should this command be killed now, the next one notices.
-        if own_name is not None:
-            state.record_worker(number, own_name)
         worker = subprocess.Popen(
             [sys.executable, "-I", "-S", "-X", "utf8", sys.argv[0], "mend" if mends else "worker"],
             env=environ,
@@ -245,48 +336,49 @@ def _start_worker(context: Context, number: int, *, mends: bool = False) -> bool
             start_new_session=True,
         )
     except OSError as error:
-        log.error(f"could not start the worker: {error.strerror}")
+        context.log.error(f"could not start the worker: {described(error)}")
         return False
-    name = name_of(worker.pid)
-    if name is not None:
-        state.record_worker(number, name)
+    # It does the same as its first act: whichever comes first, the next command knows whom to look for.
+    if not context.state.record_worker(number, name_of(worker.pid), task_id):
+        context.log.error("could not note the worker: should it be killed, nobody reports its job")
     # It is not waited for: init inherits it.
     worker.returncode = 0
     return True
 
 
-def _has_running_worker(state: State, number: int) -> bool:
-    return any(record.sequence_number == number and record.is_running() for record in state.workers())
+def _settings_file(context: Context, number: int) -> Path:
+    return context.environment.config_folder / f"{number}.settings"
+
+
+def _scrub(context: Context, number: int) -> None:
+    if not scrub(_settings_file(context, number)):
+        context.log.warning("the protected settings could not be taken out of the settings file")
 
 
 def _reporter(context: Context, number: int, job: Job) -> Reporter:
-    reporter = Reporter(context.environment, number, job, context.state)
+    reporter = Reporter(context.environment, number, job, context.configuration, context.log)
     reporter.add_machine_facts(context.environ)
     return reporter
 
 
 def _write(reporter: Reporter, outcome: Outcome) -> None:
-    reporter.write_file(reporter.documents(outcome))
+    reporter.write_file(outcome, reporter.documents(outcome))
 
 
-def _put_aside(environment: HandlerEnvironment, number: int) -> None:
-    """Renames the files of other sequence numbers, so that nobody reads them; keeps the newest."""
+def _put_aside(environment: HandlerEnvironment, numbers: set[int]) -> None:
+    """Renames the files of all other sequence numbers, so that nobody reads them; keeps the newest.
+
+    Nobody needs the protected settings of an older job any more.
+    """
     for folder, suffix in ((environment.config_folder, "settings"), (environment.status_folder, "status")):
         for path in folder.glob(f"*.{suffix}"):
-            if path.name != f"{number}.{suffix}":
+            if path.stem not in map(str, numbers):
+                if suffix == "settings":
+                    scrub(path)
                 path.replace(path.with_name(path.name.replace(".", "_")))
         aside = sorted(folder.glob(f"*_{suffix}"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in aside[KEPT_FILES:]:
             path.unlink()
-
-
-def _names_a_workload(path: Path) -> bool:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return False
-    pairs = (line.partition("=") for line in lines)
-    return any(name.strip().lower() == "workload_name" and value.strip() for name, _, value in pairs)
 
 
 def _compile(context: Context) -> None:

@@ -24,6 +24,9 @@ WAAGENT_CONFIGURATIONS = (
 )
 """Everywhere, Clear Linux, FreeBSD (azurelinuxagent/common/osutil)."""
 
+WORKLOAD_CONFIGURATION = Path("/etc/azure/workload.conf")
+SUPPORTED_WORKLOADS = frozenset({"oracle", "mysql", "mariadb", "postgres"})
+
 THAW_TIMEOUT_SECONDS = 60.0
 _THAW_TIMEOUT_LEAST_SECONDS = 0.01
 _THAW_TIMEOUT_MOST_SECONDS = 3600.0
@@ -113,6 +116,15 @@ def read_waagent_configuration(path: Path | None = None) -> dict[str, str]:
         value = rest.partition("#")[0].strip('" \t\r')
         options[key.strip()] = "" if value == "None" else value
     return {key: value for key, value in options.items() if value}
+
+
+def workload_name(path: Path = WORKLOAD_CONFIGURATION) -> str:
+    """Returns the ``workload_name`` of workload.conf; empty where it names none."""
+    for line in _text_of_first([path]).splitlines():
+        name, _, value = line.partition("=")
+        if name.strip().lower() == "workload_name" and value.strip():
+            return value.strip()
+    return ""
 
 
 class _Options:

@@ -87,16 +87,27 @@ class Freezing:
                     raise
 
     def run(self, session: _native.Session) -> _native.Report:
-        """Runs a prepared session with the log quiet, and writes down what happened."""
-        with self.log.suspended(discard=self.configuration.discard_lines_while_frozen):
+        """Runs a prepared session, and writes down what happened.
+
+        The log is suspended meanwhile. It stays so when not everything is thawed: the next write to a disk
+        may not return before somebody has thawed it, and there is something to be said first, elsewhere.
+        """
+        self.log.suspend(discard=self.configuration.discard_lines_while_frozen)
+        try:
             report = session.run()
+        except BaseException:
+            # Before the freeze only: from then on the engine reports.
+            self.log.resume()
+            raise
         for event in report.timeline:
             self.log.info(f"{event.at_ms:+.3f} ms {event.event} {event.subject or ''}".rstrip())
         self.log.info(f"run {report.run_id}: window {report.window_ms or 0.0:.3f} ms")
         if report.freeze_doubt and report.freeze_doubt_code != "nothing-frozen":
             self.log.error(f"the freeze is in doubt: {report.freeze_doubt}")
-        if not report.all_thawed:
-            self.log.error("not everything is thawed: run `vmsnapshot thaw`")
+        if report.all_thawed:
+            self.log.resume()
+        else:
+            self.log.error("not everything is thawed: run `bin/handler thaw` in the extension's directory")
         return report
 
     def _usable_patterns(self) -> list[str]:

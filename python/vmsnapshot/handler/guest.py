@@ -23,8 +23,8 @@ ENCRYPTION_SETTINGS_HEADER = "x-ms-meta-DiskEncryptionSettings"
 _METADATA_API_VERSION = "2018-03-28"
 # Without its settings an encrypted disk cannot be restored: worth more than one try.
 _PAUSES_SECONDS = (0.2, 0.6)
-# The agent reads no more than 128 KiB of status, in which every character may take six bytes, or twelve.
-_ERROR_MESSAGE_LIMIT = 1024
+# As much as the engine keeps; the status shortens it further where there is no room.
+_ERROR_MESSAGE_LIMIT = 4096
 
 
 class BlobOutcome(Protocol):

@@ -48,7 +48,8 @@ EMPTY_ANSWER = 557
 UNUSABLE_ANSWER = 558
 
 _ANSWER_LIMIT_BYTES = 1024 * 1024
-_ERROR_MESSAGE_LIMIT = 1024
+_ERROR_MESSAGE_LIMIT = 4096
+_REMARK_LIMIT_CHARACTERS = 200
 _PAUSE_BEFORE_RETRY_SECONDS = 0.5
 # How the host's own error document begins; observed, and the only sign by which its service is known to run.
 _ERROR_DOCUMENT = b'{ "error"'
@@ -82,6 +83,8 @@ class PreSnapshot:
     """Taken only when details were asked for."""
     error: str | None = None
     """Why the host cannot be used, for the log."""
+    remarks: str = ""
+    """What the host says of itself, for the log."""
 
     @property
     def is_ok(self) -> bool:
@@ -246,7 +249,18 @@ def _read_pre_snapshot_answer(http_status: int, body: bytes, *, details_wanted: 
         telemetry_status,
         response_time=_response_time(document.get("responseTime")),
         encryption=_encryption(document) if details_wanted else None,
+        remarks=_remarks(document),
     )
+
+
+def _remarks(document: Mapping[str, Any]) -> str:
+    """The three fields that the contract has logged (6.2), as far as they are short texts or numbers."""
+    remarks = []
+    for key in ("bhsVersion", "nodeId", "result"):
+        value = document.get(key)
+        if isinstance(value, (str, int)) and len(str(value)) <= _REMARK_LIMIT_CHARACTERS:
+            remarks.append(f"{key} {value}")
+    return redacted(", ".join(remarks))
 
 
 def _telemetry_status(http_status: int | None, body: bytes) -> int:

@@ -1,6 +1,6 @@
 """What a run says of itself: lines for the log folder, for the log blob, and for the agent's events.
 
-Logging never fails a run and never touches a disk that may be frozen (`Log.suspended`). It reads no
+Logging never fails a run and never touches a disk that may be frozen (`Log.suspend`). It reads no
 configuration: what is logged where is decided once, when the `Log` is made. Nothing is sent to the console,
 unlike the predecessor: a serial console can block its writer for seconds.
 """
@@ -14,7 +14,6 @@ import fcntl
 import os
 import re
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from threading import RLock
 from typing import NamedTuple
@@ -109,28 +108,32 @@ class Log:
         """Adds a line that says why something was not done."""
         self._add(Level.ERROR, text)
 
-    @contextlib.contextmanager
-    def suspended(self, *, discard: bool = False) -> Iterator[None]:
-        """Leaves the disk alone for as long as filesystems may be frozen; the lines are written afterwards.
+    def suspend(self, *, discard: bool = False) -> None:
+        """Leaves the disk alone, until `resume`, for as long as filesystems may be frozen.
 
-        With `discard` they are left out of file and blob, and only their number is told; warnings and errors
-        still become events. Not to be nested.
-
-        In the window: allowed. Entering waits for a write that is under way, so enter before the freeze.
+        With `discard` lines are left out of file and blob, and only their number is told; warnings and errors
+        still become events. To be called before the freeze: it waits for a write that is under way.
         """
         with self._lock:
             self._suspended = True
             self._discarding = discard
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._discarding = False
-                self._suspended = False
-                discarded, self._discarded = self._discarded, 0
-                if discarded:
-                    self.info(f"{discarded} lines from the time of the freeze were discarded (LoggingOff)")
-                self._write()
+
+    def resume(self) -> None:
+        """Writes what was added meanwhile, and goes on as before. Does nothing if it was not suspended."""
+        with self._lock:
+            if not self._suspended:
+                return
+            self._discarding = False
+            self._suspended = False
+            discarded, self._discarded = self._discarded, 0
+            if discarded:
+                self.info(f"{discarded} lines from the time of the freeze were discarded (LoggingOff)")
+            self._write()
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether the disk is left alone."""
+        return self._suspended
 
     def blob_text(self) -> bytes:
         """Returns the text of the log blob: the lines so far, then the end of the shell log; UTF-8.

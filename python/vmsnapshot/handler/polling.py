@@ -231,6 +231,8 @@ class RestorePoint:
         except Exception as error:
             failure = Failure(UNEXPECTED_SNAPSHOT, described(error))
         self._publish(failure)
+        # Told first, where something is still frozen: the log may have to wait for its thaw.
+        self._log.resume()
         if failure is None:
             self._log.info(f"restore point `{self._snapshot_id}`: consistent")
         else:
@@ -259,7 +261,7 @@ class RestorePoint:
             self._host.uri(START),
             headers=START_HEADERS,
             body=self._body(None),
-            time_limit=CALL_LIMIT_SECONDS,
+            time_limit=FROZEN_LIMIT_SECONDS,
         )
         plan = self._freezing.plan(usb_filesystems(read_mounts(), Disks()))
         with SafeFreezeLock(), self._freezing.prepare(plan, host_call=call) as session:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _POLL_SECONDS = 0.02
+_KILL_LIMIT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -27,26 +28,38 @@ class ProcessName:
         return self.boot_id == _boot_id() and _start_ticks(self.pid) == self.start_ticks
 
     def end(self, *, patience_seconds: float) -> bool:
-        """Asks it to end (SIGTERM) and waits; SIGKILL when that takes too long. True if it ended by itself.
+        """Asks it to end and waits; kills it when that takes too long. True if it ended by itself.
 
         Blocking: `patience_seconds`, and a few seconds more for one that has to be killed.
         """
-        if self._signal_and_wait(signal.SIGTERM, patience_seconds):
+        self.ask_to_end()
+        if self.wait(patience_seconds):
             return True
-        # Killed while something is frozen it leaves the thaw to its watchdog, which needs no more than this.
-        self._signal_and_wait(signal.SIGKILL, 5.0)
+        self.kill()
         return False
 
-    def _signal_and_wait(self, number: signal.Signals, limit_seconds: float) -> bool:
+    def ask_to_end(self) -> None:
+        """Sends SIGTERM."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Sends SIGKILL, and waits a little; what it has frozen its watchdog thaws."""
+        self._signal(signal.SIGKILL)
+        self.wait(_KILL_LIMIT_SECONDS)
+
+    def wait(self, limit_seconds: float) -> bool:
+        """Waits until it is gone; false at the limit."""
         until = time.monotonic() + limit_seconds
-        if self.is_alive():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
         while self.is_alive():
             if time.monotonic() >= until:
                 return False
             time.sleep(_POLL_SECONDS)
         return True
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 def name_of(pid: int) -> ProcessName | None:

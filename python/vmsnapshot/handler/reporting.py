@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from vmsnapshot.handler.configuration import VmBackupConfiguration
+from vmsnapshot.handler.configuration import (
+    SUPPORTED_WORKLOADS,
+    VmBackupConfiguration,
+    workload_name,
+)
 from vmsnapshot.handler.environment import (
     HandlerEnvironment,
     HandlerEnvironmentError,
@@ -16,6 +22,7 @@ from vmsnapshot.handler.environment import (
 from vmsnapshot.handler.files import write_atomically
 from vmsnapshot.handler.log import EXTENSION_LOG, Log
 from vmsnapshot.handler.outcome import Outcome
+from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings import Job
 from vmsnapshot.handler.state import State
 from vmsnapshot.handler.status import StatusDocuments, StatusReport, StorageDetails, render
@@ -44,6 +51,15 @@ def open_environment(
     return environment, log
 
 
+@dataclass(frozen=True)
+class WrittenReport:
+    """What a status file says."""
+
+    is_final: bool
+    blob: str
+    """The blob report that it embeds."""
+
+
 class Reporter:
     """Makes and writes the status documents of one job."""
 
@@ -52,16 +68,22 @@ class Reporter:
         environment: HandlerEnvironment,
         sequence_number: int,
         job: Job,
-        state: State,
+        configuration: VmBackupConfiguration,
+        log: Log,
         *,
-        real_consistency_numbers: bool = False,
+        state: State | None = None,
     ) -> None:
         self.job = job
         self.telemetry = Telemetry()
-        self.real_consistency_numbers = real_consistency_numbers
+        self.has_reported = False
+        """Whether a final status was written: nothing may replace it."""
         self._environment = environment
-        self._state = state
         self._sequence_number = sequence_number
+        self._configuration = configuration
+        self._log = log
+        state = state or State(environment.base_directory, environment.lib_directory)
+        # Now, because it may write a file, which is nothing for the time in which disks may be frozen.
+        self._machine_id = state.unique_machine_id()
 
     @property
     def status_file(self) -> Path:
@@ -76,32 +98,56 @@ class Reporter:
     def add_machine_facts(self, environ: Mapping[str, str]) -> None:
         """Adds what the report says of machine and extension."""
         environment = self._environment
-        for key, value in machine_facts(environment.base_directory, environment.lib_directory, environ):
+        for key, value in machine_facts(
+            environment.base_directory,
+            environment.lib_directory,
+            environ,
+            pre_post_enabled=workload_name() in SUPPORTED_WORKLOADS,
+        ):
             self.telemetry.set(key, value)
 
-    def documents(self, outcome: Outcome, storage: StorageDetails = NOTHING_MEASURED) -> StatusDocuments:
-        """Makes both documents, as of now."""
+    def documents(
+        self,
+        outcome: Outcome,
+        storage: StorageDetails = NOTHING_MEASURED,
+        blob_limit_bytes: int | None = None,
+    ) -> StatusDocuments:
+        """Makes both documents, as of now; the blob's in so many bytes if need be."""
         consistency = "crashConsistent" if outcome.is_crash_consistent else "none"
         self.telemetry.set("consistencyType", consistency)
-        return render(
-            StatusReport(
-                handler_name=self._environment.name,
-                schema_version=self._environment.schema_version,
-                job=self.job,
-                outcome=outcome,
-                telemetry=tuple((pair["Key"], pair["Value"]) for pair in self.telemetry.pairs()),
-                written_at=datetime.datetime.now(datetime.timezone.utc),
-                storage=storage,
-                machine_id=self._state.unique_machine_id(),
-                real_consistency_numbers=self.real_consistency_numbers,
-            )
+        report = StatusReport(
+            handler_name=self._environment.name,
+            schema_version=self._environment.schema_version,
+            job=self.job,
+            outcome=outcome,
+            telemetry=tuple((pair["Key"], pair["Value"]) for pair in self.telemetry.pairs()),
+            written_at=datetime.datetime.now(datetime.timezone.utc),
+            storage=storage,
+            machine_id=self._machine_id,
+            real_consistency_numbers=self._configuration.real_consistency_numbers,
         )
+        return render(report, blob_limit_bytes)
 
-    def write_file(self, documents: StatusDocuments, *, replaces_only: bool = False) -> None:
+    def write_file(
+        self, outcome: Outcome, documents: StatusDocuments, *, replaces_only: bool = False
+    ) -> None:
         """Writes the status file; with `replaces_only` not where a newer command has put it aside.
 
-        Raises:
-            OSError: it could not be written.
+        Where it cannot be written that is logged: Azure Backup reads the blob.
         """
-        if not replaces_only or self.status_file.exists():
-            write_atomically(self.status_file, documents.file, 0o644)
+        if replaces_only and not self.status_file.exists():
+            return
+        try:
+            write_atomically(self.status_file, documents.file)
+        except OSError as error:
+            self._log.error(f"could not write the status file: {described(error)}")
+        else:
+            self.has_reported |= outcome.is_terminal
+
+    def written_report(self) -> WrittenReport | None:
+        """Reads the status file back; none if there is none, or it is not one of ours."""
+        try:
+            status = json.loads(self.status_file.read_text())[0]["status"]
+            return WrittenReport(is_final=status["code"] != "4", blob=str(status["substatus"][0]["name"]))
+        except (OSError, ValueError, LookupError, TypeError):
+            return None

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 # A query that holds a signature, up to what may end a URI in running text. It begins at the last `?`, so that
 # a text of nothing but those is looked at once.
 _SAS_QUERY = re.compile(r"\?[^\s\"'<>\\?]*?\bsig=[^\s\"'<>\\]*", re.IGNORECASE)
+# A name and a password before a host.
+_CREDENTIALS = re.compile(r"//[^\s/@\"'<>]*@")
 _SIGNATURE = re.compile(r"(sig(?:=|%3d|%253d))[^&\s\"'<>\\]+", re.IGNORECASE)
 
 
@@ -57,8 +59,8 @@ class SasUri(Secret):
 
 
 def redacted(text: Any) -> str:
-    """Takes signatures out of a text that may hold a SAS URI: an answer's body, an exception's message."""
-    return _SIGNATURE.sub(r"\1...", _SAS_QUERY.sub("?...", str(text)))
+    """Takes signatures and passwords out of a text that may hold a URI: an answer, an exception's message."""
+    return _CREDENTIALS.sub("//...@", _SIGNATURE.sub(r"\1...", _SAS_QUERY.sub("?...", str(text))))
 
 
 def described(error: BaseException) -> str:

@@ -2,7 +2,8 @@
 
 The files' names and contents are the reference's (contract 0.4), so that one extension can follow the other
 on a VM. All lie in the extension's directory, which vanishes with its version: `carry_over` takes them along.
-All are written atomically; what cannot be written is no reason not to back up.
+All are written atomically. What cannot be written, on a full disk say, is told to the caller as False: it is
+no reason not to back up.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,15 +32,21 @@ _ROLE_GUID = re.compile(r"<Role\b[^>]*?\bguid\s*=\s*[\"']([^\"']*)[\"']")
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """A worker that was started and has not said that it finished."""
+    """A job that was begun and is not known to be reported, to the agent and to the status blob.
+
+    It is written before the job is, and removed by the process that has reported it. If that process is gone,
+    it was killed, and the job is still to be reported.
+    """
 
     path: Path
     sequence_number: int
-    process: ProcessName
+    process: ProcessName | None
+    """Who is to report it; none where the record cannot be read, after a crash of the machine say."""
+    task_id: str | None
 
     def is_running(self) -> bool:
-        """Whether the worker still lives; if not, it was killed."""
-        return self.process.is_alive()
+        """Whether the process still lives."""
+        return self.process is not None and self.process.is_alive()
 
     def forget(self) -> None:
         """Removes the record."""
@@ -68,18 +74,18 @@ class State:
         text = self._read(SEQUENCE_FILE).strip()
         return int(text) if re.fullmatch(r"[0-9]{1,18}", text, re.ASCII) else None
 
-    def remember_sequence_number(self, number: int) -> None:
+    def remember_sequence_number(self, number: int) -> bool:
         """Notes, before anything is done that must not be done twice, that this job was begun."""
-        self._write(SEQUENCE_FILE, str(number))
+        return self._write(SEQUENCE_FILE, str(number))
 
     @property
     def last_task_id(self) -> str | None:
         """The task of the last job."""
         return self._read(TASK_FILE) or None
 
-    def remember_task_id(self, task_id: str) -> None:
+    def remember_task_id(self, task_id: str) -> bool:
         """Notes the task of the job that begins."""
-        self._write(TASK_FILE, task_id)
+        return self._write(TASK_FILE, task_id)
 
     def notice_restore(self) -> bool:
         """Tells whether this VM was restored from another's disks, and takes note of the new identity.
@@ -120,24 +126,34 @@ class State:
             return []
         return [record for record in map(_read_record, paths) if record is not None]
 
-    def record_worker(self, sequence_number: int, process: ProcessName) -> WorkerRecord:
-        """Notes a worker, so that a later command notices if it is killed.
-
-        Raises:
-            OSError: it could not be written.
-        """
+    def record_worker(self, sequence_number: int, process: ProcessName | None, task_id: str | None) -> bool:
+        """Notes who is to report a job, so that a later command notices if that process is killed."""
         directory = self._base / _WORKERS
-        directory.mkdir(mode=0o700, exist_ok=True)
-        record = WorkerRecord(directory / f"{sequence_number}.json", sequence_number, process)
-        document = {"pid": process.pid, "startTicks": process.start_ticks, "bootId": process.boot_id}
-        write_atomically(record.path, json.dumps(document))
-        return record
+        document: dict[str, object] = {"taskId": task_id}
+        if process is not None:
+            document.update(pid=process.pid, startTicks=process.start_ticks, bootId=process.boot_id)
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            write_atomically(directory / f"{sequence_number}.json", json.dumps(document))
+        except OSError:
+            return False
+        return True
+
+    def forget_worker(self, sequence_number: int) -> None:
+        """Notes that a job is reported."""
+        for record in self.workers():
+            if record.sequence_number == sequence_number:
+                record.forget()
 
     def _read(self, name: str) -> str:
         return read_text(self._base / name) or ""
 
-    def _write(self, name: str, text: str) -> None:
-        write_atomically(self._base / name, text)
+    def _write(self, name: str, text: str) -> bool:
+        try:
+            write_atomically(self._base / name, text)
+        except OSError:
+            return False
+        return True
 
     def _role_guid(self) -> str:
         found = _ROLE_GUID.search(read_text(self._lib / "HostingEnvironmentConfig.xml") or "")
@@ -165,20 +181,22 @@ def carry_over(source: Path, target: Path) -> list[str]:
     return carried
 
 
-def siblings(base_directory: Path) -> Iterator[Path]:
+def siblings(base_directory: Path) -> list[Path]:
     """The directories of other versions of this extension, the one that was used last first."""
     prefix = base_directory.name.rpartition("-")[0] + "-"
     others = [
         path for path in base_directory.parent.glob(f"{prefix}*") if path != base_directory and path.is_dir()
     ]
-    return iter(sorted(others, key=lambda path: path.stat().st_mtime, reverse=True))
+    return sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _read_record(path: Path) -> WorkerRecord | None:
-    try:
-        document = json.loads(path.read_text())
-        process = ProcessName(int(document["pid"]), int(document["startTicks"]), str(document["bootId"]))
-        return WorkerRecord(path, int(path.stem), process)
-    except (OSError, ValueError, KeyError, TypeError):
-        # A record that is no record names no worker.
+    if not path.stem.isdigit():
         return None
+    process = task_id = None
+    # A record that cannot be understood names a job nevertheless.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        document = json.loads(path.read_text())
+        task_id = document["taskId"]
+        process = ProcessName(int(document["pid"]), int(document["startTicks"]), str(document["bootId"]))
+    return WorkerRecord(path, int(path.stem), process, task_id if isinstance(task_id, str) else None)

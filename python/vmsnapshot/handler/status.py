@@ -63,13 +63,23 @@ class StatusDocuments:
     file: str
 
 
-def render(report: StatusReport) -> StatusDocuments:
-    """Makes both documents; the file is below the agent's limit whatever the services answered."""
+def render(report: StatusReport, blob_limit_bytes: int | None = None) -> StatusDocuments:
+    """Makes both documents; the file is below the agent's limit whatever the services answered.
+
+    `blob_limit_bytes` is what the blob can hold, where that is known to be little. Where even the shortest
+    form is longer, the shortest is what is returned.
+    """
+
+    def fits(documents: StatusDocuments) -> bool:
+        # Both are ASCII.
+        has_room = blob_limit_bytes is None or len(documents.blob) <= blob_limit_bytes
+        return has_room and len(documents.file) < FILE_LIMIT_CHARACTERS
+
     items = report.outcome.items
     for limit in _MESSAGE_LIMITS_CHARACTERS:
         shortened = None if items is None else tuple(_shortened(item, limit) for item in items)
         documents = _render(_with_items(report, shortened))
-        if len(documents.file) < FILE_LIMIT_CHARACTERS:
+        if fits(documents):
             return documents
     # Only for settings and answers of absurd sizes: a report that says less is better than one that the
     # agent cuts to pieces.

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Callable, Optional
 
 from vmsnapshot.handler.background import Background
-from vmsnapshot.handler.blobs import BlobWriter, is_own_unfinished
+from vmsnapshot.handler.blobs import BlobWriter, WriteResult, is_own_unfinished
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.proxies import Proxies
-from vmsnapshot.handler.secret import SasUri
+from vmsnapshot.handler.secret import SasUri, described
 from vmsnapshot.handler.settings import Job
 from vmsnapshot.handler.telemetry import Telemetry
+
+StatusText = Callable[[Optional[int]], str]
+"""Gives the report's text, in so many bytes if need be."""
 
 # More than the writer's own limit, so that this one is for a writer that is stuck.
 _LIMIT_SECONDS = 25.0
@@ -42,44 +45,48 @@ class Uploads:
         self._logs = self._writer(job.logs_blob, may_cut_front=True)
         self._under_way: list[concurrent.futures.Future[None]] = []
 
-    def begin_status_then_log(self, text: str) -> None:
+    def begin_status_then_log(self, text: StatusText) -> None:
         """Begins to write the status blob, and after it the log blob with all lines so far."""
         self._begin(self._write_status(text), self._write_log())
 
-    def begin_log_then_status(self, text: str) -> None:
+    def begin_log_then_status(self, text: StatusText) -> None:
         """The same in the other order, which is that of a job that was not begun."""
         self._begin(self._write_log(), self._write_status(text))
 
-    def begin_mending(self, text: str) -> None:
-        """Begins to write the status blob although it holds something."""
-        self._begin(self._write_status(text, may_replace=True))
+    def mend_status(self, text: str) -> bool:
+        """Writes the status of a job whose worker was killed, unless the blob holds somebody else's.
+
+        False if it is not known what the blob holds now.
+
+        Blocking: the reader's and the writer's limits.
+        """
+        uri = self._job.status_blob
+        if self._status is None or uri is None:
+            return False
+        session, proxy = self._background.session, self._proxies.for_uri(uri)
+        is_own = self._background.submit(
+            is_own_unfinished(uri, self._job.task_id, session=session, proxy=proxy)
+        ).result()
+        result = self._background.submit(self._status.write(text.encode(), may_replace=is_own)).result()
+        if result.failed:
+            self._log.warning(f"the status blob was not written: {result.reason}")
+        return not result.failed
 
     def wait(self) -> None:
-        """Waits for what was begun.
+        """Waits for what was begun; raises nothing.
 
         Blocking: the writers' own limits, 20 s a blob.
         """
-        for future in self._under_way:
+        under_way, self._under_way = self._under_way, []
+        for future in under_way:
             try:
                 future.result(timeout=2 * _LIMIT_SECONDS)
             except concurrent.futures.TimeoutError:
                 future.cancel()
                 self._fail("a blob was not written in time")
-        self._under_way.clear()
-
-    def is_own_unfinished(self) -> bool:
-        """Whether the status blob holds this task's transitioning report, which a killed worker left.
-
-        Blocking: the reader's own limit, 10 s.
-        """
-        uri, task_id = self._job.status_blob, self._job.task_id
-        if self._status is None or uri is None or task_id is None:
-            return False
-        return self._background.submit(
-            is_own_unfinished(
-                uri, task_id, session=self._background.session, proxy=self._proxies.for_uri(uri)
-            )
-        ).result()
+            except Exception as error:
+                # A blob that cannot be written must not change what a job comes to.
+                self._fail(f"a blob was not written: {described(error)}")
 
     def _writer(self, uri: SasUri | None, *, may_cut_front: bool = False) -> BlobWriter | None:
         if uri is None or not self._is_enabled:
@@ -98,18 +105,20 @@ class Uploads:
 
         self._under_way.append(self._background.submit(in_turn()))
 
-    async def _write_status(self, text: str, *, may_replace: bool = False) -> None:
-        await self._write("status", self._status, text.encode(), may_replace=may_replace)
+    async def _write_status(self, text: StatusText) -> None:
+        if self._status is None:
+            return
+        result = await self._status.write(text(None).encode())
+        if result.room_bytes is not None:
+            # Never cut: a status with shorter error messages is one, its first half is none.
+            result = await self._status.write(text(result.room_bytes).encode())
+        self._tell("status", result)
 
     async def _write_log(self) -> None:
-        await self._write("log", self._logs, self._log.blob_text())
+        if self._logs is not None:
+            self._tell("log", await self._logs.write(self._log.blob_text()))
 
-    async def _write(
-        self, name: str, writer: BlobWriter | None, content: bytes, *, may_replace: bool = False
-    ) -> None:
-        if writer is None:
-            return
-        result = await writer.write(content, may_replace=may_replace)
+    def _tell(self, name: str, result: WriteResult) -> None:
         if result.failed:
             self._fail(f"the {name} blob was not written: {result.reason}")
         elif not result.written:

@@ -10,6 +10,7 @@ A final status is written on every path: whatever is raised here ends in one.
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ from vmsnapshot.handler.outcome import (
     may_be_crash_consistent,
     outcome_of,
 )
+from vmsnapshot.handler.processes import name_of
 from vmsnapshot.handler.protected import OPENSSL, ProtectedSettingsError, decrypt
 from vmsnapshot.handler.proxies import Proxies
 from vmsnapshot.handler.reporting import Reporter, open_environment
@@ -62,8 +64,8 @@ from vmsnapshot.handler.settings import (
 )
 from vmsnapshot.handler.sizes import compute
 from vmsnapshot.handler.state import State
-from vmsnapshot.handler.status import StorageDetails
-from vmsnapshot.handler.uploads import Uploads
+from vmsnapshot.handler.status import StatusDocuments, StorageDetails
+from vmsnapshot.handler.uploads import StatusText, Uploads
 from vmsnapshot.interruptions import Interruptions
 from vmsnapshot.mounts import partition_count, read_mounts
 
@@ -104,9 +106,7 @@ class Worker:
 
     def run(self) -> None:
         """Does the job, and reports what it came to."""
-        for warning in (*self._configuration.warnings, *self._proxies.warnings):
-            self._log.warning(warning)
-        self._reporter.add_machine_facts(self._environ)
+        self._tell_circumstances()
         try:
             settings = self._read_settings()
         except SettingsError as error:
@@ -117,45 +117,63 @@ class Worker:
         self._reporter.job = settings.job
         uploads = self._uploads()
         try:
+            # Not before: who ends a job has to know the blobs that are to be told.
+            self._interruptions.release()
             outcome = self._job(settings, uploads)
         except EndedEarlyError as ended:
             self._log.error(ended.outcome.message or ended.outcome.run_code.shown_as)
             self._finish_early(ended.outcome, uploads)
-            return
         except KeyboardInterrupt:
-            outcome = STOPPED
+            self._finish(STOPPED, uploads)
         except Exception as error:
             # Its text may hold a setting's value: its class and place are what we are told.
             self._log.error(f"the job failed: {described(error)}")
             code = Code.FILE_NOT_FOUND if isinstance(error, FileNotFoundError) else Code.ERROR
-            outcome = failed(code, f"Enable failed. {type(error).__name__} ")
-        self._finish(outcome, uploads)
+            self._finish(failed(code, f"Enable failed. {type(error).__name__} "), uploads)
+        else:
+            self._finish(outcome, uploads)
+        if settings.dynamic_configs.polling:
+            service.install(self._environment, self._log)
 
-    def mend(self) -> None:
-        """Tells the status blob of a job whose worker was killed; its status file is told already."""
+    def mend(self) -> bool:
+        """Tells the status blob of a job whose worker was killed what its status file says.
+
+        False if the blob could not be told, because nobody knows it any more, say.
+        """
         try:
             self._reporter.job = self._read_settings().job
         except SettingsError as error:
             self._reporter.job = error.job
-        self._interruptions.hold()
         self._reporter.add_machine_facts(self._environ)
-        uploads = self._uploads()
-        if uploads.is_own_unfinished():
-            uploads.begin_mending(self._reporter.documents(KILLED).blob)
-            uploads.wait()
+        written = self._reporter.written_report()
+        text = self._reporter.documents(KILLED).blob if written is None else written.blob
+        return self._uploads().mend_status(text)
+
+    def _tell_circumstances(self) -> None:
+        self._reporter.add_machine_facts(self._environ)
+        facts = {pair["Key"]: pair["Value"] for pair in self._reporter.telemetry.pairs()}
+        self._log.info(
+            f"extension {facts['extensionVersion']}, engine {_native.version()}, {facts['osVersion']}, "
+            f"kernel {facts['kernelVersion']}, Python {facts['pythonVersion']}, "
+            f"agent {facts['guestAgentVersion']}"
+        )
+        for warning in (*self._configuration.warnings, *self._proxies.warnings):
+            self._log.warning(warning)
 
     def _read_settings(self) -> Settings:
-        settings_file = self._reporter.settings_file
-        envelope = read_envelope(settings_file)
+        envelope = read_envelope(self._reporter.settings_file)
         self._reporter.job = quick_job(envelope)
         protected = self._decrypted(envelope)
         # In the file they are of no more use, whatever becomes of the job.
-        if not scrub(settings_file):
-            self._log.warning("the protected settings could not be taken out of the settings file")
+        self._scrub()
         settings = parse(envelope, protected)
         for warning in settings.warnings:
             self._log.warning(f"settings: {warning}")
         return settings
+
+    def _scrub(self) -> None:
+        if not scrub(self._reporter.settings_file):
+            self._log.warning("the protected settings could not be taken out of the settings file")
 
     def _decrypted(self, envelope: Envelope) -> Mapping[str, object]:
         if envelope.protected_text is None or envelope.thumbprint is None:
@@ -182,18 +200,32 @@ class Worker:
             raise EndedEarlyError(TOO_LATE)
         mounts = read_mounts()
         self._storage = StorageDetails(partition_count=partition_count(mounts))
-        documents = self._reporter.documents(TRANSITIONING, self._storage)
-        self._reporter.write_file(documents, replaces_only=True)
-        uploads.begin_status_then_log(documents.blob)
-        if settings.dynamic_configs.polling:
-            service.install(self._environment, self._log)
+        encryption = self._begin_reporting(settings, mode, pre_snapshot, uploads)
         try:
-            attempt = self._take_snapshots(settings, mode, pre_snapshot, uploads)
+            attempt = self._take_snapshots(settings, mode, pre_snapshot, encryption)
         except EndedEarlyError as ended:
             return ended.outcome
         self._interruptions.hold()
-        self._measure(settings)
+        if not self._log.is_suspended:
+            self._measure(settings)
         return outcome_of(attempt, may_be_crash_consistent=may_be_crash_consistent(settings))
+
+    def _begin_reporting(
+        self, settings: Settings, mode: SnapshotMode, pre_snapshot: PreSnapshot, uploads: Uploads
+    ) -> Sequence[str | None]:
+        """Reports that the job is under way, and meanwhile asks for the disks' encryption settings.
+
+        No upload is left when it returns: none of ours is to be in the window, or to keep others from theirs.
+        """
+        documents = self._reporter.documents(TRANSITIONING, self._storage)
+        self._reporter.write_file(TRANSITIONING, documents, replaces_only=True)
+        uploads.begin_status_then_log(self._text_of(TRANSITIONING, documents))
+        is_by_guest = mode is not SnapshotMode.ONLY_HOST and not (
+            mode is SnapshotMode.FIRST_HOST_THEN_GUEST and pre_snapshot.is_ok
+        )
+        encryption = self._encryption(settings) if is_by_guest else ()
+        uploads.wait()
+        return encryption
 
     def _mode(self, settings: Settings) -> SnapshotMode:
         try:
@@ -216,6 +248,10 @@ class Worker:
             )
         ).result()
         self._reporter.telemetry.set("hostStatusCodePreSnapshot", str(answer.telemetry_status))
+        if answer.error:
+            self._log.warning(f"PreSnapshot: {answer.error}")
+        elif answer.remarks:
+            self._log.info(f"PreSnapshot: {answer.remarks}")
         if settings.start is not None:
             now = answer.response_time or datetime.datetime.now(datetime.timezone.utc)
             # In this order: the start may be the last minute that a date can be.
@@ -226,13 +262,16 @@ class Worker:
         return self._late_at is not None and time.monotonic() > self._late_at
 
     def _take_snapshots(
-        self, settings: Settings, mode: SnapshotMode, pre_snapshot: PreSnapshot, uploads: Uploads
+        self,
+        settings: Settings,
+        mode: SnapshotMode,
+        pre_snapshot: PreSnapshot,
+        encryption: Sequence[str | None],
     ) -> Attempt:
         """Makes the mode's attempts (contract 6.4); returns the one that counts."""
 
         def before_freeze() -> None:
-            # No upload of ours in the window; the host's clock of before serves, so neither is there a call.
-            uploads.wait()
+            # By the clock of before: no call to the host stands between here and the freeze.
             if self._is_late():
                 raise EndedEarlyError(TOO_LATE_AFTER_PREPARATION)
 
@@ -251,10 +290,16 @@ class Worker:
         if mode is SnapshotMode.FIRST_HOST_THEN_GUEST:
             if pre_snapshot.is_ok:
                 return attempts.by_host(pre_snapshot)
-            return attempts.by_guest(self._encryption(settings), is_fallback_of_host=True)
-        attempt = attempts.by_guest(self._encryption(settings))
-        falls_back = attempt.has_all_failed and attempt.freeze.code is None
-        if mode is SnapshotMode.FIRST_GUEST_THEN_HOST and falls_back:
+            return attempts.by_guest(encryption, is_fallback_of_host=True)
+        attempt = attempts.by_guest(encryption)
+        falls_back = (
+            mode is SnapshotMode.FIRST_GUEST_THEN_HOST
+            and attempt.has_all_failed
+            and attempt.freeze.code is None
+            # A job that is told to end in its window begins no second one.
+            and not self._interruptions.noted
+        )
+        if falls_back:
             self._log.warning("the guest could take no snapshot at all: now the host")
             return attempts.by_host(pre_snapshot)
         return attempt
@@ -298,20 +343,39 @@ class Worker:
         self._interruptions.hold()
         uploads.wait()
         self._reporter.telemetry.set("extErrorCode", outcome.ext_code.shown_as)
-        documents = self._reporter.documents(outcome, self._storage)
-        self._reporter.write_file(documents, replaces_only=True)
         self._tell(outcome)
-        uploads.begin_status_then_log(documents.blob)
-        uploads.wait()
+        documents = self._reporter.documents(outcome, self._storage)
+        if self._log.is_suspended:
+            # Something may still be frozen, perhaps the disk of our files: whoever reads the blobs is told
+            # first, and the files when it is thawed.
+            uploads.begin_status_then_log(self._text_of(outcome, documents))
+            uploads.wait()
+            self._log.resume()
+            self._reporter.write_file(outcome, documents, replaces_only=True)
+        else:
+            self._reporter.write_file(outcome, documents, replaces_only=True)
+            uploads.begin_status_then_log(self._text_of(outcome, documents))
+            uploads.wait()
+        # The agent may have written them again meanwhile, for the same number.
+        self._scrub()
 
     def _finish_early(self, outcome: Outcome, uploads: Uploads) -> None:
         """Reports on a job that was not begun: status file, log blob, status blob."""
         self._interruptions.hold()
         self._tell(outcome)
         documents = self._reporter.documents(outcome)
-        self._reporter.write_file(documents)
-        uploads.begin_log_then_status(documents.blob)
+        self._reporter.write_file(outcome, documents)
+        uploads.begin_log_then_status(self._text_of(outcome, documents))
         uploads.wait()
+        self._scrub()
+
+    def _text_of(self, outcome: Outcome, documents: StatusDocuments) -> StatusText:
+        def text(limit_bytes: int | None) -> str:
+            if limit_bytes is None:
+                return documents.blob
+            return self._reporter.documents(outcome, self._storage, limit_bytes).blob
+
+        return text
 
     def _tell(self, outcome: Outcome) -> None:
         text = f"ended with {int(outcome.run_code)} ({outcome.run_code.shown_as}), {int(outcome.ext_code)}"
@@ -327,26 +391,33 @@ def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool 
         log.error("a worker was started without a sequence number")
         return
     state = State(environment.base_directory, environment.lib_directory)
-    reporter = Reporter(
-        environment,
-        number,
-        Job(),
-        state,
-        real_consistency_numbers=configuration.real_consistency_numbers,
-    )
-    try:
-        _native.leave_control_group(CONTROL_GROUP)
-        with Interruptions() as interruptions, Background() as background:
-            background.warm_up()
-            worker = Worker(environment, environ, configuration, reporter, log, background, interruptions)
-            if mends:
-                worker.mend()
-            else:
-                worker.run()
-    except Exception as error:
-        # Not the job failed but the worker, or the very report of the job's failure.
-        log.error(f"the worker failed: {described(error)}")
-        reporter.write_file(reporter.documents(BROKEN), replaces_only=True)
+    reporter = Reporter(environment, number, Job(), configuration, log)
+    with Interruptions() as interruptions:
+        # Until the blobs are known that an end would have to be reported to.
+        interruptions.hold()
+        reporter.job = quick_job(read_envelope(reporter.settings_file))
+        state.record_worker(number, name_of(os.getpid()), reporter.job.task_id)
+        is_told = True
+        try:
+            if not _native.leave_control_group(CONTROL_GROUP):
+                log.warning("the worker has no control group of its own: ending its service ends it")
+            with Background() as background:
+                background.warm_up()
+                worker = Worker(environment, environ, configuration, reporter, log, background, interruptions)
+                if mends:
+                    is_told = worker.mend()
+                else:
+                    worker.run()
+        except BaseException as error:
+            # Not the job failed but the worker, or the very report of the job's failure. A panic of the
+            # engine is no `Exception`.
+            interruptions.hold()
+            log.error(f"the worker failed: {described(error)}")
+            if not reporter.has_reported and not mends:
+                reporter.write_file(BROKEN, reporter.documents(BROKEN), replaces_only=True)
+            is_told = False
+        if is_told:
+            state.forget_worker(number)
     write_events(
         environment.events_folder,
         log.warnings_and_errors(),
@@ -354,6 +425,3 @@ def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool 
         operation_id=reporter.job.task_id,
         disabled=configuration.events_disabled,
     )
-    for record in state.workers():
-        if record.sequence_number == number:
-            record.forget()

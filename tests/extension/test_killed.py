@@ -1,0 +1,184 @@
+"""A worker, or the command that starts it, is killed: its job is reported, and nothing stays frozen."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from tests.extension.conftest import Job, Vm
+from tests.extension.test_commands import worker_of
+from tests.extension.test_settings import final, message
+from tests.support.freezing import is_frozen
+from tests.support.host_service import NEVER_MS, USUAL, Answer, Usual
+
+NEVER = Answer(after_ms=NEVER_MS)
+LATE = Usual(after_ms=1500.0)
+
+
+def kill_worker(vm: Vm) -> None:
+    """Kills the worker as the kernel does when memory is short."""
+    os.kill(worker_of(vm), signal.SIGKILL)
+    vm.extension.finish()
+
+
+def killed_in_its_window(vm: Vm) -> Job:
+    """A job whose worker was killed while everything was frozen."""
+    vm.service.script("dosnapshot", NEVER)
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    job.enable()
+    vm.service.wait_for("dosnapshot")
+    kill_worker(vm)
+    assert not any(is_frozen(filesystem.mount_point) for filesystem in vm.filesystems)
+    assert final(job.blob_report()) == ("success", "4", 1)
+    vm.service.script("dosnapshot", USUAL)
+    return job
+
+
+def killed_before_it_reported_anything(vm: Vm) -> Job:
+    """A job whose worker was killed while the host had not answered PreSnapshot."""
+    vm.service.script("presnapshot", NEVER)
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    job.enable()
+    vm.service.wait_for("presnapshot")
+    kill_worker(vm)
+    assert vm.service.content(job.status_blob) == b""
+    vm.service.script("presnapshot", USUAL)
+    return job
+
+
+def assert_reported_as_killed(vm: Vm, job: Job, number: int) -> None:
+    """File and blob both say so, and no second snapshot was taken."""
+    for report in (vm.extension.report(number), job.blob_report()):
+        assert final(report) == ("error", "2", 2)
+        assert "ended before it could report" in message(report)
+    assert len(vm.service.requests("dosnapshot")) <= 1
+
+
+@pytest.mark.parametrize("kill", [killed_in_its_window, killed_before_it_reported_anything])
+def test_same_number_again_reports_it(vm: Vm, kill: object) -> None:
+    assert callable(kill)
+    job: Job = kill(vm)
+    job.enable()
+    vm.extension.finish()
+    assert_reported_as_killed(vm, job, job.number)
+    assert 'protectedSettings"' not in vm.extension.settings_text(job.number)
+    # And once more changes nothing.
+    before = vm.service.content(job.status_blob), vm.extension.status_file(job.number).read_text()
+    job.enable()
+    vm.extension.finish()
+    assert (vm.service.content(job.status_blob), vm.extension.status_file(job.number).read_text()) == before
+
+
+@pytest.mark.parametrize("is_disabled_between", [False, True])
+def test_same_task_under_a_new_number_reports_it(vm: Vm, is_disabled_between: bool) -> None:
+    job = killed_in_its_window(vm)
+    if is_disabled_between:
+        vm.extension.run("disable")
+    number = vm.new_number()
+    vm.extension.enable(number, job.settings(), job.protected)
+    vm.extension.finish()
+    assert_reported_as_killed(vm, job, number)
+
+
+@pytest.mark.parametrize("verb", ["disable", "uninstall"])
+def test_next_command_tells_the_status_file(vm: Vm, verb: str) -> None:
+    job = killed_in_its_window(vm)
+    assert vm.extension.run(verb, 0).status == 0
+    assert final(vm.extension.report(job.number)) == ("error", "2", 2)
+    # The agent brings the settings again, and with them the blob's URI.
+    job.enable()
+    vm.extension.finish()
+    assert_reported_as_killed(vm, job, job.number)
+
+
+def test_killed_job_does_not_keep_the_next_one(vm: Vm) -> None:
+    killed = killed_in_its_window(vm)
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    assert final(job.run()) == ("success", "1", 1)
+    assert not vm.extension.status_file(killed.number).exists()
+
+
+def test_worker_killed_after_its_final_report_leaves_it_as_it_is(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    vm.service.script(job.logs_blob, USUAL, NEVER, operation="PUT")
+    job.enable()
+    vm.service.wait_for("dosnapshot")
+    vm.extension.wait_for_code(job.number, "1")
+    until_final(vm, job)
+    kill_worker(vm)
+    vm.service.script(job.logs_blob, USUAL)
+    job.enable()
+    vm.extension.finish()
+    assert final(vm.extension.report(job.number)) == ("success", "1", 1)
+    assert final(job.blob_report()) == ("success", "1", 1)
+    assert len(vm.service.requests("dosnapshot")) == 1
+
+
+def test_worker_killed_between_its_two_final_reports_has_the_second_one_written(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    vm.service.script(job.status_blob, USUAL, NEVER, operation="PUT")
+    job.enable()
+    vm.extension.wait_for_code(job.number, "1")
+    kill_worker(vm)
+    assert final(job.blob_report()) == ("success", "4", 1)
+    vm.service.script(job.status_blob, USUAL, operation="PUT")
+    job.enable()
+    vm.extension.finish()
+    assert final(vm.extension.report(job.number)) == ("success", "1", 1)
+    assert job.blob_report() == vm.extension.report(job.number)
+
+
+def test_enable_killed_before_it_had_a_worker_is_noticed(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    # What is there after the first thing that it writes.
+    base = vm.extension.sandbox.path(vm.extension.base_directory)
+    (base / "mrseq").write_text(str(job.number))
+    job.enable()
+    vm.extension.finish()
+    assert_reported_as_killed(vm, job, job.number)
+
+
+def test_record_that_a_crash_of_the_machine_emptied_is_noticed(vm: Vm) -> None:
+    job = killed_in_its_window(vm)
+    record = vm.extension.base_directory / f"workers/{job.number}.json"
+    assert json.loads(vm.extension.sandbox.path(record).read_text())["taskId"] == job.public["taskId"]
+    vm.extension.sandbox.path(record).write_text("")
+    job.enable()
+    vm.extension.finish()
+    assert_reported_as_killed(vm, job, job.number)
+
+
+def test_job_that_is_ended_while_it_decrypts_is_reported(vm: Vm) -> None:
+    # Slow, so that the signal comes in time.
+    openssl = vm.extension.sandbox.path("/usr/local/bin/slow-openssl")
+    openssl.write_text('#!/bin/sh\nsleep 1\nexec /usr/bin/openssl "$@"\n')
+    openssl.chmod(0o755)
+    configuration = vm.extension.sandbox.path("/etc/waagent.conf")
+    configuration.write_text("OS.OpensslPath=/usr/local/bin/slow-openssl\n")
+    try:
+        job = vm.job(vm.new_number(), mode="onlyHost")
+        job.enable()
+        worker_of(vm)
+        assert vm.extension.run("disable").status == 0
+    finally:
+        configuration.unlink()
+    assert final(vm.extension.report(job.number))[:2] == ("error", "2")
+    assert final(job.blob_report())[:2] == ("error", "2")
+    assert vm.service.requests("dosnapshot") == []
+
+
+def test_record_is_gone_when_all_is_reported(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    job.run()
+    folder = vm.extension.sandbox.path(vm.extension.base_directory / "workers")
+    assert not (folder / f"{job.number}.json").exists()
+
+
+def until_final(vm: Vm, job: Job) -> None:
+    """Waits until the final report is in the status blob."""
+    # The transitioning one and the final one.
+    vm.service.wait_for("PUT", 4)
+    assert final(job.blob_report()) == ("success", "1", 1)
