@@ -397,6 +397,16 @@ pub struct Verdict {
     pub retry_in_window: bool,
 }
 
+/// Says whether an answer of `status` names a snapshot that exists, in `x-ms-snapshot`: its body is
+/// then nothing to anybody. The service answers 201 (Snapshot Blob, "Status code"); Azure Backup
+/// takes 200 for the same.
+///
+/// *In the window*: allowed.
+#[must_use]
+pub fn is_success(status: u16) -> bool {
+    matches!(status, 200 | 201)
+}
+
 /// Says whether a request answered with `status` may be sent once more in the same window.
 ///
 /// *In the window*: allowed.
@@ -414,7 +424,7 @@ pub fn verdict(
     error_code_header: Option<&[u8]>,
     body: &[u8],
 ) -> Verdict {
-    if status == 201 {
+    if is_success(status) {
         return match snapshot_header.and_then(snapshot_text) {
             Some(snapshot) => Verdict {
                 outcome: BlobResult::Created,
@@ -424,9 +434,9 @@ pub fn verdict(
                 retryable: false,
                 retry_in_window: false,
             },
-            None => {
-                bad_answer("the service answered 201 without a usable x-ms-snapshot".to_owned())
-            }
+            None => bad_answer(format!(
+                "the service answered {status} without a usable x-ms-snapshot"
+            )),
         };
     }
     if !(300..600).contains(&status) {
@@ -943,25 +953,27 @@ mod tests {
     }
 
     #[test]
-    fn created_needs_201_and_the_name_of_the_snapshot() {
-        let created = verdict(201, Some(b"2026-11-22T10:26:21.8190000Z"), None, b"");
-        assert_eq!(created.outcome, BlobResult::Created);
-        assert_eq!(
-            created.snapshot.as_deref(),
-            Some("2026-11-22T10:26:21.8190000Z")
-        );
-        for header in [
-            None,
-            Some(&b""[..]),
-            Some(b"2026&sig=x"),
-            Some(b"\xff"),
-            Some(&[b'1'; 65]),
-        ] {
-            let verdict = verdict(201, header, None, b"");
+    fn created_needs_200_or_201_and_the_name_of_the_snapshot() {
+        for status in [200, 201] {
+            let created = verdict(status, Some(b"2026-11-22T10:26:21.8190000Z"), None, b"");
+            assert_eq!(created.outcome, BlobResult::Created);
             assert_eq!(
-                (verdict.outcome, verdict.error_code.as_deref()),
-                (BlobResult::Unknown, Some("BadAnswer"))
+                created.snapshot.as_deref(),
+                Some("2026-11-22T10:26:21.8190000Z")
             );
+            for header in [
+                None,
+                Some(&b""[..]),
+                Some(b"2026&sig=x"),
+                Some(b"\xff"),
+                Some(&[b'1'; 65]),
+            ] {
+                let verdict = verdict(status, header, None, b"");
+                assert_eq!(
+                    (verdict.outcome, verdict.error_code.as_deref()),
+                    (BlobResult::Unknown, Some("BadAnswer"))
+                );
+            }
         }
     }
 
@@ -994,7 +1006,7 @@ mod tests {
             assert_eq!(verdict.error_code.as_deref(), Some(header));
             assert_eq!(may_retry_in_window(status), retry_in_window);
         }
-        for status in [0, 100, 101, 200, 202, 204, 600, 999] {
+        for status in [0, 100, 101, 202, 204, 600, 999] {
             let verdict = verdict(status, Some(b"2026"), None, b"");
             assert_eq!(
                 (verdict.outcome, verdict.error_code.as_deref()),
@@ -1102,7 +1114,7 @@ mod tests {
         }
 
         #[test]
-        fn verdict_never_panics_and_creates_only_with_201(
+        fn verdict_never_panics_and_creates_only_with_200_or_201(
             status: u16,
             snapshot: Option<Vec<u8>>,
             code: Option<Vec<u8>>,
@@ -1113,7 +1125,7 @@ mod tests {
             for body in [&body, &tagged] {
                 let verdict = verdict(status, snapshot.as_deref(), code.as_deref(), body);
                 prop_assert_eq!(verdict.outcome == BlobResult::Created, verdict.snapshot.is_some());
-                prop_assert!(status == 201 || verdict.outcome != BlobResult::Created);
+                prop_assert!(is_success(status) || verdict.outcome != BlobResult::Created);
             }
         }
     }

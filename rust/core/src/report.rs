@@ -119,7 +119,7 @@ pub struct FilesystemOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BlobResult {
-    /// The service answered 201 and named the snapshot.
+    /// The service answered 201 or 200 and named the snapshot.
     Created,
     /// There is no snapshot: the service refused, or the request was never sent.
     Refused,

@@ -132,9 +132,10 @@ impl Connection {
         };
         let (mut head, body) = response.into_parts();
         let complete = body.is_end_stream();
-        let limit_bytes = purpose.body_limit_bytes(head.status);
+        let status = head.status.as_u16();
+        let limit_bytes = purpose.body_limit_bytes(status);
         Ok(RawAnswer {
-            status: head.status.as_u16(),
+            status,
             snapshot: head.headers.remove(&SNAPSHOT),
             error_code: head.headers.remove(&ERROR_CODE),
             body: Bytes::new(),

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{Request, Response, StatusCode, Uri};
+use http::{Request, Response, Uri};
 use http_body_util::{Empty, Full};
 use hyper::body::Incoming;
 use vmsnapshot_core::blob::{self, Metadata, SasUri};
@@ -175,11 +175,11 @@ impl PreparedRequest {
 }
 
 impl Purpose {
-    /// How much of the body of an answer of `status` is wanted. The headers of a 201 of the blob
-    /// service say all.
-    pub(super) fn body_limit_bytes(self, status: StatusCode) -> usize {
+    /// How much of the body of an answer of `status` is wanted. Where the blob service took a
+    /// snapshot, its headers say all.
+    pub(super) fn body_limit_bytes(self, status: u16) -> usize {
         match self {
-            Self::Snapshot if status == StatusCode::CREATED => 0,
+            Self::Snapshot if blob::is_success(status) => 0,
             Self::Snapshot => BODY_LIMIT_BYTES,
             Self::HostCall { .. } => HOST_BODY_LIMIT_BYTES,
         }
