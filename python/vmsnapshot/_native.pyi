@@ -306,10 +306,10 @@ def prepare(
     cannot be reached is a ``PrepareError`` like that of a blob, and its message names the host call.
     ``unusable_blobs`` is what becomes of a blob whose URI or SAS is no good, that was given before, or whose
     server cannot be reached within ``connect_timeout``. ``refuse``: the first one is a ``PrepareError``.
-    ``report``: it is sent nothing, the others are snapshotted, and its ``BlobOutcome`` is ``refused`` after no
-    attempt, with the code and the message of that error (``uri`` is empty where it could not be read); the
-    times and permissions of a SAS are left for the service to judge, since this machine's clock may be wrong.
-    A ``PrepareError`` is raised all the same where no blob can be asked, and no host.
+    ``report``: it is sent nothing, the others are snapshotted, and its ``BlobOutcome`` is ``refused`` with 0
+    attempts and the code and the message of that error (``uri`` is empty where it could not be read); times
+    and permissions of a SAS are left for the service to judge, since this machine's clock may be wrong.
+    Where no blob can be asked, and no host, the first blob's error is raised all the same.
     ``progress`` is called with a short sentence at the start of each phase, never inside the window.
     """
 

@@ -1,8 +1,9 @@
-"""What only the Python API offers, with real freezes: the host call, metadata a blob, bodies, doubts."""
+"""What only the Python API offers, with real freezes: host call, metadata a blob, bodies, unusable blobs."""
 
 from __future__ import annotations
 
 import json
+import socket
 
 import pytest
 
@@ -103,3 +104,40 @@ def test_the_words_of_a_refusal_are_kept_whole_and_without_signatures(
     assert (refused.outcome, refused.body) == ("refused", expected)
     assert (good.outcome, good.body) == ("created", None)
     assert "body" not in json.loads(report.to_json())["blobs"][0]
+
+
+def test_a_blob_that_cannot_be_reached_does_not_keep_another_from_its_snapshot(
+    disk: ScratchFilesystem, fault_server: StartFaultServer
+) -> None:
+    server = fault_server()
+    # Bound and not listening: nobody can connect.
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        unreachable = f"http://127.0.0.1:{bound.getsockname()[1]}/disks/unreachable"
+        report = vmsnapshot.prepare(
+            plan_of(disk), [f"{unreachable}?sig=c2VjcmV0", server.uri("good")], unusable_blobs="report"
+        ).run()
+    refused, good = report.blobs
+    assert (refused.uri, refused.outcome, refused.error_code) == (unreachable, "refused", "connect-failed")
+    assert (refused.attempts, refused.http_status, refused.retryable) == (0, None, True)
+    assert (good.outcome, good.http_status) == ("created", 201)
+    # The good one is as consistent as it would be alone; the set is none.
+    assert (report.freeze_doubt_code, report.all_thawed) == (None, True)
+    assert [filesystem.outcome for filesystem in report.filesystems] == ["thawed"]
+    at_ms = {event.event: event.at_ms for event in report.timeline}
+    assert at_ms["freeze returned"] <= at_ms["request sent"] <= at_ms["request ended"] <= at_ms["thaw called"]
+    assert (report.consistency, report.consistent) == ("none", False)
+    assert report.why == f"the snapshot of {unreachable} was refused: connect-failed"
+
+
+def test_an_answer_of_200_that_names_a_snapshot_is_as_good_as_201(
+    disk: ScratchFilesystem, fault_server: StartFaultServer
+) -> None:
+    server = fault_server()
+    name = "2026-11-22T10:26:21.8190000Z"
+    head = f"HTTP/1.1 200 OK\r\nx-ms-snapshot: {name}\r\nContent-Length: 0\r\n\r\n"
+    server.script("good", Answers(head.encode()))
+    report = vmsnapshot.prepare(plan_of(disk), [server.uri("good")]).run()
+    (good,) = report.blobs
+    assert (good.outcome, good.snapshot, good.http_status) == ("created", name, 200)
+    assert report.consistent, report.why

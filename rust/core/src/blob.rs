@@ -284,26 +284,32 @@ impl fmt::Debug for SasUri {
     }
 }
 
-/// Checks that no blob was given twice: same host, port and path, whatever the scheme and the SAS.
+/// The blobs that were given so far, none of them twice: same host, port and path, whatever the
+/// scheme and the SAS.
 ///
 /// The port is compared only as far as it was not left to the scheme, so that `http://h/b` and
 /// `https://h/b` are one blob.
-///
-/// # Errors
-///
-/// [`BlobError::DuplicateBlob`].
-pub fn check_distinct<'a>(uris: impl IntoIterator<Item = &'a SasUri>) -> Result<(), BlobError> {
-    let mut seen = HashSet::new();
-    for uri in uris {
+#[derive(Clone, Debug, Default)]
+pub struct DistinctBlobs(HashSet<(String, Option<u16>, String)>);
+
+impl DistinctBlobs {
+    /// Adds a blob that was not given before.
+    ///
+    /// # Errors
+    ///
+    /// [`BlobError::DuplicateBlob`].
+    pub fn add(&mut self, uri: &SasUri) -> Result<(), BlobError> {
         let http = uri.as_http();
         let own_port = (http.port() != http.scheme().default_port()).then_some(http.port());
-        if !seen.insert((http.host(), own_port, http.path())) {
-            return Err(BlobError::DuplicateBlob {
+        let name = (http.host().to_owned(), own_port, http.path().to_owned());
+        if self.0.insert(name) {
+            Ok(())
+        } else {
+            Err(BlobError::DuplicateBlob {
                 blob: uri.to_string(),
-            });
+            })
         }
     }
-    Ok(())
 }
 
 /// Checked metadata of a snapshot; `Debug` shows how many pairs there are, and nothing else.
@@ -884,11 +890,11 @@ mod tests {
 
     #[test]
     fn blobs_given_twice_are_refused_whatever_their_sas() {
-        let uris = |texts: &[&str]| {
+        let add_all = |texts: &[&str]| {
+            let mut seen = DistinctBlobs::default();
             texts
                 .iter()
-                .map(|text| SasUri::parse(text).unwrap())
-                .collect::<Vec<_>>()
+                .try_for_each(|text| seen.add(&SasUri::parse(text).unwrap()))
         };
         for same in [
             "https://H/c/b?sig=secret2",
@@ -896,17 +902,17 @@ mod tests {
             "http://h/c/b?sig=secret",
         ] {
             assert_eq!(
-                code(check_distinct(&uris(&["https://h/c/b?sig=secret", same]))),
+                code(add_all(&["https://h/c/b?sig=secret", same])),
                 "duplicate-blob",
                 "{same}"
             );
         }
-        check_distinct(&uris(&[
+        add_all(&[
             "https://h/c/b?sig=x",
             "https://h/c/B?sig=x",
             "https://h:444/c/b?sig=x",
             "https://g/c/b?sig=x",
-        ]))
+        ])
         .unwrap();
     }
 

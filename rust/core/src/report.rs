@@ -130,7 +130,7 @@ pub enum BlobResult {
 /// One blob of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BlobOutcome {
-    /// The blob's URI without its query (the query is the secret).
+    /// The blob's URI without its query (the query is the secret); empty where it could not be read.
     pub uri: String,
     /// What became of the request.
     pub outcome: BlobResult,
@@ -141,7 +141,7 @@ pub struct BlobOutcome {
     /// The HTTP status, when there was an answer.
     pub http_status: Option<u16>,
     /// The storage error code (`SnapshotCountExceeded`), or ours: `NotSent`, `NoAnswer`,
-    /// `ConnectionLost`, `BadAnswer`.
+    /// `ConnectionLost`, `BadAnswer`, or that of the error that made the blob unusable.
     pub error_code: Option<String>,
     /// The service's words, or ours.
     pub message: Option<String>,

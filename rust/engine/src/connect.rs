@@ -24,12 +24,18 @@ pub use proxy::Proxy;
 pub use request::PreparedRequest;
 pub use tls::Tls;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use vmsnapshot_core::uri::Scheme;
+
+use crate::blobs::OnUnusable;
+use dial::ResolveFailure;
 
 /// How much of the body of a refusal is kept: the service's are below 1 KiB.
 pub const BODY_LIMIT_BYTES: usize = 64 * 1024;
@@ -56,19 +62,22 @@ pub struct WarmConnection {
     pub connection: Connection,
 }
 
-/// Connects to every destination, all in parallel; the answer is in their order.
+/// Connects to every destination, all in parallel; there is a result for each, in their order.
 ///
-/// `options.proxy` is not looked at: a destination says by itself whether it has one.
+/// `options.proxy` is not looked at: a destination says by itself whether it has one. None waits for
+/// another: one whose name is not resolved in time takes no time from the rest.
 ///
 /// *Blocking*: `options.time_limit`, and the reading of the trust roots. *In the window*: no.
 ///
 /// # Errors
 ///
-/// The first [`ConnectError`]; connections that were made are closed.
+/// The first [`ConnectError`] that is not one destination's alone, or is to end all; connections
+/// that were made are closed.
 pub async fn connect_all(
     destinations: &[Destination],
     options: &ConnectOptions,
-) -> Result<Vec<WarmConnection>, ConnectError> {
+    on_unusable: OnUnusable,
+) -> Result<Vec<Result<WarmConnection, ConnectError>>, ConnectError> {
     // A CA file that nobody needs is still looked at: a wrong one is a mistake to be told.
     let needs_tls = options.ca_file.is_some()
         || destinations
@@ -81,73 +90,80 @@ pub async fn connect_all(
     };
     let deadline = Instant::now() + options.time_limit;
 
-    let mut resolutions = JoinSet::new();
-    // Disks of one machine mostly share a server: each is asked for once.
-    let mut asked = HashSet::new();
-    for destination in destinations {
-        let (host, port) = destination.first_hop();
-        if asked.insert((host, port)) {
-            let (destination, host) = (destination.clone(), host.to_owned());
-            resolutions.spawn(async move {
-                let resolved = dial::resolve(&host, port, deadline).await;
-                (destination, host, port, resolved)
-            });
-        }
+    // Disks of one machine mostly share a server: the first to need its addresses asks for them.
+    let mut resolutions: HashMap<_, Arc<Resolution>> = HashMap::new();
+    let mut dials = JoinSet::new();
+    for (index, destination) in destinations.iter().enumerate() {
+        let resolution = Arc::clone(resolutions.entry(destination.first_hop()).or_default());
+        let (destination, tls) = (destination.clone(), tls.clone());
+        dials.spawn(async move {
+            let warm = connect_one(destination, tls.as_ref(), &resolution, deadline).await;
+            (index, warm)
+        });
     }
-    let mut addresses = HashMap::new();
-    while let Some((destination, host, port, resolved)) = next(&mut resolutions).await {
-        let resolved = resolved.map_err(|failure| failure.of(&destination, &host))?;
-        addresses.insert((host, port), resolved);
-    }
-
-    let mut dialers = Vec::with_capacity(destinations.len());
-    for destination in destinations {
-        let (host, port) = destination.first_hop();
-        let resolved = addresses
-            .get(&(host.to_owned(), port))
-            .cloned()
-            .unwrap_or_default();
-        dialers.push(Dialer::with_addresses(
-            destination.clone(),
-            tls.as_ref(),
-            resolved,
-        )?);
-    }
-    let mut connections = dial_each(dialers.iter().cloned().enumerate(), deadline).await?;
-    connections.sort_unstable_by_key(|(index, _)| *index);
-    Ok(dialers
-        .into_iter()
-        .zip(connections)
-        .map(|(dialer, (_, connection))| WarmConnection { dialer, connection })
-        .collect())
+    all(dials, on_unusable).await
 }
 
-/// Replaces the connections that their servers have closed, all in parallel; says how many.
+/// The addresses of one server, found out by the first who asks.
+type Resolution = OnceCell<Result<Vec<SocketAddr>, ResolveFailure>>;
+
+async fn connect_one(
+    destination: Destination,
+    tls: Option<&Tls>,
+    resolution: &Resolution,
+    deadline: Instant,
+) -> Result<WarmConnection, ConnectError> {
+    let (host, port) = destination.first_hop();
+    let addresses = resolution
+        .get_or_init(|| dial::resolve(host, port, deadline))
+        .await
+        .clone()
+        .map_err(|failure| failure.of(&destination, host))?;
+    let dialer = Dialer::with_addresses(destination, tls, addresses)?;
+    let connection = dialer.dial(deadline).await?;
+    Ok(WarmConnection { dialer, connection })
+}
+
+/// Replaces the connections that their servers have closed, all in parallel; says of each, in their
+/// order, whether it was replaced. One that could not be stays closed.
 ///
 /// *Blocking*: `time_limit`; nothing to speak of when all are open. *In the window*: no.
 ///
 /// # Errors
 ///
-/// The first [`ConnectError`]; what was replaced before it is lost, and stays closed.
+/// The first [`ConnectError`], if it is to end all; what was replaced before it is lost, and stays
+/// closed.
 pub async fn refresh(
-    connections: &mut [WarmConnection],
+    connections: &mut [&mut WarmConnection],
     time_limit: Duration,
-) -> Result<usize, ConnectError> {
+    on_unusable: OnUnusable,
+) -> Result<Vec<Result<bool, ConnectError>>, ConnectError> {
     let deadline = Instant::now() + time_limit;
     notice_closes().await;
-    let closed = connections
-        .iter()
-        .enumerate()
-        .filter(|(_, warm)| !warm.connection.is_open())
-        .map(|(index, warm)| (index, warm.dialer.clone()));
-    let replacements = dial_each(closed, deadline).await?;
-    let count = replacements.len();
-    for (index, connection) in replacements {
-        if let Some(warm) = connections.get_mut(index) {
-            warm.connection = connection;
-        }
+    let mut dials = JoinSet::new();
+    for (index, warm) in connections.iter().enumerate() {
+        let dialer = (!warm.connection.is_open()).then(|| warm.dialer.clone());
+        dials.spawn(async move {
+            let replacement = match dialer {
+                Some(dialer) => dialer.dial(deadline).await.map(Some),
+                None => Ok(None),
+            };
+            (index, replacement)
+        });
     }
-    Ok(count)
+    let replacements = all(dials, on_unusable).await?;
+    let mut replaced = Vec::with_capacity(replacements.len());
+    for (warm, replacement) in connections.iter_mut().zip(replacements) {
+        replaced.push(match replacement {
+            Ok(Some(connection)) => {
+                warm.connection = connection;
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(error) => Err(error),
+        });
+    }
+    Ok(replaced)
 }
 
 /// Lets the runtime look at its sockets, so that [`Connection::is_open`] says how things are now.
@@ -161,19 +177,18 @@ pub async fn notice_closes() {
     }
 }
 
-async fn dial_each(
-    dialers: impl Iterator<Item = (usize, Dialer)>,
-    deadline: Instant,
-) -> Result<Vec<(usize, Connection)>, ConnectError> {
-    let mut dials = JoinSet::new();
-    for (index, dialer) in dialers {
-        dials.spawn(async move { (index, dialer.dial(deadline).await) });
+/// Waits for all of `tasks`, or for the first error that is to end all; the results are in the order
+/// of the numbers that the tasks give.
+async fn all<Output: 'static>(
+    mut tasks: JoinSet<(usize, Result<Output, ConnectError>)>,
+    on_unusable: OnUnusable,
+) -> Result<Vec<Result<Output, ConnectError>>, ConnectError> {
+    let mut results = Vec::with_capacity(tasks.len());
+    while let Some((index, result)) = next(&mut tasks).await {
+        results.push((index, on_unusable.keep(result)?));
     }
-    let mut connections = Vec::with_capacity(dials.len());
-    while let Some((index, dialled)) = next(&mut dials).await {
-        connections.push((index, dialled?));
-    }
-    Ok(connections)
+    results.sort_unstable_by_key(|(index, _)| *index);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
 }
 
 /// Returns what the next task ended with. A panic in a task goes on in the caller, as it would

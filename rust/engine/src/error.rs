@@ -33,7 +33,17 @@ pub enum PrepareError {
     /// There are too many filesystems for one run.
     #[error("the plan has {0} filesystems, and a run takes {FILESYSTEMS_MAX} at most")]
     TooManyFilesystems(usize),
-    /// A blob's URI or the metadata cannot be used.
+    /// A blob's URI cannot be read: it may be too wrong to name the blob by.
+    #[error("blob {position} of {count}: {cause}")]
+    UnreadableBlob {
+        /// Which one, counted from 1.
+        position: usize,
+        /// How many were given.
+        count: usize,
+        /// What is wrong with it.
+        cause: BlobError,
+    },
+    /// A blob's SAS or the metadata cannot be used, or a blob was given twice.
     #[error(transparent)]
     Blob(#[from] BlobError),
     /// Not every blob has metadata of its own, and some were to have.
@@ -110,6 +120,7 @@ impl PrepareError {
             PrepareError::ThawTimeout(_) => "bad-thaw-timeout",
             PrepareError::TimeLimit { .. } => "bad-time-limit",
             PrepareError::TooManyFilesystems(_) => "too-many-filesystems",
+            PrepareError::UnreadableBlob { cause, .. } => cause.code(),
             PrepareError::Blob(error) => error.code(),
             PrepareError::BlobMetadataCount { .. } => "bad-metadata",
             PrepareError::HostCall(error) => error.code(),
@@ -130,7 +141,9 @@ impl PrepareError {
     pub fn hint(&self) -> Option<String> {
         match self {
             PrepareError::NotPrivileged => Some("run as root".to_owned()),
-            PrepareError::Blob(error) => error.hint().map(str::to_owned),
+            PrepareError::UnreadableBlob { cause: error, .. } | PrepareError::Blob(error) => {
+                error.hint().map(str::to_owned)
+            }
             PrepareError::Connect(error) => error.hint().map(str::to_owned),
             PrepareError::Mount(error) => error.hint(),
             PrepareError::AnotherRun => {

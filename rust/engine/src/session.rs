@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::fs::{open, Mode, OFlags};
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
-use vmsnapshot_core::blob::{check_distinct, Metadata, SasUri};
+use vmsnapshot_core::blob::{Metadata, SecretText};
 use vmsnapshot_core::deadlines::{Deadlines, THAW_TIMEOUT_MAX, THAW_TIMEOUT_MIN};
 use vmsnapshot_core::host_call::HostCall;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
@@ -20,6 +20,7 @@ use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::{clock, process, Errno};
 
+use crate::blobs::{Blobs, OnUnusable};
 use crate::connect::{self, ConnectOptions, Destination, PreparedRequest, WarmConnection};
 use crate::error::PrepareError;
 use crate::freezers::Freezers;
@@ -46,10 +47,12 @@ pub const FREEZING: &str = "freezing";
 /// Who is asked for the snapshots: nobody, the service of each blob, a host, or both.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
-    /// The blobs, each with what its snapshot carries.
-    pub blobs: Vec<(SasUri, Metadata)>,
+    /// The blobs: the SAS URI of each, and what its snapshot carries.
+    pub blobs: Vec<(SecretText, Metadata)>,
     /// The call to a host that takes the snapshots by itself.
     pub host_call: Option<HostCall>,
+    /// What becomes of a blob that cannot be asked. A host that cannot ends the preparation.
+    pub on_unusable: OnUnusable,
 }
 
 /// How a run is to be done.
@@ -90,15 +93,14 @@ pub struct Session {
     run_id: String,
     plan: Plan,
     options: Options,
-    asked: Asked,
     directories: Arc<[OwnedFd]>,
     levels: Vec<u32>,
     ledger: Arc<LedgerFile>,
     rcu: Rcu,
     freezers: Freezers,
     watchdog: Watchdog,
-    connections: Vec<WarmConnection>,
-    requests: Vec<PreparedRequest>,
+    blobs: Blobs<Call>,
+    host: Option<(HostCall, Call)>,
     runtime: Runtime,
     // The last to be dropped: it looks at what the others leave.
     published: Published,
@@ -131,7 +133,7 @@ pub fn prepare_on(
     options: Options,
     observer: &mut dyn Observer,
 ) -> Result<Session, PrepareError> {
-    check(plan, &asked, &options)?;
+    let blobs = check(plan, &asked, &options)?;
     let lock = state::lock()?;
 
     observer.phase("opening the filesystems");
@@ -151,14 +153,7 @@ pub fn prepare_on(
         .enable_time()
         .build()
         .map_err(|cause| resources("start the input and output of the run", cause))?;
-    let (destinations, requests): (Vec<_>, Vec<_>) = prepared_requests(&asked, &options.connect)?
-        .into_iter()
-        .unzip();
-    let connections = wait_for(
-        &runtime,
-        observer,
-        connect::connect_all(&destinations, &options.connect),
-    )?;
+    let (blobs, host) = connect(blobs, asked.host_call, &runtime, &options.connect, observer)?;
 
     observer.phase("starting the watchdog");
     let run_id = run_id();
@@ -200,15 +195,14 @@ pub fn prepare_on(
         run_id,
         plan: plan.clone(),
         options,
-        asked,
         directories,
         levels,
         ledger,
         rcu,
         freezers,
         watchdog,
-        connections,
-        requests,
+        blobs,
+        host,
         runtime,
         published,
     })
@@ -235,7 +229,6 @@ impl Session {
             run_id,
             plan,
             options,
-            asked,
             directories,
             levels,
             ledger,
@@ -243,8 +236,8 @@ impl Session {
             runtime,
             watchdog,
             freezers,
-            mut connections,
-            requests,
+            blobs,
+            host,
         } = self;
 
         let mut synced = vec![Synced::Done; directories.len()];
@@ -253,17 +246,15 @@ impl Session {
             let deadline = clock::monotonic().plus(limit);
             synced = sync(&borrow(&directories), deadline, observer)?;
         }
-        let refreshed = connect::refresh(&mut connections, options.connect.time_limit);
-        wait_for(&runtime, observer, refreshed)?;
-        let calls: Vec<Call> = connections
-            .into_iter()
-            .zip(requests)
-            .map(|(connection, request)| Call {
-                connection,
-                again: request.clone(),
-                request,
-            })
-            .collect();
+        let (blobs, host) = refresh((blobs, host), &runtime, &options.connect, observer)?;
+        // From here on, a blob's or the host's call is known by its number.
+        let mut calls = Vec::new();
+        let mut number = |call| {
+            calls.push(call);
+            calls.len() - 1
+        };
+        let blobs = blobs.then(|_, call| Ok(number(call)))?;
+        let host_call = host.map(|(host_call, call)| (host_call, number(call)));
 
         observer.phase(FREEZING);
         // The last moment to give up.
@@ -312,7 +303,8 @@ impl Session {
         let report = verdict::report(Facts {
             run_id: &run_id,
             plan: &plan,
-            asked: &asked,
+            blobs: &blobs,
+            host_call: host_call.as_ref(),
             thaw_timeout: options.thaw_timeout,
             deadlines,
             ledger: &ledger,
@@ -353,27 +345,83 @@ pub(crate) fn open_planned(planned: &PlannedFilesystem) -> Result<OwnedFd, Prepa
     Ok(directory)
 }
 
-/// Where each request goes, and the request: the blobs' in their order, then the host's. A host call
-/// is the same to the window as any blob's request.
-fn prepared_requests(
-    asked: &Asked,
+/// Whom the window calls: the blobs, and the host.
+type Calls = (Blobs<Call>, Option<(HostCall, Call)>);
+
+/// Makes the requests, and a connection for each. A host call is the same to the window as any
+/// blob's request.
+///
+/// *Blocking*: the limit on connecting.
+fn connect(
+    blobs: Blobs<Metadata>,
+    host_call: Option<HostCall>,
+    runtime: &Runtime,
     options: &ConnectOptions,
-) -> Result<Vec<(Destination, PreparedRequest)>, connect::ConnectError> {
+    observer: &mut dyn Observer,
+) -> Result<Calls, PrepareError> {
     let proxy = options.proxy.as_ref();
-    let mut prepared = Vec::new();
-    for (uri, metadata) in &asked.blobs {
-        prepared.push((
-            Destination::blob(uri, proxy),
-            PreparedRequest::snapshot(uri, metadata, proxy)?,
-        ));
-    }
-    if let Some(call) = &asked.host_call {
-        prepared.push((Destination::host(call), PreparedRequest::host_call(call)?));
-    }
-    Ok(prepared)
+    let blobs =
+        blobs.then(|uri, metadata| Ok(PreparedRequest::snapshot(uri, &metadata, proxy)?))?;
+    let host = match host_call {
+        Some(call) => Some((PreparedRequest::host_call(&call)?, call)),
+        None => None,
+    };
+    let usable = blobs.each().iter().flatten();
+    let destinations: Vec<Destination> = usable
+        .map(|(uri, _)| Destination::blob(uri, proxy))
+        .chain(host.iter().map(|(_, call)| Destination::host(call)))
+        .collect();
+    let work = connect::connect_all(&destinations, options, blobs.on_unusable());
+    let mut connections = wait_for(runtime, observer, work)?.into_iter();
+    let mut next = || connections.next().expect("each destination has a result");
+    let blobs = blobs.then(|_, request| Ok(Call::new(next()?, request)))?;
+    let host = match host {
+        Some((request, call)) => Some((call, Call::new(next()?, request))),
+        None => None,
+    };
+    with_somebody_to_call(blobs, host)
 }
 
-fn check(plan: &Plan, asked: &Asked, options: &Options) -> Result<(), PrepareError> {
+/// Replaces the connections that were closed since they were made.
+///
+/// *Blocking*: the limit on connecting.
+fn refresh(
+    (mut blobs, mut host): Calls,
+    runtime: &Runtime,
+    options: &ConnectOptions,
+    observer: &mut dyn Observer,
+) -> Result<Calls, PrepareError> {
+    let on_unusable = blobs.on_unusable();
+    let mut connections: Vec<&mut WarmConnection> = blobs
+        .usable_mut()
+        .chain(host.as_mut().map(|(_, call)| call))
+        .map(|call| &mut call.connection)
+        .collect();
+    let work = connect::refresh(&mut connections, options.time_limit, on_unusable);
+    let mut results = wait_for(runtime, observer, work)?.into_iter();
+    let mut next = || results.next().expect("each connection has a result");
+    let blobs = blobs.then(|_, call| {
+        next()?;
+        Ok(call)
+    })?;
+    if host.is_some() {
+        next()?;
+    }
+    with_somebody_to_call(blobs, host)
+}
+
+/// A run that was to call somebody and can call nobody must not freeze.
+fn with_somebody_to_call(
+    blobs: Blobs<Call>,
+    host: Option<(HostCall, Call)>,
+) -> Result<Calls, PrepareError> {
+    Ok(match host {
+        Some(host) => (blobs, Some(host)),
+        None => (blobs.or_first_error()?, None),
+    })
+}
+
+fn check(plan: &Plan, asked: &Asked, options: &Options) -> Result<Blobs<Metadata>, PrepareError> {
     if !(THAW_TIMEOUT_MIN..=THAW_TIMEOUT_MAX).contains(&options.thaw_timeout) {
         return Err(PrepareError::ThawTimeout(
             options.thaw_timeout.as_secs_f64(),
@@ -382,13 +430,9 @@ fn check(plan: &Plan, asked: &Asked, options: &Options) -> Result<(), PrepareErr
     if plan.filesystems.len() > FILESYSTEMS_MAX {
         return Err(PrepareError::TooManyFilesystems(plan.filesystems.len()));
     }
-    let now = OffsetDateTime::now_utc();
-    for (uri, _) in &asked.blobs {
-        uri.check(now)?;
-    }
-    check_distinct(asked.blobs.iter().map(|(uri, _)| uri))?;
+    let blobs = Blobs::read(&asked.blobs, asked.on_unusable, OffsetDateTime::now_utc())?;
     if process::may_freeze() {
-        Ok(())
+        Ok(blobs)
     } else {
         Err(PrepareError::NotPrivileged)
     }

@@ -18,10 +18,10 @@ use vmsnapshot_core::text::path_text;
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::Errno;
 
+use crate::blobs::{Blobs, Unusable};
 use crate::connect::SendFailure;
-use crate::error::cause_text;
+use crate::error::{cause_text, PrepareError};
 use crate::rcu::Rcu;
-use crate::session::Asked;
 use crate::sync::Synced;
 use crate::window::{CallRecord, WindowRecord};
 
@@ -29,7 +29,10 @@ use crate::window::{CallRecord, WindowRecord};
 pub(crate) struct Facts<'a> {
     pub(crate) run_id: &'a str,
     pub(crate) plan: &'a Plan,
-    pub(crate) asked: &'a Asked,
+    /// The blobs, the usable ones with the numbers of their calls.
+    pub(crate) blobs: &'a Blobs<usize>,
+    /// The host call, with its number.
+    pub(crate) host_call: Option<&'a (HostCall, usize)>,
     pub(crate) thaw_timeout: Duration,
     pub(crate) deadlines: Deadlines,
     pub(crate) ledger: &'a Arc<LedgerFile>,
@@ -60,8 +63,9 @@ pub(crate) fn report(facts: Facts<'_>) -> Report {
     let freeze_doubt = doubt.map(|(_, why)| why);
     let missing = missing_snapshot(&blobs, host_call.as_ref());
     let is_asked = !blobs.is_empty() || host_call.is_some();
+    let froze_all = facts.record.as_ref().is_none_or(|record| record.froze_all);
     let (consistency, why) = if all_thawed {
-        consistency(is_asked, missing, freeze_doubt.clone())
+        consistency(is_asked, froze_all, missing, freeze_doubt.clone())
     } else {
         // Nothing else that went wrong is as grave, whatever became of the snapshots.
         (Consistency::None, freeze_doubt.clone())
@@ -187,8 +191,8 @@ impl NoRecord {
     }
 }
 
-/// What is known of the call at `index`: the blobs' come in their order, and then the host's.
-fn record_of<'a>(facts: &'a Facts<'_>, index: usize) -> Result<&'a CallRecord, NoRecord> {
+/// What is known of the call of that number.
+fn record_of<'a>(facts: &'a Facts<'_>, number: usize) -> Result<&'a CallRecord, NoRecord> {
     let records = facts.record.as_ref().map(|record| record.calls.as_slice());
     let (may_be_sent, message) = match records {
         // No window, no word of what was sent in it.
@@ -197,7 +201,7 @@ fn record_of<'a>(facts: &'a Facts<'_>, index: usize) -> Result<&'a CallRecord, N
             false,
             "the request was not sent: not everything could be frozen",
         ),
-        Some(records) => match records.get(index).and_then(Option::as_ref) {
+        Some(records) => match records.get(number).and_then(Option::as_ref) {
             Some(record) => return Ok(record),
             None => (true, "the window ended before there was an answer"),
         },
@@ -209,12 +213,8 @@ fn record_of<'a>(facts: &'a Facts<'_>, index: usize) -> Result<&'a CallRecord, N
 }
 
 fn blob_outcomes(facts: &Facts<'_>) -> Vec<BlobOutcome> {
-    facts
-        .asked
-        .blobs
-        .iter()
-        .enumerate()
-        .map(|(index, (uri, _))| match record_of(facts, index) {
+    let outcome = |blob: &Result<(SasUri, usize), Unusable>| match blob {
+        Ok((uri, number)) => match record_of(facts, *number) {
             Ok(record) => blob_outcome(uri, record),
             Err(none) => {
                 let outcome = if none.may_be_sent {
@@ -225,13 +225,33 @@ fn blob_outcomes(facts: &Facts<'_>) -> Vec<BlobOutcome> {
                 let (code, attempts) = none.code_and_attempts();
                 unjudged(uri, outcome, code, none.message, attempts)
             }
-        })
-        .collect()
+        },
+        Err(unusable) => unusable_outcome(unusable),
+    };
+    facts.blobs.each().iter().map(outcome).collect()
+}
+
+/// The outcome of a blob that was sent nothing, because of what the blob or its server is.
+fn unusable_outcome(unusable: &Unusable) -> BlobOutcome {
+    let error = &unusable.error;
+    BlobOutcome {
+        uri: unusable.uri.clone(),
+        outcome: BlobResult::Refused,
+        snapshot: None,
+        snapshot_uri: None,
+        http_status: None,
+        error_code: Some(error.code().to_owned()),
+        message: Some(error.to_string()),
+        retryable: matches!(error, PrepareError::Connect(cause) if cause.is_transient()),
+        attempts: 0,
+        answer_ms: None,
+        body: None,
+    }
 }
 
 fn host_outcome(facts: &Facts<'_>) -> Option<HostCallOutcome> {
-    let call = facts.asked.host_call.as_ref()?;
-    let record = match record_of(facts, facts.asked.blobs.len()) {
+    let (call, number) = facts.host_call?;
+    let record = match record_of(facts, *number) {
         Ok(record) => record,
         Err(none) => {
             let (code, attempts) = none.code_and_attempts();
@@ -372,22 +392,20 @@ fn unjudged(
     }
 }
 
-/// A snapshot, or the host's whole set, that is not known to exist.
-struct Missing {
-    attempts: u32,
-    why: String,
-}
-
-/// The first thing that is missing. What a host wrote in a good answer is for the caller to read.
-fn missing_snapshot(blobs: &[BlobOutcome], host: Option<&HostCallOutcome>) -> Option<Missing> {
-    let blob = blobs
-        .iter()
-        .find(|blob| blob.outcome != BlobResult::Created)
-        .map(|blob| Missing {
-            attempts: blob.attempts,
-            why: format!(
-                "the snapshot of {} {}: {}",
-                blob.uri,
+/// The first snapshot, or the host's whole set, that is not known to exist. What a host wrote in a
+/// good answer is for the caller to read.
+fn missing_snapshot(blobs: &[BlobOutcome], host: Option<&HostCallOutcome>) -> Option<String> {
+    let blob = (1..)
+        .zip(blobs)
+        .find(|(_, blob)| blob.outcome != BlobResult::Created)
+        .map(|(position, blob)| {
+            // A blob whose URI could not be read has none.
+            let name = match blob.uri.as_str() {
+                "" => format!("blob {position} of {}", blobs.len()),
+                uri => uri.to_owned(),
+            };
+            format!(
+                "the snapshot of {name} {}: {}",
                 match blob.outcome {
                     BlobResult::Unknown => "is unknown",
                     BlobResult::Refused | BlobResult::Created => "was refused",
@@ -396,29 +414,25 @@ fn missing_snapshot(blobs: &[BlobOutcome], host: Option<&HostCallOutcome>) -> Op
                     .as_deref()
                     .or(blob.message.as_deref())
                     .unwrap_or("no reason was given")
-            ),
+            )
         });
     let host = host.and_then(|host| {
         let words = host.message.as_deref().unwrap_or("no reason was given");
-        let why = match (host.http_status, host.outcome) {
-            (Some(200..=299), _) => return None,
-            (Some(status), _) if host_call::is_refusal(status) => {
-                format!("the host's snapshots were refused: it answered {status}")
-            }
-            (Some(status), _) => {
-                format!("the host's snapshots are unknown: it answered {status}")
-            }
+        match (host.http_status, host.outcome) {
+            (Some(200..=299), _) => None,
+            (Some(status), _) if host_call::is_refusal(status) => Some(format!(
+                "the host's snapshots were refused: it answered {status}"
+            )),
+            (Some(status), _) => Some(format!(
+                "the host's snapshots are unknown: it answered {status}"
+            )),
             (None, HostCallResult::NotSent) => {
-                format!("the host's snapshots were not asked for: {words}")
+                Some(format!("the host's snapshots were not asked for: {words}"))
             }
             (None, HostCallResult::Unknown | HostCallResult::Answered) => {
-                format!("the host's snapshots are unknown: {words}")
+                Some(format!("the host's snapshots are unknown: {words}"))
             }
-        };
-        Some(Missing {
-            attempts: host.attempts,
-            why,
-        })
+        }
     });
     blob.or(host)
 }
@@ -427,7 +441,8 @@ fn missing_snapshot(blobs: &[BlobOutcome], host: Option<&HostCallOutcome>) -> Op
 /// reason first.
 fn consistency(
     is_asked: bool,
-    missing: Option<Missing>,
+    froze_all: bool,
+    missing: Option<String>,
     doubt: Option<String>,
 ) -> (Consistency, Option<String>) {
     match (missing, doubt) {
@@ -435,8 +450,8 @@ fn consistency(
         (None, Some(why)) if is_asked => (Consistency::Crash, Some(why)),
         (None, Some(why)) => (Consistency::None, Some(why)),
         // Nothing was sent, because of the freeze: that is the reason, not the missing answer.
-        (Some(missing), Some(why)) if missing.attempts == 0 => (Consistency::None, Some(why)),
-        (Some(missing), _) => (Consistency::None, Some(missing.why)),
+        (Some(_), Some(why)) if !froze_all => (Consistency::None, Some(why)),
+        (Some(missing), _) => (Consistency::None, Some(missing)),
     }
 }
 
@@ -607,10 +622,11 @@ fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
         }
     }
     if let Some(record) = &facts.record {
-        let blobs = facts.asked.blobs.iter().map(|(uri, _)| uri.as_http());
-        let host = facts.asked.host_call.as_ref().map(HostCall::uri);
-        for (uri, call) in blobs.chain(host).zip(&record.calls) {
-            if let Some(call) = call {
+        let usable = facts.blobs.each().iter().flatten();
+        let blobs = usable.map(|(uri, number)| (uri.as_http(), *number));
+        let host = facts.host_call.map(|(call, number)| (call.uri(), *number));
+        for (uri, number) in blobs.chain(host) {
+            if let Some(Some(call)) = record.calls.get(number) {
                 let subject = Some(uri.to_string());
                 events.push(event(call.sent_at, "request sent", subject.clone()));
                 events.push(event(call.ended_at, "request ended", subject));
@@ -630,7 +646,10 @@ fn milliseconds(duration: Duration) -> f64 {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
+    use vmsnapshot_core::blob::BlobError;
+
     use super::*;
+    use crate::connect::ConnectError;
 
     fn filesystem(outcome: FilesystemResult) -> FilesystemOutcome {
         FilesystemOutcome {
@@ -768,39 +787,96 @@ mod tests {
             let missing = missing_snapshot(&[], Some(&host));
             match (missing, word) {
                 (None, None) => {}
-                (Some(missing), Some(word)) => assert!(missing.why.ends_with(word)),
-                (missing, _) => panic!("{outcome:?} {status:?}: {:?}", missing.map(|it| it.why)),
+                (Some(missing), Some(word)) => assert!(missing.ends_with(word), "{missing}"),
+                (missing, _) => panic!("{outcome:?} {status:?}: {missing:?}"),
             }
             assert!(!format!("{host:?}").contains("t0ken"));
         }
     }
 
+    fn unusable(uri: &str, error: impl Into<PrepareError>) -> BlobOutcome {
+        unusable_outcome(&Unusable {
+            uri: uri.to_owned(),
+            error: error.into(),
+        })
+    }
+
+    #[test]
+    fn blob_that_was_sent_nothing_is_refused_with_the_code_and_the_words_of_its_error() {
+        let unreachable = unusable(
+            "http://host/c/b",
+            ConnectError::ConnectFailed {
+                destination: "blob `http://host/c/b`".to_owned(),
+                address: "192.0.2.1:80".to_owned(),
+                cause: "connection refused".to_owned(),
+            },
+        );
+        assert_eq!(unreachable.outcome, BlobResult::Refused);
+        assert_eq!((unreachable.attempts, unreachable.http_status), (0, None));
+        assert_eq!(unreachable.error_code.as_deref(), Some("connect-failed"));
+        assert!(unreachable.message.unwrap().ends_with("connection refused"));
+        assert!(unreachable.retryable);
+        let twice = BlobError::DuplicateBlob {
+            blob: "http://host/c/b".to_owned(),
+        };
+        assert!(!unusable("http://host/c/b", twice).retryable);
+    }
+
+    #[test]
+    fn missing_snapshot_is_named_by_the_blobs_uri_or_else_by_its_place() {
+        let twice = || BlobError::DuplicateBlob {
+            blob: "http://host/c/b".to_owned(),
+        };
+        let created = BlobOutcome {
+            outcome: BlobResult::Created,
+            ..unusable("http://host/c/b", twice())
+        };
+        for (uri, name) in [("http://host/c/b", "http://host/c/b"), ("", "blob 2 of 2")] {
+            let blobs = [created.clone(), unusable(uri, twice())];
+            assert_eq!(
+                missing_snapshot(&blobs, None),
+                Some(format!(
+                    "the snapshot of {name} was refused: duplicate-blob"
+                ))
+            );
+        }
+    }
+
     #[test]
     fn what_the_snapshots_are_worth_is_said_with_the_gravest_reason() {
-        let missing = |attempts| {
-            Some(Missing {
-                attempts,
-                why: "missing".to_owned(),
-            })
-        };
-        let doubt = Some("doubt".to_owned());
-        for (is_asked, missing, doubt, expected, why) in [
-            (true, None, None, Consistency::Filesystem, None),
-            (false, None, None, Consistency::Filesystem, None),
-            (true, None, doubt.clone(), Consistency::Crash, Some("doubt")),
-            (false, None, doubt.clone(), Consistency::None, Some("doubt")),
-            (true, missing(1), None, Consistency::None, Some("missing")),
-            (true, missing(0), None, Consistency::None, Some("missing")),
+        let missing = || Some("missing".to_owned());
+        let doubt = || Some("doubt".to_owned());
+        for (is_asked, froze_all, missing, doubt, expected, why) in [
+            (true, true, None, None, Consistency::Filesystem, None),
+            (false, true, None, None, Consistency::Filesystem, None),
+            (true, true, None, doubt(), Consistency::Crash, Some("doubt")),
+            (false, true, None, doubt(), Consistency::None, Some("doubt")),
             (
                 true,
-                missing(1),
-                doubt.clone(),
+                true,
+                missing(),
+                None,
                 Consistency::None,
                 Some("missing"),
             ),
-            (true, missing(0), doubt, Consistency::None, Some("doubt")),
+            (
+                true,
+                true,
+                missing(),
+                doubt(),
+                Consistency::None,
+                Some("missing"),
+            ),
+            (
+                true,
+                false,
+                missing(),
+                doubt(),
+                Consistency::None,
+                Some("doubt"),
+            ),
         ] {
-            let (consistency, said) = consistency(is_asked, missing, doubt);
+            let (consistency, said) = consistency(is_asked, froze_all, missing, doubt);
             assert_eq!((consistency, said.as_deref()), (expected, why));
         }
     }

@@ -31,6 +31,17 @@ pub(crate) struct Call {
     pub(crate) again: PreparedRequest,
 }
 
+impl Call {
+    /// Makes the call that sends `request` on `connection`.
+    pub(crate) fn new(connection: WarmConnection, request: PreparedRequest) -> Self {
+        Self {
+            connection,
+            again: request.clone(),
+            request,
+        }
+    }
+}
+
 /// What became of one call, unjudged.
 pub(crate) struct CallRecord {
     pub(crate) attempts: u32,
@@ -284,6 +295,7 @@ mod tests {
     use vmsnapshot_core::host_call::HostCall;
 
     use super::*;
+    use crate::blobs::OnUnusable;
     use crate::connect::{connect_all, notice_closes, ConnectOptions, Destination};
 
     const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
@@ -349,12 +361,9 @@ mod tests {
             proxy: None,
             time_limit: Duration::from_secs(10),
         };
-        let mut connections = connect_all(&[destination], &options).await.unwrap();
-        Call {
-            connection: connections.pop().unwrap(),
-            again: request.clone(),
-            request,
-        }
+        let connected = connect_all(&[destination], &options, OnUnusable::Refuse).await;
+        let connection = connected.unwrap().pop().unwrap().unwrap();
+        Call::new(connection, request)
     }
 
     async fn host_call(address: std::net::SocketAddr, time_limit: Duration) -> Call {

@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use vmsnapshot_core::blob::{Metadata, SasUri};
 use vmsnapshot_core::host_call::HostCall;
+use vmsnapshot_engine::blobs::OnUnusable;
 use vmsnapshot_engine::connect::{
     connect_all, notice_closes, refresh, ConnectError, ConnectOptions, Connection, Destination,
     Dialer, PreparedRequest, Proxy, RawAnswer, SendFailure, Tls, WarmConnection, BODY_LIMIT_BYTES,
@@ -110,16 +111,35 @@ async fn serve_stream(
     }
 }
 
-/// Connects to the servers of blobs, through the proxy of `options` if there is one.
+/// Connects to the servers of blobs, through the proxy of `options` if there is one; to all or none.
 async fn connect_blobs(
     uris: &[SasUri],
     options: &ConnectOptions,
 ) -> Result<Vec<WarmConnection>, ConnectError> {
+    let results = connect_blobs_on(OnUnusable::Refuse, uris, options).await?;
+    results.into_iter().collect()
+}
+
+async fn connect_blobs_on(
+    on_unusable: OnUnusable,
+    uris: &[SasUri],
+    options: &ConnectOptions,
+) -> Result<Vec<Result<WarmConnection, ConnectError>>, ConnectError> {
     let destinations: Vec<_> = uris
         .iter()
         .map(|uri| Destination::blob(uri, options.proxy.as_ref()))
         .collect();
-    connect_all(&destinations, options).await
+    connect_all(&destinations, options, on_unusable).await
+}
+
+/// Replaces what was closed, all of it or nothing; says of each whether it was.
+async fn refresh_all(
+    connections: &mut [WarmConnection],
+    time_limit: Duration,
+) -> Result<Vec<bool>, ConnectError> {
+    let mut connections: Vec<_> = connections.iter_mut().collect();
+    let results = refresh(&mut connections, time_limit, OnUnusable::Refuse).await?;
+    results.into_iter().collect()
 }
 
 async fn warm(uri: &SasUri) -> WarmConnection {
@@ -651,10 +671,11 @@ fn host_call(address: SocketAddr, body: &[u8]) -> HostCall {
 }
 
 async fn warm_host(call: &HostCall, options: &ConnectOptions) -> WarmConnection {
-    connect_all(&[Destination::host(call)], options)
+    connect_all(&[Destination::host(call)], options, OnUnusable::Refuse)
         .await
         .unwrap()
         .pop()
+        .unwrap()
         .unwrap()
 }
 
@@ -770,7 +791,7 @@ fn host_that_cannot_be_reached_is_named_as_the_host_and_without_its_query() {
         refusing.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let call = host_call(refusing.local_addr().unwrap(), b"treasure");
         let error = checked(
-            connect_all(&[Destination::host(&call)], &options())
+            connect_all(&[Destination::host(&call)], &options(), OnUnusable::Refuse)
                 .await
                 .unwrap_err(),
         );
@@ -821,15 +842,18 @@ fn refresh_replaces_exactly_the_connections_that_were_closed() {
         for _ in &uris {
             accepted.push(listener.accept().await.unwrap().0);
         }
-        assert_eq!(refresh(&mut connections, SHORT).await.unwrap(), 0);
+        assert_eq!(
+            refresh_all(&mut connections, SHORT).await.unwrap(),
+            [false; 8]
+        );
         accepted.truncate(5);
         // What closes on the loopback interface is seen by the next look.
         let requests = serve(listener, CREATED);
         assert_eq!(
-            refresh(&mut connections, Duration::from_secs(10))
+            refresh_all(&mut connections, Duration::from_secs(10))
                 .await
                 .unwrap(),
-            3
+            [false, false, false, false, false, true, true, true]
         );
         for stream in accepted {
             tokio::spawn(serve_stream(stream, CREATED.into(), Arc::clone(&requests)));
@@ -856,11 +880,38 @@ fn refresh_says_when_a_server_is_gone() {
         drop(listener.accept().await.unwrap());
         drop(listener);
         let error = checked(
-            refresh(&mut connections, Duration::from_secs(10))
+            refresh_all(&mut connections, Duration::from_secs(10))
                 .await
                 .unwrap_err(),
         );
         assert_eq!(error.code(), "connect-failed");
+    });
+}
+
+#[test]
+fn refresh_goes_on_past_a_server_that_is_gone_when_told_to() {
+    run(async {
+        let (gone, gone_address) = listen().await;
+        let (there, there_address) = listen().await;
+        let uris = [uri("http", gone_address), uri("http", there_address)];
+        let mut connections = connect_blobs(&uris, &options()).await.unwrap();
+        drop(gone.accept().await.unwrap());
+        drop(gone);
+        drop(there.accept().await.unwrap());
+        serve(there, CREATED);
+        let mut both: Vec<_> = connections.iter_mut().collect();
+        let results = refresh(&mut both, Duration::from_secs(10), OnUnusable::Report)
+            .await
+            .unwrap();
+        let [Err(error), Ok(true)] = &results[..] else {
+            panic!("{results:?}");
+        };
+        assert_eq!(error.code(), "connect-failed");
+        let answer = connections[1]
+            .connection
+            .send_whole(prepared(&uris[1]), soon())
+            .await;
+        assert_eq!(answer.unwrap().status, 201);
     });
 }
 
@@ -887,10 +938,10 @@ fn close_under_tls_is_noticed_with_and_without_a_farewell() {
                 .unwrap();
             server.await.unwrap();
             assert_eq!(
-                refresh(&mut connections, Duration::from_secs(10))
+                refresh_all(&mut connections, Duration::from_secs(10))
                     .await
                     .unwrap(),
-                1,
+                [true],
                 "{farewell}"
             );
         }
@@ -1261,6 +1312,51 @@ fn port_without_a_server_is_a_connect_failure_that_names_the_blob() {
         );
         assert_eq!(error.code(), "connect-failed");
         assert!(error.to_string().contains(&bad.to_string()), "{error}");
+    });
+}
+
+#[test]
+fn blobs_that_cannot_be_reached_are_told_beside_those_that_can_when_told_to() {
+    run(async {
+        let authority = Authority::new();
+        let (good_listener, good_address) = listen().await;
+        serve(good_listener, CREATED);
+        let (_silent_listener, silent_address) = listen().await;
+        let (untrusted_listener, untrusted_address) = listen().await;
+        serve_tls(untrusted_listener, Authority::named("another").acceptor());
+        // Bound and not listening: connections to it are refused, and nobody else can take it.
+        let refusing = tokio::net::TcpSocket::new_v4().unwrap();
+        refusing.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let no_name = format!("http://{}.example/c/b?sig={SIGNATURE}", "x".repeat(64));
+        let uris = [
+            uri("https", silent_address),
+            uri("http", refusing.local_addr().unwrap()),
+            uri("http", good_address),
+            SasUri::parse(&no_name).unwrap(),
+            uri("https", untrusted_address),
+        ];
+        let options = ConnectOptions {
+            time_limit: 10 * SHORT,
+            ..authority.options()
+        };
+        let results = connect_blobs_on(OnUnusable::Report, &uris, &options)
+            .await
+            .unwrap();
+        let codes: Vec<_> = results
+            .into_iter()
+            .map(|result| result.map_err(|error| checked(error).code()))
+            .map(|result| result.map(|_| ()))
+            .collect();
+        assert_eq!(
+            codes,
+            [
+                Err("connect-timeout"),
+                Err("connect-failed"),
+                Ok(()),
+                Err("resolve-failed"),
+                Err("tls-failed"),
+            ]
+        );
     });
 }
 

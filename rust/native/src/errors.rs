@@ -5,7 +5,6 @@ use std::io;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use vmsnapshot_core::blob::BlobError;
 use vmsnapshot_core::plan::PlanError;
 use vmsnapshot_engine::error::{PrepareError, ThawError};
 
@@ -17,19 +16,6 @@ pub(crate) fn plan_error(py: Python<'_>, error: &PlanError) -> PyErr {
 /// `vmsnapshot.errors.PrepareError`.
 pub(crate) fn prepare_error(py: Python<'_>, error: &PrepareError) -> PyErr {
     raise(py, "PrepareError", error, error.code(), error.hint())
-}
-
-/// `vmsnapshot.errors.PrepareError` for the blob at `position` of `count`: its URI may be too wrong
-/// to be named by.
-pub(crate) fn blob_error(
-    py: Python<'_>,
-    position: usize,
-    count: usize,
-    error: &BlobError,
-) -> PyErr {
-    let message = format!("blob {position} of {count}: {error}");
-    let hint = error.hint().map(str::to_owned);
-    raise(py, "PrepareError", &message, error.code(), hint)
 }
 
 /// `vmsnapshot.errors.ThawError`.

@@ -11,7 +11,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use vmsnapshot_core::blob::{Metadata, SasUri};
+use vmsnapshot_core::blob::{Metadata, SecretText};
+use vmsnapshot_engine::blobs::OnUnusable;
 use vmsnapshot_engine::connect::{ConnectOptions, Proxy};
 use vmsnapshot_engine::error::PrepareError;
 use vmsnapshot_engine::session::{self, Asked, Observer, Options};
@@ -159,8 +160,8 @@ fn plan(py: Python<'_>, include: Vec<String>, exclude: Vec<String>) -> PyResult<
 #[pyfunction]
 #[pyo3(signature = (
     plan, blobs = Vec::new(), *, metadata = None, blob_metadata = Vec::new(), host_call = None,
-    thaw_timeout = 10.0, sync_timeout = Some(30.0), connect_timeout = 10.0, ca_file = None,
-    proxy = None, expedite_rcu = true, progress = None
+    unusable_blobs = "refuse", thaw_timeout = 10.0, sync_timeout = Some(30.0), connect_timeout = 10.0,
+    ca_file = None, proxy = None, expedite_rcu = true, progress = None
 ))]
 #[expect(
     clippy::too_many_arguments,
@@ -173,6 +174,7 @@ fn prepare(
     metadata: Option<Pairs>,
     blob_metadata: Vec<Pairs>,
     host_call: Option<Bound<'_, HostCall>>,
+    unusable_blobs: &str,
     thaw_timeout: f64,
     sync_timeout: Option<f64>,
     connect_timeout: f64,
@@ -181,16 +183,20 @@ fn prepare(
     expedite_rcu: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Session> {
-    let mut uris = Vec::with_capacity(blobs.len());
-    for (position, blob) in (1_usize..).zip(&blobs) {
-        let uri = SasUri::parse(blob)
-            .map_err(|error| errors::blob_error(py, position, blobs.len(), &error))?;
-        uris.push(uri);
-    }
+    let on_unusable = match unusable_blobs {
+        "refuse" => OnUnusable::Refuse,
+        "report" => OnUnusable::Report,
+        _ => {
+            return Err(pyo3::exceptions::PyValueError::new_err(
+                "unusable_blobs is neither 'refuse' nor 'report'",
+            ))
+        }
+    };
     let asked = (|| {
         Ok(Asked {
-            blobs: with_metadata(uris, &metadata.unwrap_or_default(), blob_metadata)?,
+            blobs: with_metadata(blobs, &metadata.unwrap_or_default(), blob_metadata)?,
             host_call: host_call.map(|host_call| host_call.get().call.clone()),
+            on_unusable,
         })
     })()
     .map_err(|error| errors::prepare_error(py, &error))?;
@@ -226,24 +232,28 @@ type Pairs = std::collections::BTreeMap<String, String>;
 
 /// Gives each blob the metadata of all and its own, which is for none or for each.
 fn with_metadata(
-    uris: Vec<SasUri>,
+    blobs: Vec<String>,
     of_all: &Pairs,
     of_each: Vec<Pairs>,
-) -> Result<Vec<(SasUri, Metadata)>, PrepareError> {
+) -> Result<Vec<(SecretText, Metadata)>, PrepareError> {
+    let blobs = blobs.into_iter().map(SecretText::new);
     // Looked at even if there is no blob: a wrong one is a mistake to be told.
     let common = Metadata::parse(of_all.clone())?;
     if of_each.is_empty() {
-        return Ok(uris.into_iter().map(|uri| (uri, common.clone())).collect());
+        return Ok(blobs.map(|blob| (blob, common.clone())).collect());
     }
-    if of_each.len() != uris.len() {
+    if of_each.len() != blobs.len() {
         return Err(PrepareError::BlobMetadataCount {
-            blobs: uris.len(),
+            blobs: blobs.len(),
             metadata: of_each.len(),
         });
     }
-    uris.into_iter()
+    blobs
         .zip(of_each)
-        .map(|(uri, own)| Ok((uri, Metadata::parse(of_all.clone().into_iter().chain(own))?)))
+        .map(|(blob, own)| {
+            let metadata = Metadata::parse(of_all.clone().into_iter().chain(own))?;
+            Ok((blob, metadata))
+        })
         .collect()
 }
 

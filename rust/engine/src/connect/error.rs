@@ -112,6 +112,25 @@ impl ConnectError {
         }
     }
 
+    /// Says whether another try may succeed without anything being changed on this machine: the
+    /// network or the other end was at fault. A failed handshake is not of these: what is wrong with
+    /// a certificate stays wrong.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::ResolveFailed { .. }
+            | Self::ConnectFailed { .. }
+            | Self::ProxyFailed { .. }
+            | Self::ConnectTimeout { .. } => true,
+            Self::BadCaFile { .. }
+            | Self::NoTrustRoots { .. }
+            | Self::TlsConfiguration(_)
+            | Self::BadProxy { .. }
+            | Self::BadRequest { .. }
+            | Self::TlsFailed { .. } => false,
+        }
+    }
+
     /// Returns what the reader can do about it, if anything.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {

@@ -1,0 +1,268 @@
+//! The blobs of a run, from their texts to their calls, and what becomes of those that are no good.
+//!
+//! Nothing here waits, and nothing here is called inside the window.
+
+use time::OffsetDateTime;
+use vmsnapshot_core::blob::{DistinctBlobs, Metadata, SasUri, SecretText};
+use vmsnapshot_core::uri::HttpUri;
+
+use crate::error::PrepareError;
+
+/// What becomes of a run of which a blob cannot be asked: its URI or SAS is no good, or its server
+/// cannot be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnUnusable {
+    /// The first such blob ends the preparation.
+    #[default]
+    Refuse,
+    /// The blob is sent nothing and reported as refused; the others are asked.
+    Report,
+}
+
+impl OnUnusable {
+    /// Keeps what went wrong with one blob as its result, or ends all with it.
+    ///
+    /// # Errors
+    /// That of `result`, when it ends all.
+    pub(crate) fn keep<Usable, Error>(
+        self,
+        result: Result<Usable, Error>,
+    ) -> Result<Result<Usable, Error>, Error> {
+        match (self, result) {
+            (Self::Refuse, Err(error)) => Err(error),
+            (Self::Refuse | Self::Report, result) => Ok(result),
+        }
+    }
+}
+
+/// A blob that is sent nothing.
+#[derive(Debug)]
+pub(crate) struct Unusable {
+    /// Its URI without the query; empty where it could not be read.
+    pub(crate) uri: String,
+    pub(crate) error: PrepareError,
+}
+
+/// The blobs in the order they were given, each with what it has come to (its metadata, then its
+/// request, then its call), or why it is sent nothing.
+pub(crate) struct Blobs<Stage> {
+    each: Vec<Result<(SasUri, Stage), Unusable>>,
+    on_unusable: OnUnusable,
+}
+
+impl Blobs<Metadata> {
+    /// Reads the SAS URIs. Where unusable blobs are reported, times and permissions of a SAS are left
+    /// for the service to judge: by a wrong clock of this machine, no blob would ever be usable.
+    ///
+    /// # Errors
+    /// [`PrepareError::UnreadableBlob`], [`PrepareError::Blob`].
+    pub(crate) fn read(
+        given: &[(SecretText, Metadata)],
+        on_unusable: OnUnusable,
+        now: OffsetDateTime,
+    ) -> Result<Self, PrepareError> {
+        let mut seen = DistinctBlobs::default();
+        let mut read = |position, text: &str| {
+            let uri = SasUri::parse(text).map_err(|cause| PrepareError::UnreadableBlob {
+                position,
+                count: given.len(),
+                cause,
+            })?;
+            match on_unusable {
+                OnUnusable::Refuse => uri.check(now)?,
+                OnUnusable::Report => {}
+            }
+            seen.add(&uri)?;
+            Ok(uri)
+        };
+        let mut each = Vec::with_capacity(given.len());
+        for (position, (text, metadata)) in (1..).zip(given) {
+            let text = text.expose();
+            each.push(match on_unusable.keep(read(position, text))? {
+                Ok(uri) => Ok((uri, metadata.clone())),
+                Err(error) => Err(Unusable {
+                    uri: HttpUri::parse(text).map_or_else(|_| String::new(), |uri| uri.to_string()),
+                    error,
+                }),
+            });
+        }
+        Ok(Self { each, on_unusable })
+    }
+}
+
+impl<Stage> Blobs<Stage> {
+    /// Takes every usable blob a step further, in their order.
+    ///
+    /// # Errors
+    /// The first error of `step`, unless unusable blobs are reported.
+    pub(crate) fn then<Next>(
+        self,
+        mut step: impl FnMut(&SasUri, Stage) -> Result<Next, PrepareError>,
+    ) -> Result<Blobs<Next>, PrepareError> {
+        let mut each = Vec::with_capacity(self.each.len());
+        for blob in self.each {
+            each.push(match blob {
+                Ok((uri, stage)) => match self.on_unusable.keep(step(&uri, stage))? {
+                    Ok(next) => Ok((uri, next)),
+                    Err(error) => Err(Unusable {
+                        uri: uri.to_string(),
+                        error,
+                    }),
+                },
+                Err(unusable) => Err(unusable),
+            });
+        }
+        Ok(Blobs {
+            each,
+            on_unusable: self.on_unusable,
+        })
+    }
+
+    /// Gives the blobs back if one of them is usable, or none was given.
+    ///
+    /// # Errors
+    /// Why the first blob is unusable.
+    pub(crate) fn or_first_error(mut self) -> Result<Self, PrepareError> {
+        if self.each.iter().all(Result::is_err) && !self.each.is_empty() {
+            if let Err(first) = self.each.swap_remove(0) {
+                return Err(first.error);
+            }
+        }
+        Ok(self)
+    }
+
+    /// What becomes of the run when another one turns out to be unusable.
+    pub(crate) fn on_unusable(&self) -> OnUnusable {
+        self.on_unusable
+    }
+
+    /// All of them, in the order they were given.
+    pub(crate) fn each(&self) -> &[Result<(SasUri, Stage), Unusable>] {
+        &self.each
+    }
+
+    /// What the usable ones have come to, in their order.
+    pub(crate) fn usable_mut(&mut self) -> impl Iterator<Item = &mut Stage> {
+        self.each.iter_mut().flatten().map(|(_, stage)| stage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use time::macros::datetime;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-22 12:00:00 UTC);
+    const GOOD: &str = "https://host/c/good?sig=secret";
+
+    fn read(texts: &[&str], on_unusable: OnUnusable) -> Result<Blobs<Metadata>, PrepareError> {
+        let given: Vec<_> = texts
+            .iter()
+            .map(|text| (SecretText::new((*text).to_owned()), Metadata::default()))
+            .collect();
+        Blobs::read(&given, on_unusable, NOW)
+    }
+
+    /// The URI of every blob, and why it is unusable, if it is.
+    fn states<Stage>(blobs: &Blobs<Stage>) -> Vec<(String, Option<&'static str>)> {
+        let state = |blob: &Result<(SasUri, Stage), Unusable>| match blob {
+            Ok((uri, _)) => (uri.to_string(), None),
+            Err(unusable) => (unusable.uri.clone(), Some(unusable.error.code())),
+        };
+        blobs.each().iter().map(state).collect()
+    }
+
+    #[test]
+    fn first_unusable_blob_ends_the_reading_when_such_are_refused() {
+        for (bad, code) in [
+            ("", "bad-uri"),
+            ("https://host/c/b?sv=1", "unsigned-uri"),
+            (GOOD, "duplicate-blob"),
+            ("https://host/c/b?sig=secret&se=2020-01-01", "expired-sas"),
+            (
+                "https://host/c/b?sig=secret&st=2030-01-01",
+                "sas-not-yet-valid",
+            ),
+            ("https://host/c/b?sig=secret&sp=r", "sas-permission"),
+        ] {
+            let error = read(&[GOOD, bad, "\0"], OnUnusable::Refuse).err().unwrap();
+            assert_eq!(error.code(), code, "{bad}");
+            assert!(!format!("{error} {error:?}").contains("secret"));
+        }
+        let error = read(&[GOOD, ""], OnUnusable::Refuse).err().unwrap();
+        assert!(error.to_string().starts_with("blob 2 of 2: "), "{error}");
+    }
+
+    #[test]
+    fn unusable_blobs_keep_their_places_and_their_errors_when_such_are_reported() {
+        let texts = [
+            "",
+            "https://host/c/b?comp=snapshot&sig=secret",
+            GOOD,
+            "https://host/c/unsigned?sv=1",
+            "https://HOST:443/c/good?sig=secret2",
+        ];
+        let blobs = read(&texts, OnUnusable::Report).unwrap();
+        let expected = [
+            ("", Some("bad-uri")),
+            ("https://host/c/b", Some("bad-uri")),
+            ("https://host/c/good", None),
+            ("https://host/c/unsigned", Some("unsigned-uri")),
+            ("https://HOST:443/c/good", Some("duplicate-blob")),
+        ];
+        assert_eq!(
+            states(&blobs),
+            expected.map(|(uri, code)| (uri.to_owned(), code))
+        );
+        for unusable in blobs.each().iter().filter_map(|blob| blob.as_ref().err()) {
+            assert!(!format!("{unusable:?} {}", unusable.error).contains("secret"));
+        }
+    }
+
+    #[test]
+    fn sas_is_not_judged_by_the_clock_when_unusable_blobs_are_reported() {
+        let texts = [
+            "https://host/c/0?sig=secret&se=2020-01-01",
+            "https://host/c/1?sig=secret&st=2030-01-01",
+            "https://host/c/2?sig=secret&sp=r",
+            "https://host/c/3?sig=secret&se=tomorrow",
+        ];
+        let mut blobs = read(&texts, OnUnusable::Report).unwrap();
+        assert_eq!(blobs.usable_mut().count(), texts.len());
+    }
+
+    #[test]
+    fn step_that_fails_marks_its_blob_and_no_other_or_ends_all() {
+        let texts = [GOOD, "", "https://host/c/other?sig=secret"];
+        let fail_first = |uri: &SasUri, _| match uri.path() {
+            "/c/good" => Err(PrepareError::Interrupted),
+            _ => Ok(()),
+        };
+        let blobs = read(&texts, OnUnusable::Report).unwrap();
+        let codes: Vec<_> = states(&blobs.then(fail_first).unwrap());
+        assert_eq!(
+            codes,
+            [
+                ("https://host/c/good".to_owned(), Some("interrupted")),
+                (String::new(), Some("bad-uri")),
+                ("https://host/c/other".to_owned(), None),
+            ]
+        );
+        let blobs = read(&[GOOD], OnUnusable::Refuse).unwrap();
+        assert_eq!(blobs.then(fail_first).err().unwrap().code(), "interrupted");
+    }
+
+    #[test]
+    fn run_without_a_usable_blob_has_the_first_ones_error() {
+        let none_is_usable = read(&["", "https://host/c/b?sv=1"], OnUnusable::Report).unwrap();
+        let error = none_is_usable.or_first_error().err().unwrap();
+        assert_eq!(error.code(), "bad-uri");
+        for texts in [&[][..], &["", GOOD]] {
+            let blobs = read(texts, OnUnusable::Report).unwrap();
+            assert_eq!(blobs.or_first_error().unwrap().each().len(), texts.len());
+        }
+    }
+}
