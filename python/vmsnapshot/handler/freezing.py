@@ -71,6 +71,8 @@ class Freezing:
                     metadata=metadata,
                     blob_metadata=blob_metadata,
                     host_call=host_call,
+                    # One bad disk does not keep the others, and no clock of this VM's judges a SAS.
+                    unusable_blobs="report",
                     thaw_timeout=self.configuration.thaw_timeout_seconds,
                     connect_timeout=CONNECT_TIMEOUT_SECONDS,
                     proxy=proxy,

@@ -14,7 +14,7 @@ import datetime
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -195,24 +195,37 @@ async def _post(
 
     give_up_at = time.monotonic() + limit_seconds
     try:
-        return await _post_once(session, uri, body, limit_seconds)
+        return await exchange(session, "POST", uri, HEADERS, body, limit_seconds)
     except aiohttp.ClientConnectionError as error:
         left_seconds = give_up_at - time.monotonic() - _PAUSE_BEFORE_RETRY_SECONDS
         if left_seconds <= 0 or isinstance(error, asyncio.TimeoutError):
             raise
     await asyncio.sleep(_PAUSE_BEFORE_RETRY_SECONDS)
-    return await _post_once(session, uri, body, left_seconds)
+    return await exchange(session, "POST", uri, HEADERS, body, left_seconds)
 
 
-async def _post_once(
-    session: aiohttp.ClientSession, uri: str, body: bytes, limit_seconds: float
+async def exchange(
+    session: aiohttp.ClientSession,
+    method: str,
+    uri: str,
+    headers: Iterable[tuple[str, str]],
+    body: bytes | None,
+    limit_seconds: float,
 ) -> tuple[int, bytes]:
+    """Sends one request to the host, with these headers and no others but the necessary; status and answer.
+
+    An answer of more than 1 MiB is cut: it is no JSON then, and nobody reads more of it.
+
+    Raises:
+        aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError: there was no answer.
+    """
     import aiohttp
 
-    async with session.post(
+    async with session.request(
+        method,
         uri,
         data=body,
-        headers=HEADERS,
+        headers=list(headers),
         skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
         allow_redirects=False,
         timeout=aiohttp.ClientTimeout(total=limit_seconds),
@@ -220,7 +233,6 @@ async def _post_once(
         answer = b""
         async for chunk in response.content.iter_chunked(64 * 1024):
             answer += chunk
-            # What is longer is cut: it is no JSON then, and nobody reads more of it than that.
             if len(answer) >= _ANSWER_LIMIT_BYTES:
                 break
         return response.status, answer

@@ -22,7 +22,7 @@ from vmsnapshot.handler.background import Background, Session
 from vmsnapshot.handler.configuration import VmBackupConfiguration, read_vmbackup_configuration
 from vmsnapshot.handler.disks import Disks
 from vmsnapshot.handler.freezing import Freezing
-from vmsnapshot.handler.host import host_address
+from vmsnapshot.handler.host import exchange, host_address
 from vmsnapshot.handler.leftovers import thaw_leftovers
 from vmsnapshot.handler.lock import SafeFreezeLock
 from vmsnapshot.handler.log import HOST_BASED_EXTENSION_LOG, Log
@@ -54,7 +54,6 @@ UNEXPECTED_SNAPSHOT = "UNEXPECTED_SNAPSHOT_EXC"
 TOOK_TOO_LONG = "SNAPSHOT_TOOK_TOO_LONG"
 INCONSISTENT = "SNAPSHOT_INCONSISTENT"
 
-_ANSWER_LIMIT_BYTES = 1024 * 1024
 
 # What `prepare` says when the host itself is the obstacle.
 _UNREACHABLE_CODES = frozenset({"bad-host-call", "resolve-failed", "connect-failed", "connect-timeout"})
@@ -348,24 +347,11 @@ async def _exchange(
 
     import aiohttp
 
+    # The next call is minutes later: a connection that was kept might be lost as it is used.
+    headers = (*headers, ("Connection", "close"))
+    method = "GET" if body is None else "POST"
     try:
-        async with session().request(
-            "GET" if body is None else "POST",
-            uri,
-            data=body,
-            # The next call is minutes later: a connection that was kept might be lost as it is used.
-            headers=(*headers, ("Connection", "close")),
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=CALL_LIMIT_SECONDS),
-        ) as response:
-            answer = b""
-            async for chunk in response.content.iter_chunked(64 * 1024):
-                answer += chunk
-                # What is longer is cut, and is no JSON then.
-                if len(answer) >= _ANSWER_LIMIT_BYTES:
-                    break
-            return response.status, answer
+        return await exchange(session(), method, uri, headers, body, CALL_LIMIT_SECONDS)
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
         cause = redacted(error)[:200] or f"it took longer than {CALL_LIMIT_SECONDS:g} s"
         raise HostError(
