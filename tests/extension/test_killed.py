@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.extension.conftest import Job, Vm
-from tests.extension.test_commands import worker_of
+from tests.extension.test_commands import OTHER_VM, worker_of
 from tests.extension.test_settings import final, message
 from tests.support.freezing import is_frozen
 from tests.support.host_service import NEVER_MS, USUAL, Answer, Usual
@@ -149,6 +149,16 @@ def test_record_that_a_crash_of_the_machine_emptied_is_noticed(vm: Vm) -> None:
     job.enable()
     vm.extension.finish()
     assert_reported_as_killed(vm, job, job.number)
+
+
+def test_restored_vm_does_not_report_the_job_that_its_snapshot_was_taken_in(vm: Vm) -> None:
+    job = killed_in_its_window(vm)
+    vm.extension.be(OTHER_VM)
+    job.enable()
+    vm.extension.finish()
+    # The same number is a new job to it.
+    assert final(vm.extension.report(job.number)) == ("success", "1", 1)
+    assert "ended before" not in vm.extension.log().rpartition("restored from another")[2]
 
 
 def test_job_that_is_ended_while_it_decrypts_is_reported(vm: Vm) -> None:

@@ -30,7 +30,7 @@ from tests.support.host_service import (
     blob_error,
 )
 from vmsnapshot.handler.background import Background
-from vmsnapshot.handler.blobs import BlobWriter, WriteResult, is_own_unfinished
+from vmsnapshot.handler.blobs import BlobWriter, WriteResult, may_be_mended
 from vmsnapshot.handler.secret import SasUri
 
 MIB = 1024 * 1024
@@ -278,17 +278,18 @@ def test_transitioning_report_of_the_task_is_known_as_unfinished(
         create_block_blob(azurite_http, name)
     uri = uri_of(azurite_http, name)
 
-    def is_unfinished(task_id: str) -> bool:
-        asking = is_own_unfinished(SasUri(uri), task_id, session=background.session)
+    def is_to_be_mended(task_id: str) -> bool | None:
+        asking = may_be_mended(SasUri(uri), task_id, session=background.session)
         return background.submit(asking).result(timeout=20)
 
-    assert not is_unfinished("T-1")
+    # It is empty: the worker was killed before it wrote anything.
+    assert is_to_be_mended("T-1")
     writer = writer_of(background, uri)
     assert write(background, writer, report("T-1", "4")).written
-    assert is_unfinished("T-1")
-    assert not is_unfinished("T-2")
+    assert is_to_be_mended("T-1")
+    assert not is_to_be_mended("T-2")
     assert write(background, writer, report("T-1", "1")).written
-    assert not is_unfinished("T-1")
+    assert not is_to_be_mended("T-1")
 
 
 @pytest.mark.parametrize(
@@ -298,7 +299,7 @@ def test_blob_that_holds_no_report_is_not_known_as_unfinished(
     service: HostService, background: Background, content: bytes
 ) -> None:
     service.create_block_blob("status", content)
-    asking = is_own_unfinished(SasUri(service.uri("status")), "T-1", session=background.session)
+    asking = may_be_mended(SasUri(service.uri("status")), "T-1", session=background.session)
     assert not background.submit(asking).result(timeout=20)
 
 
@@ -311,10 +312,8 @@ def test_blob_that_cannot_be_read_is_not_known_as_unfinished(
         ("no uri", 10.0),
         (service.uri("silent"), 0.5),
     ):
-        asking = is_own_unfinished(
-            SasUri(uri), "T-1", session=background.session, limit_seconds=limit_seconds
-        )
-        assert not background.submit(asking).result(timeout=20)
+        asking = may_be_mended(SasUri(uri), "T-1", session=background.session, limit_seconds=limit_seconds)
+        assert background.submit(asking).result(timeout=20) is None
 
 
 # Requests, and a service that fails.

@@ -181,17 +181,18 @@ class BlobWriter:
         return WriteResult(False, f"could not write `{self._uri}`: {cause}", failed=True)
 
 
-async def is_own_unfinished(
+async def may_be_mended(
     uri: SasUri,
     task_id: str | None,
     *,
     session: Session,
     proxy: str | None = None,
     limit_seconds: float = READ_LIMIT_SECONDS,
-) -> bool:
-    """Whether a status blob holds this task's transitioning report: of a worker that did not end its job.
+) -> bool | None:
+    """Whether a status blob holds nothing yet, or this task's transitioning report: its worker was killed.
 
-    False where it cannot be read.
+    A page blob is looked at as closely: what holds another result is not to be written. None where it cannot
+    be read now.
 
     Blocking: `limit_seconds` at most.
     """
@@ -199,15 +200,25 @@ async def is_own_unfinished(
 
     try:
         content = await asyncio.wait_for(_read(uri, session, proxy), limit_seconds)
-        status = json.loads(content.rstrip(b" \0"))[0]["status"]
-        return bool(status["taskId"] == task_id and status["code"] == "4")
     except Exception:
-        # Whatever it is that could not be read or understood, it is not known to be ours.
+        return None
+    text = content.rstrip(b" \0")
+    if not text:
+        return True
+    try:
+        status = json.loads(text)[0]["status"]
+        return bool(status["taskId"] == task_id and status["code"] == "4")
+    except (ValueError, LookupError, TypeError, RecursionError):
+        # Whatever it is, it is not ours.
         return False
 
 
 async def _read(uri: SasUri, session: Session, proxy: str | None) -> bytes:
     async with _client(uri, session, proxy) as blob:
+        properties = await blob.get_blob_properties()
+        if not properties.size:
+            # The service knows no range of nothing.
+            return b""
         stream = await blob.download_blob(offset=0, length=_REPORT_LIMIT_BYTES)
         content: bytes = await stream.readall()
         return content

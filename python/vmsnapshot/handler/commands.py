@@ -99,11 +99,14 @@ def enable(context: Context) -> int:
     if number is None:
         log.error("there is no sequence number: the agent gave none, and there is no settings file")
         return 0
+    if state.notice_restore():
+        log.info("this VM was restored from another's disks: what is remembered is not ours")
+        for record in state.workers():
+            # The snapshot was taken in the middle of that job, and it is the other VM's to report it.
+            record.forget()
     killed = _killed(context)
     log.info(f"enable, sequence number {number}")
     delete_old_events(environment.events_folder)
-    if state.notice_restore():
-        log.info("this VM was restored from another's disks: its last job is not ours")
     service.resume(environment, log)
     is_known = number == state.last_sequence_number
     mended = _mend(context, [record for record in killed if record.sequence_number != number])

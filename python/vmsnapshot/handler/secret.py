@@ -52,7 +52,8 @@ class SasUri(Secret):
     @property
     def without_query(self) -> str:
         """The URI as it may be printed and reported."""
-        return self._text.partition("?")[0]
+        # A malformed one may have its signature in the path.
+        return _SIGNATURE.sub(r"\1...", self._text.partition("?")[0])
 
     def __str__(self) -> str:
         return self.without_query

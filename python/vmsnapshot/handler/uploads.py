@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, Callable, Optional
 
 from vmsnapshot.handler.background import Background
-from vmsnapshot.handler.blobs import BlobWriter, WriteResult, is_own_unfinished
+from vmsnapshot.handler.blobs import BlobWriter, WriteResult, may_be_mended
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.proxies import Proxies
 from vmsnapshot.handler.secret import SasUri, described
@@ -54,9 +54,9 @@ class Uploads:
         self._begin(self._write_log(), self._write_status(text))
 
     def mend_status(self, text: str) -> bool:
-        """Writes the status of a job whose worker was killed, unless the blob holds somebody else's.
+        """Writes the status of a job whose worker was killed, if that is what the blob lacks.
 
-        False if it is not known what the blob holds now.
+        False if the blob is not known to this process, or could not be written.
 
         Blocking: the reader's and the writer's limits.
         """
@@ -64,13 +64,16 @@ class Uploads:
         if self._status is None or uri is None:
             return False
         session, proxy = self._background.session, self._proxies.for_uri(uri)
-        is_own = self._background.submit(
-            is_own_unfinished(uri, self._job.task_id, session=session, proxy=proxy)
-        ).result()
-        result = self._background.submit(self._status.write(text.encode(), may_replace=is_own)).result()
+        asking = may_be_mended(uri, self._job.task_id, session=session, proxy=proxy)
+        may_be = self._background.submit(asking).result()
+        if may_be is None:
+            self._log.warning("the status blob cannot be read")
+        if not may_be:
+            return may_be is not None
+        result = self._background.submit(self._status.write(text.encode(), may_replace=True)).result()
         if result.failed:
             self._log.warning(f"the status blob was not written: {result.reason}")
-        return not result.failed
+        return result.written
 
     def wait(self) -> None:
         """Waits for what was begun; raises nothing.
