@@ -83,6 +83,21 @@ def test_same_task_under_a_new_number_reports_it(vm: Vm, is_disabled_between: bo
     assert_reported_as_killed(vm, job, number)
 
 
+def test_same_task_again_is_no_failure_when_the_killed_worker_had_told_the_file_of_its_success(
+    vm: Vm,
+) -> None:
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    vm.service.script(job.logs_blob, USUAL, NEVER, operation="PUT")
+    job.enable()
+    until_final(vm, job)
+    kill_worker(vm)
+    number = vm.new_number()
+    vm.extension.enable(number, job.settings(), job.protected)
+    vm.extension.finish()
+    assert final(vm.extension.report(number)) == ("success", "3", 3)
+    assert final(job.blob_report()) == ("success", "1", 1)
+
+
 @pytest.mark.parametrize("verb", ["disable", "uninstall"])
 def test_next_command_tells_the_status_file(vm: Vm, verb: str) -> None:
     job = killed_in_its_window(vm)
@@ -105,8 +120,6 @@ def test_worker_killed_after_its_final_report_leaves_it_as_it_is(vm: Vm) -> None
     job = vm.job(vm.new_number(), mode="onlyHost")
     vm.service.script(job.logs_blob, USUAL, NEVER, operation="PUT")
     job.enable()
-    vm.service.wait_for("dosnapshot")
-    vm.extension.wait_for_code(job.number, "1")
     until_final(vm, job)
     kill_worker(vm)
     vm.service.script(job.logs_blob, USUAL)

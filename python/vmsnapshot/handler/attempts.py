@@ -28,7 +28,7 @@ from vmsnapshot.handler.snapshots import SnapshotItem
 from vmsnapshot.handler.telemetry import Telemetry, duration_text
 from vmsnapshot.interruptions import Interruptions
 
-# What `prepare` says of servers and SAS URIs; every other error of its is about the freeze.
+# What `prepare` says of servers and URIs where not one can be used; every other error is about the freeze.
 _UNREACHABLE_CODES = frozenset(
     {
         "no-trust-roots",
@@ -42,12 +42,7 @@ _UNREACHABLE_CODES = frozenset(
         "bad-host-call",
         "bad-uri",
         "unsigned-uri",
-        "bad-sas",
-        "expired-sas",
-        "sas-not-yet-valid",
-        "sas-permission",
         "duplicate-blob",
-        "proxy-ambiguous",
     }
 )
 _OPEN_CODES = frozenset({"open-failed", "mount-changed", "mount-vanished"})
@@ -123,7 +118,8 @@ class Attempts:
 
         try:
             freeze, report = self._run(self._guest_calls(encryption))
-        except _UnreachableError:
+        except _UnreachableError as error:
+            self._log.error(redacted(error))
             # No message: as for every call that was not answered, which is what the service expects.
             failed_items = (SnapshotItem(False, blob_uri=blob.without_query) for blob in settings.blobs)
             return attempt(FreezeResult.NOT_TRIED, tuple(failed_items))
@@ -136,7 +132,8 @@ class Attempts:
         call = _native.HostCall(uri, headers=headers, body=body)
         try:
             freeze, report = self._run(Calls(host_call=call))
-        except _UnreachableError:
+        except _UnreachableError as error:
+            self._log.error(redacted(error))
             freeze, report = FreezeResult.NOT_TRIED, None
             answer = read_do_snapshot_answer(None, b"")
         else:
@@ -219,7 +216,6 @@ class Attempts:
             )
         except PrepareError as error:
             if error.code in _UNREACHABLE_CODES:
-                self._log.error(redacted(error))
                 raise _UnreachableError(str(error)) from None
             if error.code == "bad-metadata":
                 raise EndedEarlyError(failed(Code.PARAMETERS, f"{redacted(error)} ")) from None
@@ -246,7 +242,7 @@ class Attempts:
 
 
 class _UnreachableError(Exception):
-    """Nothing was frozen, because a server or a SAS would have made it useless."""
+    """Nothing was frozen, because there was nobody to take a snapshot."""
 
 
 def _result_of_error(error: PrepareError) -> FreezeResult:

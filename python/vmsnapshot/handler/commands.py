@@ -78,6 +78,15 @@ class Context:
         return State(self.environment.base_directory, self.environment.lib_directory)
 
 
+@dataclass(frozen=True)
+class KilledJob:
+    """A job whose worker was killed before it had told file and blob."""
+
+    record: WorkerRecord
+    has_succeeded: bool
+    """It had told the file, and that of a success."""
+
+
 def install(context: Context) -> int:
     """Makes `/etc/azure`, the template for workloads, and the bytecode of what a worker imports."""
     workload = WORKLOAD_CONFIGURATION
@@ -109,7 +118,8 @@ def enable(context: Context) -> int:
     delete_old_events(environment.events_folder)
     service.resume(environment, log)
     is_known = number == state.last_sequence_number
-    mended = _mend(context, [record for record in killed if record.sequence_number != number])
+    records = [killed_job.record for killed_job in killed]
+    mended = _mend(context, [record for record in records if record.sequence_number != number])
     _put_aside(environment, {number, *mended})
     if is_known:
         log.info("this sequence number was taken up before: no second snapshot is taken")
@@ -119,7 +129,7 @@ def enable(context: Context) -> int:
     return 0
 
 
-def _begin(context: Context, number: int, killed: list[WorkerRecord]) -> None:
+def _begin(context: Context, number: int, killed: list[KilledJob]) -> None:
     """Begins a job that was not begun before, unless it is an earlier one's task."""
     state, log = context.state, context.log
     job = quick_job(read_envelope(_settings_file(context, number)))
@@ -132,11 +142,11 @@ def _begin(context: Context, number: int, killed: list[WorkerRecord]) -> None:
     reporter = _reporter(context, number, job)
     if job.task_id and job.task_id == state.last_task_id:
         log.info("this task was taken up before, under another sequence number")
-        earlier = [record for record in killed if record.task_id == job.task_id]
-        if earlier:
+        earlier = [killed_job for killed_job in killed if killed_job.record.task_id == job.task_id]
+        for killed_job in earlier:
+            killed_job.record.forget()
+        if earlier and not any(killed_job.has_succeeded for killed_job in earlier):
             _write(reporter, KILLED)
-            for record in earlier:
-                record.forget()
             _start_worker(context, number, job.task_id, mends=True)
             return
         _write(reporter, ALREADY_PROCESSED)
@@ -196,7 +206,7 @@ def update(context: Context) -> int:
 def disable(context: Context) -> int:
     """Ends running workers, each after it has thawed, and the polling service."""
     _end_workers(context)
-    mending = _mend(context, _killed(context))
+    mending = _mend(context, [killed_job.record for killed_job in _killed(context)])
     until = time.monotonic() + MENDING_LIMIT_SECONDS
     while any(record.is_running() for record in context.state.workers() if record.sequence_number in mending):
         if time.monotonic() > until:
@@ -273,19 +283,21 @@ def _turn(context: Context) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _killed(context: Context) -> list[WorkerRecord]:
+def _killed(context: Context) -> list[KilledJob]:
     """Returns the jobs whose worker was killed; thaws what it left, and tells their status files."""
-    killed = [record for record in context.state.workers() if not record.is_running()]
-    if killed:
+    records = [record for record in context.state.workers() if not record.is_running()]
+    if records:
         # Before a line is logged: the disk that it goes to may be the one that is frozen.
         thaw_leftovers(context.log)
-    for record in killed:
+    killed = []
+    for record in records:
         number = record.sequence_number
         context.log.warning(f"the worker of sequence number {number} was ended before it had reported")
         reporter = _reporter(context, number, quick_job(read_envelope(_settings_file(context, number))))
         written = reporter.written_report()
         if written is not None and not written.is_final:
             _write(reporter, KILLED)
+        killed.append(KilledJob(record, has_succeeded=written is not None and written.is_success))
     return killed
 
 

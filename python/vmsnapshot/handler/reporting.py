@@ -56,6 +56,8 @@ class WrittenReport:
     """What a status file says."""
 
     is_final: bool
+    is_success: bool
+    """Whether the job is over and was a success."""
     blob: str
     """The blob report that it embeds."""
 
@@ -148,6 +150,9 @@ class Reporter:
         """Reads the status file back; none if there is none, or it is not one of ours."""
         try:
             status = json.loads(self.status_file.read_text())[0]["status"]
-            return WrittenReport(is_final=status["code"] != "4", blob=str(status["substatus"][0]["name"]))
+            blob = str(status["substatus"][0]["name"])
+            is_final = status["code"] != "4"
+            is_success = is_final and json.loads(blob)[0]["status"]["status"] == "success"
+            return WrittenReport(is_final, is_success, blob)
         except (OSError, ValueError, LookupError, TypeError):
             return None

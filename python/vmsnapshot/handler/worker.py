@@ -132,7 +132,7 @@ class Worker:
             self._finish(failed(code, f"Enable failed. {type(error).__name__} "), uploads)
         else:
             self._finish(outcome, uploads)
-        if settings.dynamic_configs.polling:
+        if settings.dynamic_configs.polling and not self._interruptions.noted:
             service.install(self._environment, self._log)
 
     def mend(self) -> bool:
