@@ -83,9 +83,7 @@ def test_same_task_under_a_new_number_reports_it(vm: Vm, is_disabled_between: bo
     assert_reported_as_killed(vm, job, number)
 
 
-def test_same_task_again_is_no_failure_when_the_killed_worker_had_told_the_file_of_its_success(
-    vm: Vm,
-) -> None:
+def test_same_task_again_is_no_failure_when_the_file_was_told_of_a_success(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyHost")
     vm.service.script(job.logs_blob, USUAL, NEVER, operation="PUT")
     job.enable()

@@ -24,8 +24,9 @@ from typing import Any
 # WireServer (also the backup host) and the instance metadata service.
 AZURE_ADDRESSES = ("168.63.129.16", "169.254.169.254")
 
-# Below the machine's own /tmp, and only in the sandbox's mount namespace: gone with the old root.
-_STAGE = Path("/tmp")  # noqa: S108 (nothing is created in it, something is mounted on it)
+# Directories that every system has and few keep anything in. One of them is where the root is built: something
+# is mounted on it, in the sandbox's mount namespace only, and gone with the old root.
+_STAGES = ("/mnt", "/media", "/srv", "/opt", "/tmp")  # noqa: S108 (nothing is created in /tmp)
 
 # What of the machine the sandbox does not even read: it starts without.
 _ABSENT = ("/etc/azure", "/etc/waagent.conf", "/var/lib/waagent", "/var/log/azure")
@@ -55,11 +56,12 @@ def build_root(lower: list[Path], mount_points: list[Path]) -> None:
     knows no overlay, and nothing in this namespace leads to the filesystem below. ``mount_points`` are the
     only filesystems that come along.
     """
-    run("mount", "-t", "tmpfs", "-o", "mode=0755", "sandbox", _STAGE)
-    root = _STAGE / "root"
+    stage = choose_stage([*lower, *mount_points])
+    run("mount", "-t", "tmpfs", "-o", "mode=0755", "sandbox", stage)
+    root = stage / "root"
     root.mkdir()
     for number, directory in enumerate(lower):
-        upper, work = _STAGE / f"upper-{number}", _STAGE / f"work-{number}"
+        upper, work = stage / f"upper-{number}", stage / f"work-{number}"
         upper.mkdir()
         work.mkdir()
         target = root / directory.relative_to("/")
@@ -74,7 +76,7 @@ def build_root(lower: list[Path], mount_points: list[Path]) -> None:
     for number in range(len(lower)):
         written = root / f"run/written-{number}"
         written.mkdir()
-        run("mount", "--bind", _STAGE / f"upper-{number}", written)
+        run("mount", "--bind", stage / f"upper-{number}", written)
     for mount_point in mount_points:
         target = root / mount_point.relative_to("/")
         target.mkdir(parents=True, exist_ok=True)
@@ -87,6 +89,14 @@ def build_root(lower: list[Path], mount_points: list[Path]) -> None:
     os.chdir("/")
     run("umount", "--lazy", "/.old")
     Path("/.old").rmdir()
+
+
+def choose_stage(needed: list[Path]) -> Path:
+    """Returns a directory that hides nothing of what is needed when something is mounted on it."""
+    for path in map(Path, _STAGES):
+        if path.is_dir() and not any(path in (other, *other.parents) for other in needed):
+            return path
+    raise RuntimeError(f"there is no directory to build a root in: tried {', '.join(_STAGES)}")
 
 
 def start_network() -> None:
