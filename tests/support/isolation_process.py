@@ -24,8 +24,8 @@ from typing import Any
 # WireServer (also the backup host) and the instance metadata service.
 AZURE_ADDRESSES = ("168.63.129.16", "169.254.169.254")
 
-# Directories that every system has and few keep anything in. One of them is where the root is built: something
-# is mounted on it, in the sandbox's mount namespace only, and gone with the old root.
+# Directories that every system has and few keep anything in. One of them is where the root is built:
+# something is mounted on it, in the sandbox's mount namespace only, and gone with the old root.
 _STAGES = ("/mnt", "/media", "/srv", "/opt", "/tmp")  # noqa: S108 (nothing is created in /tmp)
 
 # What of the machine the sandbox does not even read: it starts without.
