@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vmsnapshot.handler.configuration import (
     VmBackupConfiguration,
+    ignored_applications,
     read_vmbackup_configuration,
     read_waagent_configuration,
 )
@@ -280,3 +281,15 @@ def test_waagent_configuration_is_the_first_there_is(tmp_path: Path, monkeypatch
 
 def test_waagent_configuration_that_cannot_be_read_is_empty(tmp_path: Path) -> None:
     assert read_waagent_configuration(tmp_path) == {}
+
+
+def test_what_asks_to_quiesce_applications_is_named(tmp_path: Path) -> None:
+    workload, scripts = tmp_path / "workload.conf", tmp_path / "scripts.json"
+    assert ignored_applications(workload, scripts) == []
+    workload.write_text("[workload]\nworkload_name =\ncommand_path = /x\n")
+    assert ignored_applications(workload, scripts) == []
+    workload.write_text("[workload]\nWorkload_Name = mysql\n")
+    scripts.write_text("{}")
+    assert len(ignored_applications(workload, scripts)) == 2
+    workload.write_text("[workload]\nworkload_name = something\n")
+    assert ignored_applications(workload, scripts) == [f"`{scripts}` names scripts"]

@@ -25,6 +25,7 @@ WAAGENT_CONFIGURATIONS = (
 """Everywhere, Clear Linux, FreeBSD (azurelinuxagent/common/osutil)."""
 
 WORKLOAD_CONFIGURATION = Path("/etc/azure/workload.conf")
+SCRIPT_CONFIGURATION = Path("/etc/azure/VMSnapshotScriptPluginConfig.json")
 SUPPORTED_WORKLOADS = frozenset({"oracle", "mysql", "mariadb", "postgres"})
 
 THAW_TIMEOUT_SECONDS = 60.0
@@ -125,6 +126,18 @@ def workload_name(path: Path = WORKLOAD_CONFIGURATION) -> str:
         if name.strip().lower() == "workload_name" and value.strip():
             return value.strip()
     return ""
+
+
+def ignored_applications(
+    workload: Path = WORKLOAD_CONFIGURATION, scripts: Path = SCRIPT_CONFIGURATION
+) -> list[str]:
+    """Returns what the owner has set up to quiesce applications, which this version does not, in words."""
+    found = []
+    if workload_name(workload) in SUPPORTED_WORKLOADS:
+        found.append(f"`{workload}` names a workload")
+    if scripts.is_file():
+        found.append(f"`{scripts}` names scripts")
+    return found
 
 
 class _Options:

@@ -22,6 +22,7 @@ from vmsnapshot.handler.background import Background
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.configuration import (
     VmBackupConfiguration,
+    ignored_applications,
     read_vmbackup_configuration,
     read_waagent_configuration,
 )
@@ -159,6 +160,9 @@ class Worker:
         )
         for warning in (*self._configuration.warnings, *self._proxies.warnings):
             self._log.warning(warning)
+        for application in ignored_applications():
+            # Its owner may count on more than is done: what the report calls it is what it is.
+            self._log.warning(f"{application}: nothing is quiesced, only filesystems are consistent")
 
     def _read_settings(self) -> Settings:
         envelope = read_envelope(self._reporter.settings_file)
