@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import require
 from vmsnapshot.handler import service
 from vmsnapshot.handler.environment import HandlerEnvironment
 from vmsnapshot.handler.log import Log
@@ -163,9 +164,9 @@ def test_installing_writes_the_unit_and_enables_and_starts_it(fake: FakeMachine)
     } <= set(lines)
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze, of systemd")
 @pytest.mark.parametrize("name", ["plain", 'an "odd" 100%$HOME'])
 def test_systemd_understands_the_unit(fake: FakeMachine, name: str) -> None:
+    require(shutil.which("systemd-analyze") is not None, "needs systemd-analyze: see .ci/system-packages")
     program = fake.root / name / "bin/main.py"
     program.parent.mkdir(parents=True)
     program.touch()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import require
 from tests.handler.fake_machine import IDE_OS, IDE_TEMPORARY, SCSI_DATA, FakeMachine, mounted
 from vmsnapshot.handler import sizes
 from vmsnapshot.handler.disks import Disks
@@ -245,8 +246,7 @@ def real(tmp_path: Path) -> Mount:
     directory = tmp_path / "a mount point"
     directory.mkdir()
     mount = mount_of(directory)
-    if not mount.is_on_block_device:
-        pytest.skip("the temporary directory is on no block device")
+    require(mount.is_on_block_device, "needs a temporary directory on a block device")
     return mount
 
 
