@@ -44,6 +44,8 @@ class Interruptions:
             signal.signal(number, handler)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
-        if not self._is_holding:
-            raise KeyboardInterrupt
         self.noted.append(signal.Signals(number).name)
+        if not self._is_holding:
+            # A second one must not interrupt what the first one has begun.
+            self._is_holding = True
+            raise KeyboardInterrupt

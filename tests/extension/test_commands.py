@@ -177,6 +177,9 @@ def test_newer_job_gets_its_status_although_an_older_one_is_still_at_work(vm: Vm
     vm.extension.finish()
     assert final(older.blob_report()) == ("success", "1", 1)
     assert final(vm.extension.report(newer.number)) == ("success", "1", 1)
+    # Its files are not put aside before it is done with them.
+    assert final(vm.extension.report(older.number)) == ("success", "1", 1)
+    vm.job(vm.new_number(), disks=1, mode="onlyGuest").run()
     assert not vm.extension.status_file(older.number).exists()
 
 
@@ -234,6 +237,44 @@ def test_status_that_cannot_be_written_to_its_file_is_in_the_blob(vm: Vm) -> Non
     finally:
         vm.extension.status_file(job.number).rmdir()
     assert "could not write the status file" in vm.extension.log()
+
+
+def test_polling_service_is_started_again_by_enable_and_ended_by_disable(vm: Vm) -> None:
+    # Without systemd, as here, a file says that it is wanted.
+    (vm.extension.sandbox.path(vm.extension.base_directory) / "directsnapshot.pid").touch()
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    for _ in range(2):
+        job.enable()
+    vm.service.wait_for("checkforsnapshot")
+    vm.extension.wait_for_code(job.number, "1")
+    assert vm.extension.run("uninstall").status == 0
+    vm.extension.finish()
+    assert final(job.blob_report()) == ("success", "1", 1)
+
+
+def test_job_asks_for_the_polling_service(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    job.object["dynamicConfigsFromCRP"] = [{"Key": "EnableVMSnapshotExtensionPolling", "Value": "true"}]
+    job.enable()
+    vm.service.wait_for("checkforsnapshot")
+    assert vm.extension.run("uninstall").status == 0
+    vm.extension.finish()
+    assert final(job.blob_report()) == ("success", "1", 1)
+
+
+def test_housekeeping_that_fails_does_not_keep_a_job(vm: Vm) -> None:
+    folder = vm.extension.sandbox.path(vm.extension.base_directory / "config")
+    (folder / "99999.settings").mkdir()
+    (folder / "99999_settings").touch()
+    try:
+        job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+        assert final(job.run()) == ("success", "1", 1)
+        job.enable()
+        vm.extension.finish()
+        assert final(vm.extension.report(job.number)) == ("success", "1", 1)
+    finally:
+        (folder / "99999.settings").rmdir()
+        (folder / "99999_settings").unlink()
 
 
 def test_person_can_ask_what_is_frozen_without_the_command_line(vm: Vm) -> None:

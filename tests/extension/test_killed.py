@@ -83,17 +83,42 @@ def test_same_task_under_a_new_number_reports_it(vm: Vm, is_disabled_between: bo
     assert_reported_as_killed(vm, job, number)
 
 
-def test_same_task_again_is_no_failure_when_the_file_was_told_of_a_success(vm: Vm) -> None:
+def test_same_task_under_a_new_number_gets_what_the_file_was_told(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyHost")
-    vm.service.script(job.logs_blob, USUAL, NEVER, operation="PUT")
+    vm.service.script(job.status_blob, USUAL, NEVER, operation="PUT")
     job.enable()
-    until_final(vm, job)
+    vm.extension.wait_for_code(job.number, "1")
     kill_worker(vm)
+    assert final(job.blob_report()) == ("success", "4", 1)
+    vm.service.script(job.status_blob, USUAL, operation="PUT")
     number = vm.new_number()
     vm.extension.enable(number, job.settings(), job.protected)
     vm.extension.finish()
-    assert final(vm.extension.report(number)) == ("success", "3", 3)
-    assert final(job.blob_report()) == ("success", "1", 1)
+    assert final(vm.extension.report(number)) == ("success", "1", 1)
+    assert job.blob_report() == vm.extension.report(number)
+    assert len(vm.service.requests("dosnapshot")) == 1
+
+
+def test_final_status_that_did_not_reach_its_blob_is_sent_again(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    vm.service.script(job.status_blob, USUAL, Answer(503), operation="PUT")
+    job.enable()
+    vm.extension.finish()
+    assert final(vm.extension.report(job.number)) == ("success", "1", 1)
+    assert final(job.blob_report()) == ("success", "4", 1)
+    vm.service.script(job.status_blob, USUAL, operation="PUT")
+    job.enable()
+    vm.extension.finish()
+    assert job.blob_report() == vm.extension.report(job.number)
+
+
+def test_update_takes_along_what_is_still_to_be_reported(vm: Vm) -> None:
+    job = killed_in_its_window(vm)
+    base = vm.extension.base_directory
+    inside = vm.extension.sandbox.path(base.with_name(base.name.rpartition("-")[0] + "-3.0"))
+    inside.mkdir()
+    vm.extension.run("update", job.number, VERSION="3.0", AZURE_GUEST_AGENT_UPDATING_FROM_VERSION="3.0")
+    assert (inside / f"workers/{job.number}.json").exists()
 
 
 @pytest.mark.parametrize("verb", ["disable", "uninstall"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 from vmsnapshot import _native
@@ -123,7 +123,14 @@ class Attempts:
             # No message: as for every call that was not answered, which is what the service expects.
             failed_items = (SnapshotItem(False, blob_uri=blob.without_query) for blob in settings.blobs)
             return attempt(FreezeResult.NOT_TRIED, tuple(failed_items))
-        return attempt(freeze, () if report is None else blob_items(report.blobs))
+        if report is None:
+            return attempt(freeze)
+        # Named as the settings name it: where the URI was no good, the engine has no name for the disk.
+        items = (
+            replace(item, blob_uri=blob.without_query)
+            for item, blob in zip(blob_items(report.blobs), settings.blobs)
+        )
+        return attempt(freeze, tuple(items))
 
     def by_host(self, pre_snapshot: PreSnapshot) -> Attempt:
         """Has the host take the snapshots of all disks in one call."""
@@ -188,7 +195,7 @@ class Attempts:
             with contextlib.ExitStack() as stack:
                 plan = self._freezing.plan()
                 if plan.filesystems:
-                    stack.enter_context(SafeFreezeLock())
+                    stack.enter_context(SafeFreezeLock(give_up=lambda: bool(self._interruptions.noted)))
                 session = stack.enter_context(self._prepare(plan, calls))
                 self._before_freeze()
                 report = self._freezing.run(session)

@@ -1,4 +1,4 @@
-"""The agent's five commands. Each ends within milliseconds, and any of them may be run again.
+"""The agent's five commands. Any of them may be run again; enable ends within milliseconds.
 
 A backup job is a process of its own, the worker: the agent ends a command after minutes, reports nothing
 while it runs, and may be restarted by a service manager that ends everything it ever started. What a killed
@@ -43,11 +43,10 @@ ETC_AZURE = Path("/etc/azure")
 KEPT_FILES = 60
 # Beyond the thaw timeout: the status and log blobs have a limit of their own each.
 WORKER_PATIENCE_SECONDS = 60.0
-# The agent ends uninstall after 300 s, of which the polling service may take half a minute.
-WORKER_PATIENCE_LIMIT_SECONDS = 150.0
-MENDING_LIMIT_SECONDS = 45.0
-# No command is ever that long at work but one that waits for a worker.
-TURN_LIMIT_SECONDS = 30.0
+# The agent ends uninstall after 300 s: these three and the end of the polling service, 90 s, are less.
+WORKER_PATIENCE_LIMIT_SECONDS = 125.0
+MENDING_LIMIT_SECONDS = 25.0
+TURN_LIMIT_SECONDS = 15.0
 POLL_SECONDS = 0.02
 
 _WORKLOAD_TEMPLATE = """\
@@ -83,8 +82,8 @@ class KilledJob:
     """A job whose worker was killed before it had told file and blob."""
 
     record: WorkerRecord
-    has_succeeded: bool
-    """It had told the file, and that of a success."""
+    final_text: str | None
+    """What it had told the status file, if that was final."""
 
 
 def install(context: Context) -> int:
@@ -108,11 +107,6 @@ def enable(context: Context) -> int:
     if number is None:
         log.error("there is no sequence number: the agent gave none, and there is no settings file")
         return 0
-    if state.notice_restore():
-        log.info("this VM was restored from another's disks: what is remembered is not ours")
-        for record in state.workers():
-            # The snapshot was taken in the middle of that job, and it is the other VM's to report it.
-            record.forget()
     killed = _killed(context)
     log.info(f"enable, sequence number {number}")
     delete_old_events(environment.events_folder)
@@ -120,7 +114,8 @@ def enable(context: Context) -> int:
     is_known = number == state.last_sequence_number
     records = [killed_job.record for killed_job in killed]
     mended = _mend(context, [record for record in records if record.sequence_number != number])
-    _put_aside(environment, {number, *mended})
+    busy = {record.sequence_number for record in state.workers() if record.is_running()}
+    _put_aside(environment, {number, *mended, *busy})
     if is_known:
         log.info("this sequence number was taken up before: no second snapshot is taken")
         _look_after(context, number)
@@ -134,7 +129,8 @@ def _begin(context: Context, number: int, killed: list[KilledJob]) -> None:
     state, log = context.state, context.log
     job = quick_job(read_envelope(_settings_file(context, number)))
     # First of all: should this command be killed from here on, the next one notices.
-    state.record_worker(number, name_of(os.getpid()), job.task_id)
+    own_name = name_of(os.getpid())
+    state.record_worker(number, own_name, job.task_id)
     if not state.remember_sequence_number(number):
         log.error(
             "could not note the sequence number: should the agent ask again, there is a second snapshot"
@@ -143,15 +139,20 @@ def _begin(context: Context, number: int, killed: list[KilledJob]) -> None:
     if job.task_id and job.task_id == state.last_task_id:
         log.info("this task was taken up before, under another sequence number")
         earlier = [killed_job for killed_job in killed if killed_job.record.task_id == job.task_id]
-        for killed_job in earlier:
-            killed_job.record.forget()
-        if earlier and not any(killed_job.has_succeeded for killed_job in earlier):
-            _write(reporter, KILLED)
+        if earlier:
+            # What it came to, as far as it was told under its own number.
+            text = next((killed_job.final_text for killed_job in earlier if killed_job.final_text), None)
+            if text is None:
+                _write(reporter, KILLED)
+            else:
+                reporter.adopt(text)
+            for killed_job in earlier:
+                killed_job.record.forget()
             _start_worker(context, number, job.task_id, mends=True)
             return
         _write(reporter, ALREADY_PROCESSED)
         _scrub(context, number)
-        state.forget_worker(number)
+        state.forget_worker(number, own_name)
         return
     if job.task_id:
         state.remember_task_id(job.task_id)
@@ -173,6 +174,7 @@ def _look_after(context: Context, number: int) -> None:
     if written is not None and written.is_final and not is_recorded:
         _scrub(context, number)
         return
+    context.state.record_worker(number, name_of(os.getpid()), job.task_id)
     if written is None or not written.is_final:
         _write(reporter, KILLED)
     _start_worker(context, number, job.task_id, mends=True)
@@ -208,11 +210,15 @@ def disable(context: Context) -> int:
     _end_workers(context)
     mending = _mend(context, [killed_job.record for killed_job in _killed(context)])
     until = time.monotonic() + MENDING_LIMIT_SECONDS
-    while any(record.is_running() for record in context.state.workers() if record.sequence_number in mending):
-        if time.monotonic() > until:
-            _end_workers(context)
-            break
-        time.sleep(POLL_SECONDS)
+    for record in context.state.workers():
+        is_late = (
+            record.sequence_number in mending
+            and record.process is not None
+            and not record.process.wait(max(0.0, until - time.monotonic()))
+        )
+        if is_late and record.process is not None:
+            # It has frozen nothing.
+            record.process.kill()
     service.stop(context.environment, context.log)
     return 0
 
@@ -241,6 +247,8 @@ def run(verb: str, base_directory: Path, environ: Mapping[str, str]) -> int:
     status = 0
     try:
         with _turn(context):
+            if context.state.notice_restore():
+                log.info("this VM was restored from another's disks: what is remembered is not ours")
             status = COMMANDS[verb](context)
     except Exception as error:
         # The last place where an enable can still leave a status.
@@ -250,9 +258,7 @@ def run(verb: str, base_directory: Path, environ: Mapping[str, str]) -> int:
         if verb != "enable":
             status = 1
         elif number is not None:
-            job = quick_job(read_envelope(_settings_file(context, number)))
-            _write(_reporter(context, number, job), CANNOT_START)
-            _scrub(context, number)
+            _give_up(context, number)
     shell_line(environment.log_folder, f"{verb} ended with {status}")
     write_events(
         environment.events_folder,
@@ -262,6 +268,17 @@ def run(verb: str, base_directory: Path, environ: Mapping[str, str]) -> int:
         disabled=configuration.events_disabled,
     )
     return status
+
+
+def _give_up(context: Context, number: int) -> None:
+    """Leaves a final status for a job that could not be begun; one that was begun has its own."""
+    if any(record.is_running() for record in context.state.workers() if record.sequence_number == number):
+        return
+    reporter = _reporter(context, number, quick_job(read_envelope(_settings_file(context, number))))
+    written = reporter.written_report()
+    if written is None or not written.is_final:
+        _write(reporter, CANNOT_START)
+    _scrub(context, number)
 
 
 @contextlib.contextmanager
@@ -292,12 +309,13 @@ def _killed(context: Context) -> list[KilledJob]:
     killed = []
     for record in records:
         number = record.sequence_number
-        context.log.warning(f"the worker of sequence number {number} was ended before it had reported")
+        context.log.warning(f"the worker of sequence number {number} was ended before all was told")
         reporter = _reporter(context, number, quick_job(read_envelope(_settings_file(context, number))))
         written = reporter.written_report()
         if written is not None and not written.is_final:
             _write(reporter, KILLED)
-        killed.append(KilledJob(record, has_succeeded=written is not None and written.is_success))
+        final_text = written.text if written is not None and written.is_final else None
+        killed.append(KilledJob(record, final_text))
     return killed
 
 
@@ -307,13 +325,16 @@ def _mend(context: Context, killed: list[WorkerRecord]) -> set[int]:
     Returns the numbers for which a process was started; it takes the record away. Another record is kept for
     as long as its task is the last one: the agent may bring the settings again.
     """
+    state = context.state
     started = set()
     for record in killed:
         envelope = read_envelope(_settings_file(context, record.sequence_number))
         if envelope.protected_text is not None or quick_job(envelope).status_blob is not None:
             if _start_worker(context, record.sequence_number, record.task_id, mends=True):
                 started.add(record.sequence_number)
-        elif record.task_id is None or record.task_id != context.state.last_task_id:
+        elif record.sequence_number != state.last_sequence_number and (
+            record.task_id is None or record.task_id != state.last_task_id
+        ):
             record.forget()
     return started
 
@@ -331,8 +352,9 @@ def _end_workers(context: Context) -> None:
     for record in running:
         if record.process is None or record.process.wait(max(0.0, until - time.monotonic())):
             continue
-        context.log.error(f"the worker of sequence number {record.sequence_number} had to be killed")
+        # First, because the disk of the log may be what it keeps frozen: then its watchdog thaws.
         record.process.kill()
+        context.log.error(f"the worker of sequence number {record.sequence_number} had to be killed")
 
 
 def _start_worker(context: Context, number: int, task_id: str | None, *, mends: bool = False) -> bool:
@@ -390,10 +412,13 @@ def _put_aside(environment: HandlerEnvironment, numbers: set[int]) -> None:
             if path.stem not in map(str, numbers):
                 if suffix == "settings":
                     scrub(path)
-                path.replace(path.with_name(path.name.replace(".", "_")))
-        aside = sorted(folder.glob(f"*_{suffix}"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in aside[KEPT_FILES:]:
-            path.unlink()
+                # Housekeeping: what cannot be put aside is no reason not to back up.
+                with contextlib.suppress(OSError):
+                    path.replace(path.with_name(path.name.replace(".", "_")))
+        with contextlib.suppress(OSError):
+            aside = sorted(folder.glob(f"*_{suffix}"), key=lambda path: path.stat().st_mtime, reverse=True)
+            for path in aside[KEPT_FILES:]:
+                path.unlink()
 
 
 def _compile(context: Context) -> None:

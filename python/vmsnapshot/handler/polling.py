@@ -229,9 +229,11 @@ class RestorePoint:
             self._start_unfrozen(failure)
         except Exception as error:
             failure = Failure(UNEXPECTED_SNAPSHOT, described(error))
-        self._publish(failure)
-        # Told first, where something is still frozen: the log may have to wait for its thaw.
-        self._log.resume()
+        try:
+            self._publish(failure)
+        finally:
+            # Told first, where something is still frozen: the log may have to wait for its thaw.
+            self._log.resume()
         if failure is None:
             self._log.info(f"restore point `{self._snapshot_id}`: consistent")
         else:

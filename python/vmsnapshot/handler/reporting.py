@@ -56,8 +56,7 @@ class WrittenReport:
     """What a status file says."""
 
     is_final: bool
-    is_success: bool
-    """Whether the job is over and was a success."""
+    text: str
     blob: str
     """The blob report that it embeds."""
 
@@ -97,6 +96,19 @@ class Reporter:
         """The file that the agent wrote."""
         return self._environment.config_folder / f"{self._sequence_number}.settings"
 
+    @property
+    def is_put_aside(self) -> bool:
+        """Whether a newer command has taken status and settings out of the agent's sight."""
+        return not self.status_file.exists() and not self.settings_file.exists()
+
+    def adopt(self, text: str) -> None:
+        """Writes a final status that the same task had under another number.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        write_atomically(self.status_file, text)
+
     def add_machine_facts(self, environ: Mapping[str, str]) -> None:
         """Adds what the report says of machine and extension."""
         environment = self._environment
@@ -133,11 +145,11 @@ class Reporter:
     def write_file(
         self, outcome: Outcome, documents: StatusDocuments, *, replaces_only: bool = False
     ) -> None:
-        """Writes the status file; with `replaces_only` not where a newer command has put it aside.
+        """Writes the status file; with `replaces_only` not where a newer command has put the job aside.
 
         Where it cannot be written that is logged: Azure Backup reads the blob.
         """
-        if replaces_only and not self.status_file.exists():
+        if replaces_only and self.is_put_aside:
             return
         try:
             write_atomically(self.status_file, documents.file)
@@ -149,10 +161,8 @@ class Reporter:
     def written_report(self) -> WrittenReport | None:
         """Reads the status file back; none if there is none, or it is not one of ours."""
         try:
-            status = json.loads(self.status_file.read_text())[0]["status"]
-            blob = str(status["substatus"][0]["name"])
-            is_final = status["code"] != "4"
-            is_success = is_final and json.loads(blob)[0]["status"]["status"] == "success"
-            return WrittenReport(is_final, is_success, blob)
+            text = self.status_file.read_text()
+            status = json.loads(text)[0]["status"]
+            return WrittenReport(status["code"] != "4", text, str(status["substatus"][0]["name"]))
         except (OSError, ValueError, LookupError, TypeError):
             return None

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 # a text of nothing but those is looked at once.
 _SAS_QUERY = re.compile(r"\?[^\s\"'<>\\?]*?\bsig=[^\s\"'<>\\]*", re.IGNORECASE)
 # A name and a password before a host.
-_CREDENTIALS = re.compile(r"//[^\s/@\"'<>]*@")
+_CREDENTIALS = re.compile(r"//[^\s\"'<>]*@")
 _SIGNATURE = re.compile(r"(sig(?:=|%3d|%253d))[^&\s\"'<>\\]+", re.IGNORECASE)
 
 

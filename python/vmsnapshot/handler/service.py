@@ -27,6 +27,7 @@ from vmsnapshot.handler.state import siblings
 
 UNIT = "directsnapshot.service"
 PID_FILE = "directsnapshot.pid"
+LOCK_FILE = "directsnapshot.lock"
 
 STOP_LIMIT_SECONDS = 90
 """How long a service that is told to end may need: a freeze of 60 s by default, and its calls to the host.
@@ -227,10 +228,11 @@ def _systemctl(log: Log, *words: str, may_say_no: bool = False, grace_seconds: f
 def _start_detached(base_directory: Path, log: Log) -> None:
     """Starts the service as a process of its own, unless it runs."""
     pid_file = base_directory / PID_FILE
-    directory = os.open(base_directory, os.O_RDONLY | os.O_DIRECTORY)
+    # A worker and a command may do this at the same time; the lock goes with the descriptor. It is a file of
+    # its own, because commands lock the directory while they are at work.
+    lock = os.open(base_directory / LOCK_FILE, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
-        # A worker and a command may do this at the same time; the lock goes with the descriptor.
-        fcntl.flock(directory, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         recorded = _recorded(pid_file)
         if recorded is not None and recorded.is_alive():
             return
@@ -252,7 +254,7 @@ def _start_detached(base_directory: Path, log: Log) -> None:
         # A number alone may be another process's later on.
         write_atomically(pid_file, f"{name.pid}\n{name.start_ticks} {name.boot_id}\n", 0o644)
     finally:
-        os.close(directory)
+        os.close(lock)
     log.info(f"the polling service was started without systemd, as process {name.pid}")
 
 

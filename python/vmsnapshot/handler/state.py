@@ -94,17 +94,19 @@ class State:
         has to be asked before the number is compared.
         """
         current = self._role_guid()
-        path = self._base / MACHINE_FILE
-        stored = read_text(path)
+        stored = _read(self._base / MACHINE_FILE)
         if stored == current or (stored and not current):
             # A configuration that cannot be read is no other machine.
             return False
+        if stored:
+            # The snapshot was taken in the middle of that job, and it is the other VM's to report it.
+            for record in self.workers():
+                record.forget()
+            self._write(SEQUENCE_FILE, "-1")
+            self._write(TASK_FILE, "")
+        # Last: should this command be killed, the next one finds as much.
         self._write(MACHINE_FILE, current)
-        if not stored:
-            return False
-        self._write(SEQUENCE_FILE, "-1")
-        self._write(TASK_FILE, "")
-        return True
+        return bool(stored)
 
     def unique_machine_id(self) -> str:
         """The VM's identity as the status reports it: the role's GUID without braces, "" if never known."""
@@ -139,14 +141,14 @@ class State:
             return False
         return True
 
-    def forget_worker(self, sequence_number: int) -> None:
-        """Notes that a job is reported."""
+    def forget_worker(self, sequence_number: int, process: ProcessName | None) -> None:
+        """Notes that a job is reported, by the process that was to do it."""
         for record in self.workers():
-            if record.sequence_number == sequence_number:
+            if record.sequence_number == sequence_number and record.process == process:
                 record.forget()
 
     def _read(self, name: str) -> str:
-        return read_text(self._base / name) or ""
+        return _read(self._base / name)
 
     def _write(self, name: str, text: str) -> bool:
         try:
@@ -156,11 +158,11 @@ class State:
         return True
 
     def _role_guid(self) -> str:
-        found = _ROLE_GUID.search(read_text(self._lib / "HostingEnvironmentConfig.xml") or "")
+        found = _ROLE_GUID.search(_read(self._lib / "HostingEnvironmentConfig.xml"))
         return found[1] if found else ""
 
     def _published_machine_id(self) -> str:
-        return (read_text(self._unique_machine_file) or "").partition("\n")[0].strip()
+        return _read(self._unique_machine_file).partition("\n")[0].strip()
 
 
 def carry_over(source: Path, target: Path) -> list[str]:
@@ -178,7 +180,19 @@ def carry_over(source: Path, target: Path) -> list[str]:
             shutil.copy2(source / name, temporary)
             temporary.replace(target / name)
             carried.append(name)
+    # Jobs that are still to be reported.
+    for record in sorted((source / _WORKERS).glob("*.json")):
+        (target / _WORKERS).mkdir(mode=0o700, exist_ok=True)
+        shutil.copy2(record, target / _WORKERS / record.name)
     return carried
+
+
+def _read(path: Path) -> str:
+    """What a file holds; nothing where it cannot be read."""
+    try:
+        return read_text(path) or ""
+    except OSError:
+        return ""
 
 
 def siblings(base_directory: Path) -> list[Path]:

@@ -44,6 +44,8 @@ class Uploads:
         self._status = self._writer(job.status_blob)
         self._logs = self._writer(job.logs_blob, may_cut_front=True)
         self._under_way: list[concurrent.futures.Future[None]] = []
+        self.is_status_told = self._status is None
+        """Whether the last status reached its blob, or the blob is none of ours to write."""
 
     def begin_status_then_log(self, text: StatusText) -> None:
         """Begins to write the status blob, and after it the log blob with all lines so far."""
@@ -78,7 +80,7 @@ class Uploads:
     def wait(self) -> None:
         """Waits for what was begun; raises nothing.
 
-        Blocking: the writers' own limits, 20 s a blob.
+        Blocking: the writers' own limits, 20 s a blob; 50 s for one that is stuck.
         """
         under_way, self._under_way = self._under_way, []
         for future in under_way:
@@ -111,10 +113,12 @@ class Uploads:
     async def _write_status(self, text: StatusText) -> None:
         if self._status is None:
             return
+        self.is_status_told = False
         result = await self._status.write(text(None).encode())
         if result.room_bytes is not None:
             # Never cut: a status with shorter error messages is one, its first half is none.
             result = await self._status.write(text(result.room_bytes).encode())
+        self.is_status_told = not result.failed
         self._tell("status", result)
 
     async def _write_log(self) -> None:

@@ -105,16 +105,17 @@ class Worker:
         # When the job is too late, on the monotonic clock; none where the rule does not apply.
         self._late_at: float | None = None
 
-    def run(self) -> None:
-        """Does the job, and reports what it came to."""
+    def run(self) -> bool:
+        """Does the job, and reports what it came to; false if the status blob could not be told."""
         self._tell_circumstances()
         try:
             settings = self._read_settings()
         except SettingsError as error:
             self._log.error(str(error))
             self._reporter.job = error.job
-            self._finish_early(failed(error.run_code, str(error), error.ext_code), self._uploads())
-            return
+            uploads = self._uploads()
+            self._finish_early(failed(error.run_code, str(error), error.ext_code), uploads)
+            return uploads.is_status_told
         self._reporter.job = settings.job
         uploads = self._uploads()
         try:
@@ -122,11 +123,13 @@ class Worker:
             self._interruptions.release()
             outcome = self._job(settings, uploads)
         except EndedEarlyError as ended:
+            self._interruptions.hold()
             self._log.error(ended.outcome.message or ended.outcome.run_code.shown_as)
             self._finish_early(ended.outcome, uploads)
         except KeyboardInterrupt:
             self._finish(STOPPED, uploads)
         except Exception as error:
+            self._interruptions.hold()
             # Its text may hold a setting's value: its class and place are what we are told.
             self._log.error(f"the job failed: {described(error)}")
             code = Code.FILE_NOT_FOUND if isinstance(error, FileNotFoundError) else Code.ERROR
@@ -135,6 +138,7 @@ class Worker:
             self._finish(outcome, uploads)
         if settings.dynamic_configs.polling and not self._interruptions.noted:
             service.install(self._environment, self._log)
+        return uploads.is_status_told
 
     def mend(self) -> bool:
         """Tells the status blob of a job whose worker was killed what its status file says.
@@ -147,7 +151,8 @@ class Worker:
             self._reporter.job = error.job
         self._reporter.add_machine_facts(self._environ)
         written = self._reporter.written_report()
-        text = self._reporter.documents(KILLED).blob if written is None else written.blob
+        is_final = written is not None and written.is_final
+        text = written.blob if written is not None and is_final else self._reporter.documents(KILLED).blob
         return self._uploads().mend_status(text)
 
     def _tell_circumstances(self) -> None:
@@ -300,8 +305,10 @@ class Worker:
             mode is SnapshotMode.FIRST_GUEST_THEN_HOST
             and attempt.has_all_failed
             and attempt.freeze.code is None
-            # A job that is told to end in its window begins no second one.
+            # A job that is told to end in its window begins no second one, and nothing does while something
+            # is still frozen.
             and not self._interruptions.noted
+            and not self._log.is_suspended
         )
         if falls_back:
             self._log.warning("the guest could take no snapshot at all: now the host")
@@ -354,8 +361,8 @@ class Worker:
             # first, and the files when it is thawed.
             uploads.begin_status_then_log(self._text_of(outcome, documents))
             uploads.wait()
-            self._log.resume()
             self._reporter.write_file(outcome, documents, replaces_only=True)
+            self._log.resume()
         else:
             self._reporter.write_file(outcome, documents, replaces_only=True)
             uploads.begin_status_then_log(self._text_of(outcome, documents))
@@ -400,8 +407,8 @@ def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool 
         # Until the blobs are known that an end would have to be reported to.
         interruptions.hold()
         reporter.job = quick_job(read_envelope(reporter.settings_file))
-        state.record_worker(number, name_of(os.getpid()), reporter.job.task_id)
-        is_told = True
+        name = name_of(os.getpid())
+        state.record_worker(number, name, reporter.job.task_id)
         try:
             if not _native.leave_control_group(CONTROL_GROUP):
                 log.warning("the worker has no control group of its own: ending its service ends it")
@@ -411,7 +418,7 @@ def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool 
                 if mends:
                     is_told = worker.mend()
                 else:
-                    worker.run()
+                    is_told = worker.run() and (reporter.has_reported or reporter.is_put_aside)
         except BaseException as error:
             # Not the job failed but the worker, or the very report of the job's failure. A panic of the
             # engine is no `Exception`.
@@ -420,8 +427,13 @@ def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool 
             if not reporter.has_reported and not mends:
                 reporter.write_file(BROKEN, reporter.documents(BROKEN), replaces_only=True)
             is_told = False
-        if is_told:
-            state.forget_worker(number)
+            log.resume()
+        is_current = number == state.last_sequence_number or (
+            reporter.job.task_id is not None and reporter.job.task_id == state.last_task_id
+        )
+        # What nobody is going to ask for again need not be tried again.
+        if is_told or not is_current:
+            state.forget_worker(number, name)
     write_events(
         environment.events_folder,
         log.warnings_and_errors(),
