@@ -11,8 +11,10 @@ import pytest
 from tests.extension.conftest import Job, Vm
 from tests.extension.test_commands import OTHER_VM, worker_of
 from tests.extension.test_settings import final, message
+from tests.support.control_groups import ENTER, control_group
 from tests.support.freezing import is_frozen
 from tests.support.host_service import NEVER_MS, USUAL, Answer, Usual
+from tests.support.protected_settings import settings_file_text
 
 NEVER = Answer(after_ms=NEVER_MS)
 LATE = Usual(after_ms=1500.0)
@@ -214,6 +216,27 @@ def test_job_that_is_ended_while_it_decrypts_is_reported(vm: Vm) -> None:
     assert final(vm.extension.report(job.number))[:2] == ("error", "2")
     assert final(job.blob_report())[:2] == ("error", "2")
     assert vm.service.requests("dosnapshot") == []
+
+
+def test_worker_outlives_the_control_group_that_enable_was_run_in(vm: Vm) -> None:
+    vm.service.script("presnapshot", LATE)
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    vm.extension.write_settings(job.number, settings_file_text(job.settings(), job.protected))
+    with control_group() as group:
+        finished = vm.extension.sandbox.run(
+            *(*ENTER, group, vm.extension.base_directory / "bin/handler", "enable"),
+            directory=vm.extension.base_directory,
+            environment={
+                "ConfigSequenceNumber": str(job.number),
+                "AZURE_GUEST_AGENT_EXTENSION_PATH": str(vm.extension.base_directory),
+            },
+        )
+        assert (finished.status, finished.errors) == (0, "")
+        vm.service.wait_for("presnapshot")
+        # A service manager that ends a service ends its whole group.
+        (group / "cgroup.kill").write_text("1")
+    vm.extension.finish()
+    assert final(job.blob_report()) == ("success", "1", 1)
 
 
 def test_record_is_gone_when_all_is_reported(vm: Vm) -> None:

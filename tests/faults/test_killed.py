@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import require
 from tests.faults.conftest import THAW_LIMIT_MS, Machine, held_ms, read_rcu
 from tests.support import freezing, processes
 from tests.support.command import (
@@ -26,9 +22,9 @@ from tests.support.command import (
     take_snapshot,
     wait_until_gone,
 )
+from tests.support.control_groups import ENTER, control_group
 from tests.support.fault_server import Creates, NeverAnswers
 from tests.support.filesystems import REPOSITORY
-from tests.support.mounts import read_mounts
 
 
 def outcomes(report: Any) -> set[str]:
@@ -66,8 +62,7 @@ def test_watchdog_thaws_at_once_when_the_group_of_the_run_is_killed(machine: Mac
 
 def test_watchdog_thaws_at_once_when_the_control_group_of_the_run_is_killed(machine: Machine) -> None:
     with control_group() as group:
-        # The shell enters the group, then becomes the command.
-        before = ("sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group))
+        before = (*ENTER, str(group))
         with machine.open_window(before=before) as run:
             run_id = run.run_id()
             assert (group / "cgroup.procs").read_text().split() == [str(run.process.pid)]
@@ -304,24 +299,3 @@ def read_line(process: subprocess.Popen[bytes]) -> str:
     if not line:
         raise AssertionError(process.communicate(timeout=5)[1].decode())
     return line
-
-
-@contextlib.contextmanager
-def control_group() -> Iterator[Path]:
-    """A new group of the cgroup v2 hierarchy, which is removed at the end."""
-    hierarchies = [mount.mount_point for mount in read_mounts() if mount.filesystem_type == "cgroup2"]
-    require(bool(hierarchies), "a cgroup v2 hierarchy")
-    group = hierarchies[0] / f"vmsnapshot-test-{os.getpid()}"
-    group.mkdir()
-    try:
-        require((group / "cgroup.kill").exists(), "a kernel with cgroup.kill")
-        yield group
-    finally:
-        until = time.monotonic() + 5.0
-        while True:
-            try:
-                group.rmdir()
-                break
-            except OSError:
-                assert time.monotonic() < until, f"{group} is still in use"
-                time.sleep(0.01)
