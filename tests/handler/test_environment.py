@@ -68,7 +68,6 @@ def test_file_of_the_agent_is_understood(base: Path) -> None:
         base_directory=base,
         lib_directory=base.parent,
     )
-    assert environment.extension_version == "1.0.9184.0"
 
 
 def test_bare_object_and_unknown_keys_are_fine(base: Path) -> None:
@@ -180,13 +179,6 @@ def test_relative_folders_are_below_the_base_directory(base: Path, monkeypatch: 
     assert environment.config_folder == base / "config"
     assert environment.base_directory == base
     assert environment.lib_directory == base.parent
-
-
-def test_directory_without_a_version_has_none(tmp_path: Path) -> None:
-    write(tmp_path, document(tmp_path))
-    environment = read(tmp_path)
-    assert "-" not in tmp_path.name
-    assert environment.extension_version == ""
 
 
 def test_base_directory_is_the_current_one_where_the_file_is_there(

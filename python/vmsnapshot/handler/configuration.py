@@ -59,8 +59,6 @@ class VmBackupConfiguration:
     """``MountsToSkip``: mount points that are not frozen; ``/`` may be one of them."""
     snapshot_method: SnapshotMode | None = None
     """``SnapshotMethod``: who takes the snapshots, whatever the job says; none leaves it to the job."""
-    snapshot_method_is_unknown: bool = False
-    """Whether `snapshot_method` stands in for a value that means nothing."""
     upload_status_and_log: bool = True
     """``UploadStatusAndLog``: whether any status or log blob is touched."""
     write_log: bool = True
@@ -85,12 +83,10 @@ class VmBackupConfiguration:
 def read_vmbackup_configuration(path: Path = VMBACKUP_CONFIGURATION) -> VmBackupConfiguration:
     """Reads ``vmbackup.conf``. Never raises: a missing file is all defaults, anything odd a warning."""
     options = _Options(path)
-    method, method_is_unknown = options.snapshot_method()
     return VmBackupConfiguration(
         thaw_timeout_seconds=options.thaw_timeout_seconds(),
         mounts_to_skip=options.mounts_to_skip(),
-        snapshot_method=method,
-        snapshot_method_is_unknown=method_is_unknown,
+        snapshot_method=options.snapshot_method(),
         upload_status_and_log=options.only_if_true("UploadStatusAndLog"),
         write_log=options.only_if_true("WriteLog"),
         discard_lines_while_frozen=options.number("LoggingOff") == 1,
@@ -175,17 +171,17 @@ class _Options:
         entries = (self._value("MountsToSkip") or "").split(",")
         return tuple(entry.strip() for entry in entries if entry.strip())
 
-    def snapshot_method(self) -> tuple[SnapshotMode | None, bool]:
+    def snapshot_method(self) -> SnapshotMode | None:
         value = self._value("SnapshotMethod")
         if value is None:
-            return None, False
+            return None
         try:
-            return SnapshotMode(value), False
+            return SnapshotMode(value)
         except ValueError:
             known = ", ".join(mode.value for mode in SnapshotMode)
             instead = SnapshotMode.FIRST_HOST_THEN_GUEST
             self._odd("SnapshotMethod", value, f"none of {known}: it is {instead.value}")
-            return instead, True
+            return instead
 
     def only_if_true(self, option: str) -> bool:
         """A switch that anything but ``True`` turns off: who writes ``no`` or ``disabled`` means it."""

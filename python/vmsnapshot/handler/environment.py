@@ -49,12 +49,6 @@ class HandlerEnvironment:
     lib_directory: Path
     """The agent's own directory, which holds the certificates."""
 
-    @property
-    def extension_version(self) -> str:
-        """The version of the extension, from its directory's name; empty where that has none."""
-        _, hyphen, version = self.base_directory.name.rpartition("-")
-        return version if hyphen else ""
-
 
 def find_base_directory(environ: Mapping[str, str]) -> Path:
     """Returns the extension's directory: the current one if it is one, else the one that the agent names."""
