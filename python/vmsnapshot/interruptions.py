@@ -27,6 +27,8 @@ class Interruptions:
         """Obeys again, and at once if something came meanwhile: raises `KeyboardInterrupt`."""
         self._is_holding = False
         if self.noted:
+            # A second one must not interrupt what the first one has begun.
+            self._is_holding = True
             raise KeyboardInterrupt
 
     def __enter__(self) -> Interruptions:
