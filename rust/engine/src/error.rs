@@ -8,6 +8,7 @@ use vmsnapshot_core::host_call::HostCallError;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
 use vmsnapshot_core::plan::PlanError;
 use vmsnapshot_core::text::path_text;
+use vmsnapshot_sys::errno::{cause_text, errno_text};
 use vmsnapshot_sys::Errno;
 
 use crate::connect::ConnectError;
@@ -217,23 +218,4 @@ impl ThawError {
             ThawError::Plan(error) => error.hint(),
         }
     }
-}
-
-/// The system's words for an error, without the number that `std` adds.
-pub(crate) fn cause_text(error: &io::Error) -> String {
-    let text = error.to_string();
-    let words = text.split(" (os error").next().unwrap_or(&text);
-    let mut letters = words.chars();
-    match (letters.next(), letters.clone().next()) {
-        // "I/O error" keeps its capital.
-        (Some(first), Some(second)) if second.is_lowercase() => {
-            first.to_lowercase().chain(letters).collect()
-        }
-        _ => words.to_owned(),
-    }
-}
-
-/// The system's words for an error number: `device or resource busy`.
-pub(crate) fn errno_text(errno: Errno) -> String {
-    cause_text(&io::Error::from(errno))
 }

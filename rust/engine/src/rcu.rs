@@ -44,7 +44,7 @@ impl Rcu {
             Ok(setting) => Rcu::Available(setting),
             Err(error) => Rcu::Unavailable(format!(
                 "could not open `{EXPEDITED}`: {}",
-                crate::error::cause_text(&error)
+                vmsnapshot_sys::errno::cause_text(&error)
             )),
         }
     }

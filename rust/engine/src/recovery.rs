@@ -20,11 +20,12 @@ use vmsnapshot_core::status::{
     ThawResult, Thawed,
 };
 use vmsnapshot_core::text::bytes_text;
+use vmsnapshot_sys::errno::errno_text;
 use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::{clock, process, Errno};
 
-use crate::error::{errno_text, ThawError};
+use crate::error::ThawError;
 use crate::rcu;
 use crate::scan::{self, Roots};
 use crate::session::open_planned;

@@ -15,12 +15,13 @@ use vmsnapshot_core::report::{
     TimelineEvent, WatchdogOutcome, SCHEMA_VERSION,
 };
 use vmsnapshot_core::text::path_text;
+use vmsnapshot_sys::errno::cause_text;
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::Errno;
 
 use crate::blobs::{Blobs, Unusable};
 use crate::connect::SendFailure;
-use crate::error::{cause_text, PrepareError};
+use crate::error::PrepareError;
 use crate::rcu::Rcu;
 use crate::sync::Synced;
 use crate::window::{CallRecord, WindowRecord};

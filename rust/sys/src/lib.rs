@@ -5,6 +5,7 @@
 pub mod channel;
 pub mod clock;
 pub mod control_group;
+pub mod errno;
 pub mod kernel;
 pub mod ledger_file;
 pub mod process;
