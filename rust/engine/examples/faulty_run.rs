@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use vmsnapshot_engine::connect::ConnectOptions;
+use vmsnapshot_engine::observer::Silent;
 use vmsnapshot_engine::scan;
-use vmsnapshot_engine::session::{prepare_on, Asked, Options, Silent};
+use vmsnapshot_engine::session::{prepare_on, Asked, Options};
 use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::Errno;
 

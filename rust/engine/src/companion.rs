@@ -1,19 +1,29 @@
 //! Starts the companion processes: the program that the library carries, run from memory.
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use rustix::fs::{memfd_create, MemfdFlags};
-use vmsnapshot_core::frames::{Frame, DIRECTORIES_PER_FRAME};
 use vmsnapshot_sys::channel::Channel;
 use vmsnapshot_sys::Errno;
+
+pub(crate) mod sync;
 
 /// The program of both companions, built by `build.rs`.
 static PROGRAM: &[u8] = include_bytes!(env!("VMSNAPSHOT_WATCHDOG"));
 
-/// Starts the program in a role (`watch` or `sync`) and returns the run's end of its channel.
+/// What a companion process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It thaws when the run cannot.
+    Watch,
+    /// It writes out dirty data.
+    Sync,
+}
+
+/// Starts the program in a role and returns the run's end of its channel.
 ///
 /// The process is nobody's child: it leaves our session and process group at once. Its standard
 /// output and error are closed to it, and of our descriptors it has only the channel.
@@ -22,12 +32,15 @@ static PROGRAM: &[u8] = include_bytes!(env!("VMSNAPSHOT_WATCHDOG"));
 ///
 /// # Errors
 /// What the kernel answers; EACCES where `vm.memfd_noexec` forbids programs in memory.
-pub(crate) fn start(role: &str) -> io::Result<Channel> {
+pub(crate) fn start(role: Role) -> io::Result<Channel> {
     let program = program_in_memory()?;
     let (ours, theirs) = Channel::pair()?;
     let mut child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .arg0("vmsnapshot-watchdog")
-        .arg(role)
+        .arg(match role {
+            Role::Watch => "watch",
+            Role::Sync => "sync",
+        })
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(theirs))
@@ -38,21 +51,6 @@ pub(crate) fn start(role: &str) -> io::Result<Channel> {
     // for every child, has reaped it already: that the process is there is said on the channel.
     let _ = child.wait();
     Ok(ours)
-}
-
-/// Hands over the directories' descriptors, in their order.
-///
-/// # Errors
-/// What the kernel answers: EPIPE when the companion is gone.
-pub(crate) fn send_directories(
-    channel: &Channel,
-    directories: &[BorrowedFd<'_>],
-) -> Result<(), Errno> {
-    for batch in directories.chunks(DIRECTORIES_PER_FRAME) {
-        let count = u32::try_from(batch.len()).map_err(|_| Errno::TOOBIG)?;
-        channel.send(Frame::Directories { count }, batch)?;
-    }
-    Ok(())
 }
 
 fn program_in_memory() -> io::Result<OwnedFd> {

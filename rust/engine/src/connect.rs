@@ -8,6 +8,7 @@
 //! There is no environment variable for the proxy and no redirect: where a request goes is what the
 //! caller said.
 
+mod answer;
 mod connection;
 mod destination;
 mod dial;
@@ -16,7 +17,8 @@ mod proxy;
 mod request;
 mod tls;
 
-pub use connection::{Connection, RawAnswer, SendFailure};
+pub use answer::{RawAnswer, SendFailure, BODY_LIMIT_BYTES, HOST_BODY_LIMIT_BYTES};
+pub use connection::Connection;
 pub use destination::Destination;
 pub use dial::Dialer;
 pub use error::ConnectError;
@@ -34,13 +36,8 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use vmsnapshot_core::uri::Scheme;
 
-use crate::blobs::OnUnusable;
+use crate::callees::blobs::OnUnusable;
 use dial::ResolveFailure;
-
-/// How much of the body of a refusal is kept: the service's are below 1 KiB.
-pub const BODY_LIMIT_BYTES: usize = 64 * 1024;
-/// How much of the host's answer is kept: it describes every snapshot, in below 1 KiB each.
-pub const HOST_BODY_LIMIT_BYTES: usize = 1024 * 1024;
 
 /// How to connect.
 #[derive(Clone, Debug)]

@@ -1,18 +1,16 @@
 //! Why a run could not be prepared, or what it left could not be thawed.
 
 use std::io;
-use std::path::PathBuf;
 
 use vmsnapshot_core::blob::BlobError;
 use vmsnapshot_core::host_call::HostCallError;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
 use vmsnapshot_core::plan::PlanError;
-use vmsnapshot_core::text::path_text;
-use vmsnapshot_sys::errno::{cause_text, errno_text};
-use vmsnapshot_sys::Errno;
+use vmsnapshot_sys::errno::cause_text;
 
 use crate::connect::ConnectError;
-use crate::scan::MountError;
+use crate::directories::DirectoryError;
+use crate::state::{StateError, DIRECTORY};
 
 /// Why nothing was frozen.
 #[derive(Debug, thiserror::Error)]
@@ -61,36 +59,12 @@ pub enum PrepareError {
     /// A blob's server, or the host, cannot be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// What is mounted is not what was planned.
+    /// A planned filesystem could not be opened, or is not the planned one any more.
     #[error(transparent)]
-    Mount(#[from] MountError),
-    /// A filesystem's directory could not be opened.
-    #[error("could not open `{}`: {}", path_text(mount_point), errno_text(*errno))]
-    Open {
-        /// Where it is mounted.
-        mount_point: PathBuf,
-        /// What the system answered.
-        errno: Errno,
-    },
-    /// Another run holds the lock.
-    #[error("another run of vmsnapshot is under way on this machine")]
-    AnotherRun,
-    /// A run that is gone with its watchdog left something frozen.
-    #[error("run {run_id} left `{mount_point}` frozen, and nobody of it is left to thaw it")]
-    LeftFrozen {
-        /// The run.
-        run_id: String,
-        /// The first of what it left.
-        mount_point: String,
-    },
-    /// The state of runs could not be kept.
-    #[error("could not use `{}`: {}", path_text(path), cause_text(cause))]
-    State {
-        /// The file or directory.
-        path: PathBuf,
-        /// What the system answered.
-        cause: io::Error,
-    },
+    Directory(#[from] DirectoryError),
+    /// The state of runs cannot be used, or does not allow another run.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The watchdog could not be started or armed; without one nothing is frozen.
     #[error("could not {step} the watchdog: {}", cause_text(cause))]
     Watchdog {
@@ -126,11 +100,8 @@ impl PrepareError {
             PrepareError::BlobMetadataCount { .. } => "bad-metadata",
             PrepareError::HostCall(error) => error.code(),
             PrepareError::Connect(error) => error.code(),
-            PrepareError::Mount(error) => error.code(),
-            PrepareError::Open { .. } => "open-failed",
-            PrepareError::AnotherRun => "another-run",
-            PrepareError::LeftFrozen { .. } => "left-frozen",
-            PrepareError::State { .. } => "state-unusable",
+            PrepareError::Directory(error) => error.code(),
+            PrepareError::State(error) => error.code(),
             PrepareError::Watchdog { .. } => "no-watchdog",
             PrepareError::Resources { .. } => "no-resources",
             PrepareError::Interrupted => "interrupted",
@@ -146,22 +117,8 @@ impl PrepareError {
                 error.hint().map(str::to_owned)
             }
             PrepareError::Connect(error) => error.hint().map(str::to_owned),
-            PrepareError::Mount(error) => error.hint(),
-            PrepareError::AnotherRun => {
-                Some("wait for it to end; `vmsnapshot status` shows it".to_owned())
-            }
-            PrepareError::LeftFrozen { .. } => Some("run `vmsnapshot thaw`".to_owned()),
-            PrepareError::Open {
-                errno: Errno::MFILE,
-                ..
-            } => Some("raise the limit on open files (`ulimit -n`)".to_owned()),
-            PrepareError::State { cause, .. }
-                if cause.kind() == io::ErrorKind::PermissionDenied =>
-            {
-                Some(
-                    "runs are kept on tmpfs: mount one there, or let this process do it".to_owned(),
-                )
-            }
+            PrepareError::Directory(error) => error.hint(),
+            PrepareError::State(error) => error.hint().map(str::to_owned),
             PrepareError::Watchdog { cause, .. }
                 if cause.kind() == io::ErrorKind::PermissionDenied =>
             {
@@ -174,8 +131,6 @@ impl PrepareError {
             | PrepareError::BlobMetadataCount { .. }
             | PrepareError::HostCall(_)
             | PrepareError::TimeLimit { .. }
-            | PrepareError::Open { .. }
-            | PrepareError::State { .. }
             | PrepareError::Watchdog { .. }
             | PrepareError::Resources { .. }
             | PrepareError::Interrupted => None,
@@ -187,7 +142,7 @@ impl PrepareError {
 #[derive(Debug, thiserror::Error)]
 pub enum ThawError {
     /// The runs' ledgers could not be read.
-    #[error("could not read `{}`: {}", crate::state::DIRECTORY, cause_text(.0))]
+    #[error("could not read `{DIRECTORY}`: {}", cause_text(.0))]
     State(io::Error),
     /// What is mounted could not be read.
     #[error(transparent)]

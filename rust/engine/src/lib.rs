@@ -5,19 +5,20 @@
 
 #![forbid(unsafe_code)]
 
-pub mod blobs;
+mod callees;
+mod calls;
 mod companion;
 pub mod connect;
+pub mod directories;
 pub mod error;
-mod freezers;
+pub mod observer;
 mod rcu;
 pub mod recovery;
 pub mod scan;
 pub mod session;
 pub mod state;
-mod sync;
 mod verdict;
-mod watchdog;
-mod window;
+
+pub use callees::blobs::OnUnusable;
 
 pub use vmsnapshot_sys::control_group;

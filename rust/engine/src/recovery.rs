@@ -25,10 +25,10 @@ use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::{clock, process, Errno};
 
+use crate::directories;
 use crate::error::ThawError;
 use crate::rcu;
 use crate::scan::{self, Roots};
-use crate::session::open_planned;
 use crate::state::{ledgers, remove, Lock, DIRECTORY};
 
 /// How long `thaw` waits for all its FITHAW calls, which run in parallel.
@@ -171,8 +171,10 @@ enum Answer {
 fn thaw_device(device: DeviceNumber, mounts: &[PlannedFilesystem]) -> Answer {
     let mut failure = None;
     for planned in mounts {
-        let directory = match open_planned(planned) {
-            Ok(directory) => directory,
+        let opened = directories::open_all(std::slice::from_ref(planned));
+        let directory = match opened.as_deref() {
+            Ok([directory]) => directory,
+            Ok(_) => continue,
             Err(error) => {
                 failure.get_or_insert(error.to_string());
                 continue;

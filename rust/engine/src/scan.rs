@@ -5,15 +5,17 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
-use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use vmsnapshot_core::devices::{BlockDevice, DeviceGraph};
 use vmsnapshot_core::mountinfo::{self, MountEntry, MountNamespace};
-use vmsnapshot_core::plan::{DeviceNumber, Plan, PlanError, PlannedFilesystem, Selection};
-use vmsnapshot_core::text::{bytes_text, path_text};
+use vmsnapshot_core::plan::{DeviceNumber, Plan, PlanError, Selection};
+use vmsnapshot_core::text::bytes_text;
+
+#[cfg(test)]
+pub(crate) mod fake_machine;
 
 /// Where the kernel's tables are; tests hand in a tree of their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,54 +31,6 @@ impl Default for Roots {
         Self {
             proc: PathBuf::from("/proc"),
             sys: PathBuf::from("/sys"),
-        }
-    }
-}
-
-/// Why a directory that was opened cannot be taken for the planned filesystem.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MountError {
-    /// Another filesystem is mounted there by now.
-    #[error(
-        "a different filesystem is now mounted at `{}`: {found} instead of {planned}",
-        path_text(mount_point)
-    )]
-    Changed {
-        /// The mount point.
-        mount_point: PathBuf,
-        /// The device number when the plan was made.
-        planned: DeviceNumber,
-        /// The device number now.
-        found: DeviceNumber,
-    },
-    /// Nothing is mounted there any more.
-    #[error("nothing is mounted at `{}` any more", path_text(mount_point))]
-    Vanished {
-        /// The mount point.
-        mount_point: PathBuf,
-    },
-    /// The kernel's tables could not be read.
-    #[error(transparent)]
-    Tables(#[from] PlanError),
-}
-
-impl MountError {
-    /// The stable name of the error, for programs.
-    #[must_use]
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Changed { .. } => "mount-changed",
-            Self::Vanished { .. } => "mount-vanished",
-            Self::Tables(error) => error.code(),
-        }
-    }
-
-    /// What the reader can do about it, when there is something.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Changed { .. } | Self::Vanished { .. } => Some("make a new plan".to_owned()),
-            Self::Tables(error) => error.hint(),
         }
     }
 }
@@ -157,65 +111,8 @@ pub fn device_graph(roots: &Roots) -> Result<DeviceGraph, PlanError> {
     ))
 }
 
-/// Checks that `directory`, opened on the plan's path, is a directory of the planned filesystem.
-///
-/// Between plan and open something else may have been mounted there. The mount that the open went
-/// to cannot change any more, so what is found here holds for as long as `directory` is open.
-/// (`st_dev` could not tell: it is not mountinfo's number on btrfs.)
-///
-/// # Errors
-///
-/// [`MountError::Changed`] and [`MountError::Vanished`].
-pub fn verify_open(directory: impl AsFd, planned: &PlannedFilesystem) -> Result<(), MountError> {
-    verify_open_in(&Roots::default(), directory, planned)
-}
-
-fn verify_open_in(
-    roots: &Roots,
-    directory: impl AsFd,
-    planned: &PlannedFilesystem,
-) -> Result<(), MountError> {
-    let vanished = || MountError::Vanished {
-        mount_point: planned.mount_point.clone(),
-    };
-    let process = roots.proc.join("self");
-    let fdinfo = read(&process.join(format!("fdinfo/{}", directory.as_fd().as_raw_fd())))?;
-    let fdinfo = bytes_text(&fdinfo);
-    let mount_id: u32 = fdinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
-        .ok_or_else(vanished)?;
-    let mut mounts = mounts_of(&process)?;
-    if let Some(pid) = other_namespace(&planned.open_path) {
-        // The process may have ended, and its namespace with it.
-        mounts.extend(mounts_of(&roots.proc.join(pid)).unwrap_or_default());
-    }
-    let mount = mounts
-        .iter()
-        .find(|mount| mount.mount_id == mount_id)
-        .ok_or_else(vanished)?;
-    if mount.device == planned.device {
-        Ok(())
-    } else if mount.mount_point == planned.mount_point {
-        Err(MountError::Changed {
-            mount_point: planned.mount_point.clone(),
-            planned: planned.device,
-            found: mount.device,
-        })
-    } else {
-        // The open went to the directory below, which belongs to the mount further up.
-        Err(vanished())
-    }
-}
-
-/// The PID of an open path `/proc/PID/root/...`.
-fn other_namespace(open_path: &Path) -> Option<String> {
-    let mut below_proc = open_path.strip_prefix("/proc").ok()?.iter();
-    let pid = below_proc.next()?.to_str()?;
-    (below_proc.next()? == "root").then(|| pid.to_owned())
-}
-
-fn mounts_of(process: &Path) -> Result<Vec<MountEntry>, PlanError> {
+/// Returns the mounts that a process sees. `process` is its directory in `/proc`.
+pub(crate) fn mounts_of(process: &Path) -> Result<Vec<MountEntry>, PlanError> {
     mountinfo::parse(&read(&process.join("mountinfo"))?)
 }
 
@@ -282,7 +179,8 @@ fn names_in(directory: &Path) -> Result<Vec<OsString>, PlanError> {
     names.map_err(|error| unreadable(directory, &error))
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, PlanError> {
+/// Reads a file of `/proc` or `/sys`.
+pub(crate) fn read(file: &Path) -> Result<Vec<u8>, PlanError> {
     fs::read(file).map_err(|error| unreadable(file, &error))
 }
 
@@ -297,73 +195,8 @@ fn unreadable(path: &Path, error: &io::Error) -> PlanError {
 mod tests {
     #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
-    use std::os::unix::fs::symlink;
-    use std::sync::atomic::{AtomicU32, Ordering};
-
+    use super::fake_machine::{FakeMachine, DATABASE, ROOT};
     use super::*;
-
-    /// A tree of files like `/proc` and `/sys`, gone when dropped.
-    struct FakeMachine(PathBuf);
-
-    impl FakeMachine {
-        fn new() -> Self {
-            static NEXT: AtomicU32 = AtomicU32::new(0);
-            let name = format!(
-                "vmsnapshot-scan-{}-{}",
-                std::process::id(),
-                NEXT.fetch_add(1, Ordering::Relaxed)
-            );
-            let machine = Self(std::env::temp_dir().join(name));
-            fs::create_dir_all(machine.0.join("sys/dev/block")).unwrap();
-            machine
-        }
-
-        fn roots(&self) -> Roots {
-            Roots {
-                proc: self.0.join("proc"),
-                sys: self.0.join("sys"),
-            }
-        }
-
-        fn file(&self, path: &str, content: &str) {
-            let path = self.0.join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, content).unwrap();
-        }
-
-        fn link(&self, path: &str, target: &str) {
-            let path = self.0.join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            symlink(target, path).unwrap();
-        }
-
-        fn process(&self, pid: &str, namespace: &str, mountinfo: Option<&str>) {
-            self.link(&format!("proc/{pid}/ns/mnt"), namespace);
-            if let Some(mountinfo) = mountinfo {
-                self.file(&format!("proc/{pid}/mountinfo"), mountinfo);
-            }
-        }
-
-        /// A device directory as the kernel lays it out, and the link to it by number.
-        fn device(&self, number: &str, path: &str) {
-            self.file(&format!("sys/devices/{path}/dev"), &format!("{number}\n"));
-            self.link(
-                &format!("sys/dev/block/{number}"),
-                &format!("../../devices/{path}"),
-            );
-        }
-    }
-
-    impl Drop for FakeMachine {
-        fn drop(&mut self) {
-            // A leftover in the temporary directory is no reason to fail.
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
-    const ROOT: &str = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n";
-    const DATABASE: &str =
-        "9 8 0:50 / / rw - overlay overlay rw\n10 9 8:17 / /db rw - xfs /dev/sdb1 rw\n";
 
     fn number(text: &str) -> DeviceNumber {
         text.parse().unwrap()
@@ -511,60 +344,5 @@ mod tests {
             .iter()
             .all(|planned| planned.device.major != 0
                 || matches!(planned.filesystem_type.as_str(), "btrfs" | "bcachefs")));
-    }
-
-    fn planned(device: DeviceNumber, mount_point: &str) -> PlannedFilesystem {
-        PlannedFilesystem {
-            mount_point: mount_point.into(),
-            open_path: mount_point.into(),
-            also_mounted_at: Vec::new(),
-            device,
-            source: String::new(),
-            filesystem_type: "ext4".to_owned(),
-            level: 0,
-        }
-    }
-
-    #[test]
-    fn a_directory_is_of_the_planned_filesystem_only_by_number() {
-        // `/proc` stands for a mount that every machine has.
-        let mounts = mounts_of(Path::new("/proc/self")).unwrap();
-        let proc = mounts
-            .iter()
-            .find(|mount| mount.mount_point == Path::new("/proc"))
-            .unwrap();
-        let directory = fs::File::open("/proc").unwrap();
-        assert_eq!(
-            verify_open(&directory, &planned(proc.device, "/proc")),
-            Ok(())
-        );
-        let other = DeviceNumber {
-            major: 8,
-            minor: 17,
-        };
-        let changed = verify_open(&directory, &planned(other, "/proc")).unwrap_err();
-        assert_eq!(changed.code(), "mount-changed");
-        let vanished = verify_open(&directory, &planned(other, "/proc/once/mounted")).unwrap_err();
-        assert_eq!(vanished.code(), "mount-vanished");
-    }
-
-    #[test]
-    fn a_directory_of_another_namespace_is_looked_up_there() {
-        let machine = FakeMachine::new();
-        let directory = fs::File::open("/").unwrap();
-        machine.file(
-            &format!("proc/self/fdinfo/{}", directory.as_raw_fd()),
-            "pos:\t0\nflags:\t02\nmnt_id:\t10\n",
-        );
-        machine.file("proc/self/mountinfo", ROOT);
-        let mut there = planned(number("8:17"), "/db");
-        there.open_path = "/proc/20/root/db".into();
-        let verify =
-            |planned: &PlannedFilesystem| verify_open_in(&machine.roots(), &directory, planned);
-        assert_eq!(verify(&there).unwrap_err().code(), "mount-vanished");
-        machine.file("proc/20/mountinfo", DATABASE);
-        assert_eq!(verify(&there), Ok(()));
-        there.device = number("8:18");
-        assert_eq!(verify(&there).unwrap_err().code(), "mount-changed");
     }
 }

@@ -1,39 +1,41 @@
 //! A run: prepared, then run once. Every phase of it but the window is here.
 
-use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{open, Mode, OFlags};
 use time::OffsetDateTime;
+use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use vmsnapshot_core::blob::{Metadata, SecretText};
 use vmsnapshot_core::deadlines::{Deadlines, THAW_TIMEOUT_MAX, THAW_TIMEOUT_MIN};
 use vmsnapshot_core::host_call::HostCall;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
-use vmsnapshot_core::plan::{Plan, PlannedFilesystem};
+use vmsnapshot_core::plan::Plan;
 use vmsnapshot_core::report::Report;
 use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::ledger_file::LedgerFile;
-use vmsnapshot_sys::{clock, process, Errno};
+use vmsnapshot_sys::{clock, process};
+use vmsnapshot_window::freezers::Freezers;
+use vmsnapshot_window::quiet::Quiet;
+use vmsnapshot_window::rcu::Rcu;
+use vmsnapshot_window::watchdog::Watchdog;
+use vmsnapshot_window::window;
 
-use crate::blobs::{Blobs, OnUnusable};
-use crate::connect::{self, ConnectOptions, Destination, PreparedRequest, WarmConnection};
+use crate::callees::blobs::{Blobs, OnUnusable};
+use crate::callees::Callees;
+use crate::calls;
+use crate::companion::sync::{sync, Synced};
+use crate::companion::{self, Role};
+use crate::connect::ConnectOptions;
+use crate::directories;
 use crate::error::PrepareError;
-use crate::freezers::Freezers;
-use crate::rcu::Rcu;
-use crate::scan;
+use crate::observer::{Observer, Phase};
+use crate::rcu;
 use crate::state::{self, Published};
-use crate::sync::{sync, Synced};
 use crate::verdict::{self, Facts};
-use crate::watchdog::Watchdog;
-use crate::window::{self, Call};
 
-/// How often a preparation looks whether it was interrupted.
-pub(crate) const INTERRUPTION_TICK: Duration = Duration::from_millis(50);
 /// How long the run waits for the last word of a watchdog that has nothing left to thaw.
 const LAST_WORD_LIMIT: Duration = Duration::from_secs(2);
 /// How long it waits, after the deadline, for the word of one that has: it may never come.
@@ -41,10 +43,7 @@ const LATE_WORD_LIMIT: Duration = Duration::from_millis(250);
 /// How long the bodies of refusals may take, all together; the thaw does not wait for them.
 const BODIES_LIMIT: Duration = Duration::from_secs(1);
 
-/// The phase in which a run is when it can no longer be given up.
-pub const FREEZING: &str = "freezing";
-
-/// Who is asked for the snapshots: nobody, the service of each blob, a host, or both.
+/// Whom a run asks for snapshots: the service of each blob, a host, both, or neither.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
     /// The blobs: the SAS URI of each, and what its snapshot carries.
@@ -68,39 +67,17 @@ pub struct Options {
     pub expedite_rcu: bool,
 }
 
-/// Who is told where a run is, and may end it before anything is frozen.
-pub trait Observer {
-    /// A phase begins. Never called inside the window.
-    fn phase(&mut self, sentence: &str);
-    /// Whether to give up. Asked often, and never from the window on.
-    fn is_interrupted(&mut self) -> bool;
-}
-
-/// An observer that only watches.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Silent;
-
-impl Observer for Silent {
-    fn phase(&mut self, _: &str) {}
-
-    fn is_interrupted(&mut self) -> bool {
-        false
-    }
-}
-
 /// A prepared run. Nothing is frozen; dropping it gives everything back.
 pub struct Session {
     run_id: String,
     plan: Plan,
     options: Options,
     directories: Arc<[OwnedFd]>,
-    levels: Vec<u32>,
     ledger: Arc<LedgerFile>,
     rcu: Rcu,
     freezers: Freezers,
     watchdog: Watchdog,
-    blobs: Blobs<Call>,
-    host: Option<(HostCall, Call)>,
+    callees: Callees,
     runtime: Runtime,
     // The last to be dropped: it looks at what the others leave.
     published: Published,
@@ -136,44 +113,33 @@ pub fn prepare_on(
     let blobs = check(plan, &asked, &options)?;
     let lock = state::lock()?;
 
-    observer.phase("opening the filesystems");
-    let directories = plan
-        .filesystems
-        .iter()
-        .map(open_planned)
-        .collect::<Result<Arc<[_]>, _>>()?;
+    observer.phase(Phase::OpenFilesystems);
+    let directories: Arc<[OwnedFd]> = directories::open_all(&plan.filesystems)?.into();
 
-    observer.phase(match (&asked.host_call, asked.blobs.is_empty()) {
-        (None, _) => "connecting to the blobs",
-        (Some(_), true) => "connecting to the host",
-        (Some(_), false) => "connecting to the blobs and the host",
-    });
+    observer.phase(Phase::Connect);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
         .build()
         .map_err(|cause| resources("start the input and output of the run", cause))?;
-    let (blobs, host) = connect(blobs, asked.host_call, &runtime, &options.connect, observer)?;
+    let callees = Callees::connect(blobs, asked.host_call, &runtime, &options.connect, observer)?;
 
-    observer.phase("starting the watchdog");
+    observer.phase(Phase::StartWatchdog);
     let run_id = run_id();
-    let state_error = |cause| PrepareError::State {
-        path: Path::new(state::DIRECTORY).to_owned(),
-        cause,
-    };
-    let (published, ledger) =
-        Published::create(lock, &run_id, directories.len()).map_err(state_error)?;
+    let (published, ledger) = Published::create(lock, &run_id, directories.len())?;
     for (entry, planned) in ledger.entries.iter().zip(&plan.filesystems) {
         entry.name(planned.device, &planned.mount_point);
     }
-    let rcu = Rcu::open(options.expedite_rcu);
+    let rcu = rcu::open(options.expedite_rcu);
     let borrowed = borrow(&directories);
-    let watchdog =
-        Watchdog::start(&ledger, &published, rcu.descriptor(), &borrowed).map_err(|cause| {
-            PrepareError::Watchdog {
-                step: "start",
-                cause,
-            }
+    let watchdog = companion::start(Role::Watch)
+        .and_then(|channel| {
+            let lock = published.lock_descriptor();
+            Watchdog::introduce(channel, &ledger, lock, rcu.descriptor(), &borrowed)
+        })
+        .map_err(|cause| PrepareError::Watchdog {
+            step: "start",
+            cause,
         })?;
     let levels: Vec<u32> = plan
         .filesystems
@@ -187,7 +153,8 @@ pub fn prepare_on(
         &levels,
     )
     .map_err(|cause| resources("start a freeze thread", cause))?;
-    // When all went quickly nobody has asked yet, and a session is not what the caller waits for.
+    // When everything was quick, this is the first time that it is asked. A caller that was
+    // interrupted does not want a session.
     if observer.is_interrupted() {
         return Err(PrepareError::Interrupted);
     }
@@ -196,13 +163,11 @@ pub fn prepare_on(
         plan: plan.clone(),
         options,
         directories,
-        levels,
         ledger,
         rcu,
         freezers,
         watchdog,
-        blobs,
-        host,
+        callees,
         runtime,
         published,
     })
@@ -217,7 +182,10 @@ impl Session {
 
     /// Syncs, freezes, snapshots, thaws, and reports.
     ///
-    /// *Blocking*: the limits on sync and connecting, then the thaw timeout.
+    /// *Blocking*: the limits on sync and on connecting, then the thaw timeout. If everything is
+    /// thawed by then, it may take 2 s more for the watchdog's last word, and 1 s, or as long as the
+    /// host call may take, for the bodies of answers. If not, it takes 250 ms more, and the report
+    /// says what is still frozen.
     ///
     /// # Errors
     /// [`PrepareError`], before anything is frozen. From the first freeze on it reports: several
@@ -230,33 +198,23 @@ impl Session {
             plan,
             options,
             directories,
-            levels,
             ledger,
             rcu,
             runtime,
             watchdog,
             freezers,
-            blobs,
-            host,
+            callees,
         } = self;
 
         let mut synced = vec![Synced::Done; directories.len()];
         if let Some(limit) = options.sync_timeout {
-            observer.phase("writing out dirty data");
+            observer.phase(Phase::Sync);
             let deadline = clock::monotonic().plus(limit);
             synced = sync(&borrow(&directories), deadline, observer)?;
         }
-        let (blobs, host) = refresh((blobs, host), &runtime, &options.connect, observer)?;
-        // From here on, a blob's or the host's call is known by its number.
-        let mut calls = Vec::new();
-        let mut number = |call| {
-            calls.push(call);
-            calls.len() - 1
-        };
-        let blobs = blobs.then(|_, call| Ok(number(call)))?;
-        let host_call = host.map(|(host_call, call)| (host_call, number(call)));
+        let mut callees = callees.refresh(&runtime, &options.connect, observer)?;
 
-        observer.phase(FREEZING);
+        observer.phase(Phase::Freeze);
         // The last moment to give up.
         if observer.is_interrupted() {
             return Err(PrepareError::Interrupted);
@@ -267,25 +225,33 @@ impl Session {
         ledger
             .header
             .start(start, clock::realtime_ns(), deadlines.guard_by);
-        let watchdog = watchdog
-            .arm(&runtime)
-            .map_err(|cause| PrepareError::Watchdog { step: "arm", cause })?;
+        let armed = watchdog.arm().and_then(|watchdog| {
+            let _entered = runtime.enter();
+            let end = UnixStream::from_std(watchdog.end()?)?;
+            Ok((watchdog, end))
+        });
+        let (watchdog, watchdog_end) = match armed {
+            Ok(armed) => armed,
+            Err(cause) => {
+                quiet.end(&ledger);
+                return Err(PrepareError::Watchdog { step: "arm", cause });
+            }
+        };
+        let prepared = window::Prepared {
+            watchdog: &watchdog,
+            deadlines,
+            ledger: &ledger,
+            freezers: &freezers,
+            rcu: &rcu,
+        };
         let record = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            window::open(window::Prepared {
-                watchdog: &watchdog,
-                deadlines,
-                ledger: &ledger,
-                levels: &levels,
-                freezers: &freezers,
-                rcu: &rcu,
-                runtime: &runtime,
-                calls,
+            window::open(&prepared, |call_by| {
+                let calls = callees.calls_mut();
+                runtime.block_on(calls::send_all(calls, &watchdog_end, call_by))
             })
         }));
-        drop(quiet);
 
-        // A watchdog with something left to thaw does not answer before it has thawed it. It goes
-        // on without us.
+        // A watchdog that has something left to thaw does not answer before it has thawed it.
         let patience = if ledger.may_be_frozen() {
             clock::monotonic()
                 .max(deadlines.guard_by)
@@ -294,23 +260,20 @@ impl Session {
             clock::monotonic().plus(LAST_WORD_LIMIT)
         };
         let watchdog = watchdog.release(patience, &ledger);
+        quiet.end(&ledger);
         drop(freezers);
         drop(directories);
-        let mut record = record.ok();
-        if let Some(record) = &mut record {
-            runtime.block_on(record.read_bodies(BODIES_LIMIT));
-        }
+        runtime.block_on(calls::read_bodies(callees.calls_mut(), BODIES_LIMIT));
         let report = verdict::report(Facts {
             run_id: &run_id,
             plan: &plan,
-            blobs: &blobs,
-            host_call: host_call.as_ref(),
+            callees: &callees,
             thaw_timeout: options.thaw_timeout,
             deadlines,
             ledger: &ledger,
             synced: &synced,
             rcu: &rcu,
-            record,
+            record: record.ok(),
             watchdog,
         });
         // A run that went as it should has said all in its report.
@@ -319,106 +282,6 @@ impl Session {
         }
         Ok(report)
     }
-}
-
-/// Opens a planned filesystem's directory and makes sure that it is the planned one.
-///
-/// *Blocking*: not on local filesystems, and nothing else is ever planned.
-///
-/// # Errors
-/// [`PrepareError::Open`], [`PrepareError::Mount`].
-pub(crate) fn open_planned(planned: &PlannedFilesystem) -> Result<OwnedFd, PrepareError> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOATIME;
-    // NOATIME: opening is not to make a filesystem dirty. Root, or nobody, may use it.
-    let open_as = |flags| open(&planned.open_path, flags, Mode::empty());
-    let directory = match open_as(flags) {
-        // A container may see of a filesystem only one file, mounted on one of its own. NONBLOCK:
-        // should it be a pipe, opening it must not wait for the other end.
-        Err(Errno::NOTDIR) => open_as((flags - OFlags::DIRECTORY) | OFlags::NONBLOCK),
-        opened => opened,
-    }
-    .map_err(|errno| PrepareError::Open {
-        mount_point: planned.mount_point.clone(),
-        errno,
-    })?;
-    scan::verify_open(&directory, planned)?;
-    Ok(directory)
-}
-
-/// Whom the window calls: the blobs, and the host.
-type Calls = (Blobs<Call>, Option<(HostCall, Call)>);
-
-/// Makes the requests, and a connection for each. A host call is the same to the window as any
-/// blob's request.
-///
-/// *Blocking*: the limit on connecting.
-fn connect(
-    blobs: Blobs<Metadata>,
-    host_call: Option<HostCall>,
-    runtime: &Runtime,
-    options: &ConnectOptions,
-    observer: &mut dyn Observer,
-) -> Result<Calls, PrepareError> {
-    let proxy = options.proxy.as_ref();
-    let blobs =
-        blobs.then(|uri, metadata| Ok(PreparedRequest::snapshot(uri, &metadata, proxy)?))?;
-    let host = match host_call {
-        Some(call) => Some((PreparedRequest::host_call(&call)?, call)),
-        None => None,
-    };
-    let usable = blobs.each().iter().flatten();
-    let destinations: Vec<Destination> = usable
-        .map(|(uri, _)| Destination::blob(uri, proxy))
-        .chain(host.iter().map(|(_, call)| Destination::host(call)))
-        .collect();
-    let work = connect::connect_all(&destinations, options, blobs.on_unusable());
-    let mut connections = wait_for(runtime, observer, work)?.into_iter();
-    let mut next = || connections.next().expect("each destination has a result");
-    let blobs = blobs.then(|_, request| Ok(Call::new(next()?, request)))?;
-    let host = match host {
-        Some((request, call)) => Some((call, Call::new(next()?, request))),
-        None => None,
-    };
-    with_somebody_to_call(blobs, host)
-}
-
-/// Replaces the connections that were closed since they were made.
-///
-/// *Blocking*: the limit on connecting.
-fn refresh(
-    (mut blobs, mut host): Calls,
-    runtime: &Runtime,
-    options: &ConnectOptions,
-    observer: &mut dyn Observer,
-) -> Result<Calls, PrepareError> {
-    let on_unusable = blobs.on_unusable();
-    let mut connections: Vec<&mut WarmConnection> = blobs
-        .usable_mut()
-        .chain(host.as_mut().map(|(_, call)| call))
-        .map(|call| &mut call.connection)
-        .collect();
-    let work = connect::refresh(&mut connections, options.time_limit, on_unusable);
-    let mut results = wait_for(runtime, observer, work)?.into_iter();
-    let mut next = || results.next().expect("each connection has a result");
-    let blobs = blobs.then(|_, call| {
-        next()?;
-        Ok(call)
-    })?;
-    if host.is_some() {
-        next()?;
-    }
-    with_somebody_to_call(blobs, host)
-}
-
-/// A run that was to call somebody and can call nobody must not freeze.
-fn with_somebody_to_call(
-    blobs: Blobs<Call>,
-    host: Option<(HostCall, Call)>,
-) -> Result<Calls, PrepareError> {
-    Ok(match host {
-        Some(host) => (blobs, Some(host)),
-        None => (blobs.or_first_error()?, None),
-    })
 }
 
 fn check(plan: &Plan, asked: &Asked, options: &Options) -> Result<Blobs<Metadata>, PrepareError> {
@@ -438,24 +301,6 @@ fn check(plan: &Plan, asked: &Asked, options: &Options) -> Result<Blobs<Metadata
     }
 }
 
-/// Runs `work` to its end, or to the caller's interruption.
-fn wait_for<Output>(
-    runtime: &Runtime,
-    observer: &mut dyn Observer,
-    work: impl Future<Output = Result<Output, connect::ConnectError>>,
-) -> Result<Output, PrepareError> {
-    runtime.block_on(async {
-        let mut work = std::pin::pin!(work);
-        loop {
-            match tokio::time::timeout(INTERRUPTION_TICK, &mut work).await {
-                Ok(result) => return Ok(result?),
-                Err(_) if observer.is_interrupted() => return Err(PrepareError::Interrupted),
-                Err(_) => {}
-            }
-        }
-    })
-}
-
 /// Names a run: its ledgers sort by time, and two processes never choose the same.
 fn run_id() -> String {
     let now = vmsnapshot_core::report::utc_text(i128::from(clock::realtime_ns()));
@@ -468,34 +313,4 @@ fn borrow(directories: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
 
 fn resources(step: &'static str, cause: io::Error) -> PrepareError {
     PrepareError::Resources { step, cause }
-}
-
-/// While it lives, no signal ends this thread and no panic prints: the file that standard error is
-/// may be on a frozen filesystem, and the panic would wait there instead of thawing.
-struct Quiet {
-    mask: process::SignalMask,
-    hook: Option<PanicHook>,
-}
-
-type PanicHook = Box<dyn Fn(&std::panic::PanicHookInfo<'_>) + Sync + Send + 'static>;
-
-impl Quiet {
-    fn begin() -> Quiet {
-        let mask = process::block_signals();
-        let hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(|_| {}));
-        Quiet {
-            mask,
-            hook: Some(hook),
-        }
-    }
-}
-
-impl Drop for Quiet {
-    fn drop(&mut self) {
-        if let Some(hook) = self.hook.take() {
-            std::panic::set_hook(hook);
-        }
-        process::restore_signals(&self.mask);
-    }
 }

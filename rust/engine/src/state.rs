@@ -15,16 +15,63 @@ use std::sync::Arc;
 use rustix::fs::{flock, statfs, FlockOperation};
 use rustix::mount::{mount, MountFlags};
 use vmsnapshot_core::text::bytes_text;
+use vmsnapshot_sys::errno::cause_text;
 use vmsnapshot_sys::ledger_file::{LedgerFile, TMPFS_MAGIC};
 use vmsnapshot_sys::{process, Errno};
 
-use crate::error::PrepareError;
 use crate::rcu;
 
 /// Where runs are published.
 pub const DIRECTORY: &str = "/run/vmsnapshot";
 /// Enough for the ledgers of many runs of the most filesystems.
 const TMPFS_OPTIONS: &std::ffi::CStr = c"size=64m,mode=0700";
+
+/// Why the state of runs cannot be used, or does not allow a run.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another run holds the lock.
+    #[error("another run of vmsnapshot is under way on this machine")]
+    AnotherRun,
+    /// A run that is gone with its watchdog left something frozen.
+    #[error(
+        "run {run_id} left `{mount_point}` frozen, and neither the run nor its watchdog is alive to \
+         thaw it"
+    )]
+    LeftFrozen {
+        /// The run.
+        run_id: String,
+        /// The first of what it left.
+        mount_point: String,
+    },
+    /// A file or directory could not be used.
+    #[error("could not use `{DIRECTORY}`: {}", cause_text(.0))]
+    Unusable(#[from] io::Error),
+}
+
+impl StateError {
+    /// Returns the stable name of the error, for programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::AnotherRun => "another-run",
+            Self::LeftFrozen { .. } => "left-frozen",
+            Self::Unusable(_) => "state-unusable",
+        }
+    }
+
+    /// Returns what the reader can do, when there is something.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::AnotherRun => Some("wait for it to end; `vmsnapshot status` shows it"),
+            Self::LeftFrozen { .. } => Some("run `vmsnapshot thaw`"),
+            Self::Unusable(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
+                Some("runs are kept on tmpfs: mount one there, or let this process do it")
+            }
+            Self::Unusable(_) => None,
+        }
+    }
+}
 
 /// The right to freeze: there is one on a machine.
 ///
@@ -91,24 +138,18 @@ impl Drop for Lock {
 /// Takes the lock for a run, and clears away what finished runs left to be read.
 ///
 /// # Errors
-/// [`PrepareError::AnotherRun`]; [`PrepareError::LeftFrozen`] when a run that is gone with its
-/// watchdog left something frozen; [`PrepareError::State`].
-pub(crate) fn lock() -> Result<Lock, PrepareError> {
-    let state_error = |cause| PrepareError::State {
-        path: Path::new(DIRECTORY).to_owned(),
-        cause,
-    };
-    let lock = Lock::try_take()
-        .map_err(state_error)?
-        .ok_or(PrepareError::AnotherRun)?;
-    // Whoever holds the lock knows that no other run is under way: all these are of the past.
-    for (path, ledger) in ledgers().map_err(state_error)? {
+/// [`StateError`]; [`StateError::LeftFrozen`] when a run that is gone with its watchdog left
+/// something frozen.
+pub(crate) fn lock() -> Result<Lock, StateError> {
+    let lock = Lock::try_take()?.ok_or(StateError::AnotherRun)?;
+    // While this process holds the lock no other run is under way: all these are of the past.
+    for (path, ledger) in ledgers()? {
         if let Some(entry) = ledger
             .entries
             .iter()
             .find(|entry| entry.state().may_be_frozen())
         {
-            return Err(PrepareError::LeftFrozen {
+            return Err(StateError::LeftFrozen {
                 run_id: ledger.header.run_id(),
                 mount_point: bytes_text(&entry.mount_point()),
             });
@@ -133,12 +174,12 @@ impl Published {
     /// Makes the ledger of a run.
     ///
     /// # Errors
-    /// What the kernel answers: ENOSPC when the tmpfs is full.
+    /// [`StateError::Unusable`]: ENOSPC when the tmpfs is full.
     pub(crate) fn create(
         lock: Lock,
         run_id: &str,
         count: usize,
-    ) -> io::Result<(Published, Arc<LedgerFile>)> {
+    ) -> Result<(Published, Arc<LedgerFile>), StateError> {
         let mut published = Published {
             lock: Some(lock),
             path: Path::new(DIRECTORY).join(format!("{run_id}.ledger")),

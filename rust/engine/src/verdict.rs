@@ -18,29 +18,29 @@ use vmsnapshot_core::text::path_text;
 use vmsnapshot_sys::errno::cause_text;
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::Errno;
+use vmsnapshot_window::rcu::Rcu;
+use vmsnapshot_window::window::WindowRecord;
 
-use crate::blobs::{Blobs, Unusable};
+use crate::callees::blobs::Unusable;
+use crate::callees::Callees;
+use crate::calls::{Call, CallRecord, Waiting};
+use crate::companion::sync::Synced;
 use crate::connect::SendFailure;
 use crate::error::PrepareError;
-use crate::rcu::Rcu;
-use crate::sync::Synced;
-use crate::window::{CallRecord, WindowRecord};
 
 /// All that is known of a run that is over.
 pub(crate) struct Facts<'a> {
     pub(crate) run_id: &'a str,
     pub(crate) plan: &'a Plan,
-    /// The blobs, the usable ones with the numbers of their calls.
-    pub(crate) blobs: &'a Blobs<usize>,
-    /// The host call, with its number.
-    pub(crate) host_call: Option<&'a (HostCall, usize)>,
+    /// The blobs and the host, with what became of their calls.
+    pub(crate) callees: &'a Callees,
     pub(crate) thaw_timeout: Duration,
     pub(crate) deadlines: Deadlines,
     pub(crate) ledger: &'a Arc<LedgerFile>,
     pub(crate) synced: &'a [Synced],
     pub(crate) rcu: &'a Rcu,
     /// None when the window ended in a panic.
-    pub(crate) record: Option<WindowRecord>,
+    pub(crate) record: Option<WindowRecord<Waiting>>,
     pub(crate) watchdog: WatchdogOutcome,
 }
 
@@ -64,7 +64,10 @@ pub(crate) fn report(facts: Facts<'_>) -> Report {
     let freeze_doubt = doubt.map(|(_, why)| why);
     let missing = missing_snapshot(&blobs, host_call.as_ref());
     let is_asked = !blobs.is_empty() || host_call.is_some();
-    let froze_all = facts.record.as_ref().is_none_or(|record| record.froze_all);
+    let froze_all = facts
+        .record
+        .as_ref()
+        .is_none_or(|record| record.answers.is_some());
     let (consistency, why) = if all_thawed {
         consistency(is_asked, froze_all, missing, freeze_doubt.clone())
     } else {
@@ -192,20 +195,17 @@ impl NoRecord {
     }
 }
 
-/// What is known of the call of that number.
-fn record_of<'a>(facts: &'a Facts<'_>, number: usize) -> Result<&'a CallRecord, NoRecord> {
-    let records = facts.record.as_ref().map(|record| record.calls.as_slice());
-    let (may_be_sent, message) = match records {
-        // No window, no word of what was sent in it.
-        None => (true, "the window broke off"),
-        Some([]) => (
+/// What is known of a call.
+fn record_of<'a>(facts: &Facts<'_>, call: &'a Call) -> Result<&'a CallRecord, NoRecord> {
+    let (may_be_sent, message) = match (call, &facts.record) {
+        (Call::Ended(record), _) => return Ok(record),
+        (Call::Prepared(_), Some(_)) => (
             false,
             "the request was not sent: not everything could be frozen",
         ),
-        Some(records) => match records.get(number).and_then(Option::as_ref) {
-            Some(record) => return Ok(record),
-            None => (true, "the window ended before there was an answer"),
-        },
+        (Call::Prepared(_), None) => (false, "the request was not sent: the window broke off"),
+        (Call::Sent, None) => (true, "the window broke off"),
+        (Call::Sent, Some(_)) => (true, "the window ended before there was an answer"),
     };
     Err(NoRecord {
         may_be_sent,
@@ -214,8 +214,8 @@ fn record_of<'a>(facts: &'a Facts<'_>, number: usize) -> Result<&'a CallRecord, 
 }
 
 fn blob_outcomes(facts: &Facts<'_>) -> Vec<BlobOutcome> {
-    let outcome = |blob: &Result<(SasUri, usize), Unusable>| match blob {
-        Ok((uri, number)) => match record_of(facts, *number) {
+    let outcome = |blob: &Result<(SasUri, Call), Unusable>| match blob {
+        Ok((uri, call)) => match record_of(facts, call) {
             Ok(record) => blob_outcome(uri, record),
             Err(none) => {
                 let outcome = if none.may_be_sent {
@@ -229,7 +229,7 @@ fn blob_outcomes(facts: &Facts<'_>) -> Vec<BlobOutcome> {
         },
         Err(unusable) => unusable_outcome(unusable),
     };
-    facts.blobs.each().iter().map(outcome).collect()
+    facts.callees.blobs.each().iter().map(outcome).collect()
 }
 
 /// The outcome of a blob that was sent nothing, because of what the blob or its server is.
@@ -251,8 +251,8 @@ fn unusable_outcome(unusable: &Unusable) -> BlobOutcome {
 }
 
 fn host_outcome(facts: &Facts<'_>) -> Option<HostCallOutcome> {
-    let (call, number) = facts.host_call?;
-    let record = match record_of(facts, *number) {
+    let (call, state) = facts.callees.host.as_ref()?;
+    let record = match record_of(facts, state) {
         Ok(record) => record,
         Err(none) => {
             let (code, attempts) = none.code_and_attempts();
@@ -466,7 +466,7 @@ fn is_still_frozen(filesystem: &FilesystemOutcome) -> bool {
 
 /// Why it is not known that everything planned was frozen over all calls; none if it is.
 fn freeze_doubt(
-    record: Option<&WindowRecord>,
+    record: Option<&WindowRecord<Waiting>>,
     has_fired: bool,
     filesystems: &[FilesystemOutcome],
 ) -> Option<(FreezeDoubt, String)> {
@@ -478,11 +478,11 @@ fn freeze_doubt(
                 "the window broke off by a fault of this program",
             ),
             Some(_) if has_fired => (FreezeDoubt::WatchdogFired, "the watchdog ended the window"),
-            Some(record) if record.watchdog_lost => (
+            Some(record) if record.answers == Some(Waiting::WatchdogLost) => (
                 FreezeDoubt::WatchdogLost,
                 "the watchdog was lost, so the window was ended early",
             ),
-            Some(record) if !record.froze_all => (
+            Some(record) if record.answers.is_none() => (
                 FreezeDoubt::FreezeLate,
                 "the freeze broke off before everything was frozen",
             ),
@@ -622,17 +622,18 @@ fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
             }
         }
     }
-    if let Some(record) = &facts.record {
-        let usable = facts.blobs.each().iter().flatten();
-        let blobs = usable.map(|(uri, number)| (uri.as_http(), *number));
-        let host = facts.host_call.map(|(call, number)| (call.uri(), *number));
-        for (uri, number) in blobs.chain(host) {
-            if let Some(Some(call)) = record.calls.get(number) {
-                let subject = Some(uri.to_string());
-                events.push(event(call.sent_at, "request sent", subject.clone()));
-                events.push(event(call.ended_at, "request ended", subject));
-            }
+    let usable = facts.callees.blobs.each().iter().flatten();
+    let blobs = usable.map(|(uri, call)| (uri.as_http(), call));
+    let host = facts.callees.host.iter();
+    let host = host.map(|(host_call, call)| (host_call.uri(), call));
+    for (uri, call) in blobs.chain(host) {
+        if let Call::Ended(call) = call {
+            let subject = Some(uri.to_string());
+            events.push(event(call.sent_at, "request sent", subject.clone()));
+            events.push(event(call.ended_at, "request ended", subject));
         }
+    }
+    if let Some(record) = &facts.record {
         events.push(event(record.ended_at, "window closed", None));
     }
     events.sort_by(|left, right| left.at_ms.total_cmp(&right.at_ms));
@@ -668,18 +669,20 @@ mod tests {
         }
     }
 
-    fn record(froze_all: bool, watchdog_lost: bool) -> WindowRecord {
+    fn record(froze_all: bool, watchdog_lost: bool) -> WindowRecord<Waiting> {
         WindowRecord {
             rcu_expedited: false,
-            froze_all,
-            watchdog_lost,
-            calls: Vec::new(),
+            answers: froze_all.then_some(if watchdog_lost {
+                Waiting::WatchdogLost
+            } else {
+                Waiting::Over
+            }),
             ended_at: Monotonic(0),
         }
     }
 
     fn code(
-        record: Option<&WindowRecord>,
+        record: Option<&WindowRecord<Waiting>>,
         has_fired: bool,
         outcomes: &[FilesystemResult],
     ) -> Option<FreezeDoubt> {

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use vmsnapshot_core::blob::{Metadata, SecretText};
-use vmsnapshot_engine::blobs::OnUnusable;
 use vmsnapshot_engine::connect::{ConnectOptions, Proxy};
 use vmsnapshot_engine::error::PrepareError;
-use vmsnapshot_engine::session::{self, Asked, Observer, Options};
-use vmsnapshot_engine::{control_group, recovery, scan};
+use vmsnapshot_engine::observer::{Observer, Phase};
+use vmsnapshot_engine::session::{self, Asked, Options};
+use vmsnapshot_engine::{control_group, recovery, scan, OnUnusable};
 
 use classes::{
     BlobOutcome, FilesystemOutcome, HostCall, HostCallOutcome, Mode, Plan, PlannedFilesystem,
@@ -131,7 +131,14 @@ impl PythonObserver {
 }
 
 impl Observer for PythonObserver {
-    fn phase(&mut self, sentence: &str) {
+    fn phase(&mut self, phase: Phase) {
+        let sentence = match phase {
+            Phase::OpenFilesystems => "opening the filesystems",
+            Phase::Connect => "connecting to the blobs",
+            Phase::StartWatchdog => "starting the watchdog",
+            Phase::Sync => "writing out dirty data",
+            Phase::Freeze => "freezing",
+        };
         if let Some(progress) = &self.progress {
             if let Err(raised) = Python::attach(|py| progress.call1(py, (sentence,))) {
                 self.raised.get_or_insert(raised);

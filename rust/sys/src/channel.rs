@@ -104,6 +104,18 @@ impl Channel {
         sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, flags).map(|_| ())
     }
 
+    /// Hands over the descriptors of directories, in their order, in as many frames as they take.
+    ///
+    /// # Errors
+    /// What the kernel answers: EPIPE when the other end is closed.
+    pub fn send_directories(&self, directories: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+        for batch in directories.chunks(DIRECTORIES_PER_FRAME) {
+            let count = u32::try_from(batch.len()).map_err(|_| Errno::TOOBIG)?;
+            self.send(Frame::Directories { count }, batch)?;
+        }
+        Ok(())
+    }
+
     /// Waits for the next frame until `deadline`.
     ///
     /// # Errors

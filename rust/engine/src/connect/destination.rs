@@ -6,7 +6,7 @@ use vmsnapshot_core::blob::SasUri;
 use vmsnapshot_core::host_call::HostCall;
 use vmsnapshot_core::uri::HttpUri;
 
-use super::Proxy;
+use super::proxy::Proxy;
 
 /// A server, the way to it, and what an error calls it. `Display` is that name: it says what is to
 /// be reached, and by which URI, without the query.

@@ -14,8 +14,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 use vmsnapshot_core::uri::Scheme;
 
-use super::error::explain_handshake;
-use super::{ConnectError, Connection, Destination, Tls};
+use super::connection::Connection;
+use super::destination::Destination;
+use super::error::{explain_handshake, ConnectError};
+use super::tls::Tls;
 
 /// Everything needed to connect to one server: addresses, TLS, proxy. Cloning shares it.
 #[derive(Clone)]

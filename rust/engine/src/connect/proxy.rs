@@ -10,7 +10,7 @@ use http::uri::Authority;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use vmsnapshot_core::blob::percent_decoded;
 
-use super::ConnectError;
+use super::error::ConnectError;
 
 const ANSWER_LIMIT_BYTES: usize = 16 * 1024;
 

@@ -20,10 +20,10 @@ use vmsnapshot_core::blob::{self, Metadata, SasUri};
 use vmsnapshot_core::host_call::{self, HostCall};
 use vmsnapshot_core::uri::Scheme;
 
-use super::{
-    ConnectError, Destination, Proxy, RawAnswer, SendFailure, BODY_LIMIT_BYTES,
-    HOST_BODY_LIMIT_BYTES,
-};
+use super::answer::{RawAnswer, SendFailure, BODY_LIMIT_BYTES, HOST_BODY_LIMIT_BYTES};
+use super::destination::Destination;
+use super::error::ConnectError;
+use super::proxy::Proxy;
 
 /// A whole request, ready to be sent; cloning it, for a second attempt, is for before the window.
 ///

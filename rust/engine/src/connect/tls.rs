@@ -9,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::TlsConnector;
 
-use super::ConnectError;
+use super::error::ConnectError;
 
 /// The TLS side of a client: versions 1.2 and 1.3, the system's roots, and an extra CA file.
 #[derive(Clone)]

@@ -8,9 +8,9 @@ use vmsnapshot_core::frames::Frame;
 use vmsnapshot_sys::channel::Received;
 use vmsnapshot_sys::{clock, Errno};
 
-use crate::companion;
+use super::Role;
 use crate::error::PrepareError;
-use crate::session::{Observer, INTERRUPTION_TICK};
+use crate::observer::{Observer, INTERRUPTION_TICK};
 
 /// What became of a `syncfs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub(crate) fn sync(
         cause,
     };
     let count = u32::try_from(directories.len()).map_err(|_| failed(Errno::TOOBIG.into()))?;
-    let channel = companion::start("sync").map_err(failed)?;
+    let channel = super::start(Role::Sync).map_err(failed)?;
     let hello = Frame::Hello {
         directories: count,
         has_pidfd: false,
@@ -51,7 +51,7 @@ pub(crate) fn sync(
     };
     channel
         .send(hello, &[])
-        .and_then(|()| companion::send_directories(&channel, directories))
+        .and_then(|()| channel.send_directories(directories))
         .map_err(|errno| failed(errno.into()))?;
     let mut answers = 0;
     while answers < count && clock::monotonic() < deadline {

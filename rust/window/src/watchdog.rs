@@ -1,14 +1,13 @@
-//! The run's end of the watchdog: started, armed, released, in this order and no other.
+//! The run's end of the watchdog: introduced, armed, released, in this order and no other.
 //!
 //! [`Watchdog::arm`] consumes the idle watchdog and gives an [`ArmedWatchdog`], which the window
-//! asks for: freezing without an armed watchdog does not compile.
+//! asks for. Freezing without an armed watchdog does not compile.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use tokio::net::UnixStream;
-use tokio::runtime::Runtime;
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::frames::Frame;
 use vmsnapshot_core::report::WatchdogOutcome;
@@ -16,16 +15,14 @@ use vmsnapshot_sys::channel::{Channel, Received};
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::{clock, process, Errno};
 
-use crate::companion;
-use crate::state::Published;
-
 /// How long the watchdog may take to be ready: an exec, some threads, a lock on its memory.
 const READY_LIMIT: Duration = Duration::from_secs(10);
-/// How long it may take to say that it is armed; it does nothing else.
+/// How long it may take to answer that it is armed. It does nothing else.
 const ARMED_LIMIT: Duration = Duration::from_secs(2);
 
 /// A watchdog that holds everything it needs, and has no deadline yet.
-pub(crate) struct Watchdog {
+#[derive(Debug)]
+pub struct Watchdog {
     channel: Channel,
     pid: u32,
     own_control_group: bool,
@@ -33,29 +30,27 @@ pub(crate) struct Watchdog {
 
 /// A watchdog that thaws when the ledger's deadline passes, or when this process is gone: the
 /// permission to freeze.
-pub(crate) struct ArmedWatchdog {
-    watchdog: Watchdog,
-    end: UnixStream,
-}
+#[derive(Debug)]
+pub struct ArmedWatchdog(Watchdog);
 
 impl Watchdog {
-    /// Starts it and hands it all it needs.
+    /// Hands a watchdog that was just started, at the other end of `channel`, all that it needs.
     ///
     /// *Blocking*: some milliseconds; 10 s at most.
     ///
     /// # Errors
-    /// What the kernel answers, and `UnexpectedEof` when it ended by itself.
-    pub(crate) fn start(
+    /// What the kernel answers, and `UnexpectedEof` when the watchdog ended by itself.
+    pub fn introduce(
+        channel: Channel,
         ledger: &LedgerFile,
-        published: &Published,
+        lock: Option<BorrowedFd<'_>>,
         rcu: Option<BorrowedFd<'_>>,
         directories: &[BorrowedFd<'_>],
     ) -> io::Result<Watchdog> {
-        let channel = companion::start("watch")?;
         let run = process::own_pidfd();
         let mut descriptors = vec![ledger.descriptor()];
-        descriptors.extend(published.lock_descriptor());
-        descriptors.extend(run.as_ref().map(std::os::fd::AsFd::as_fd));
+        descriptors.extend(lock);
+        descriptors.extend(run.as_ref().map(AsFd::as_fd));
         descriptors.extend(rcu);
         let hello = Frame::Hello {
             directories: u32::try_from(directories.len()).map_err(|_| Errno::TOOBIG)?,
@@ -63,7 +58,7 @@ impl Watchdog {
             has_rcu: rcu.is_some(),
         };
         channel.send(hello, &descriptors)?;
-        companion::send_directories(&channel, directories)?;
+        channel.send_directories(directories)?;
         match channel.receive(clock::monotonic().plus(READY_LIMIT))? {
             Received::Frame(Frame::Ready { own_control_group }, _) => Ok(Watchdog {
                 channel,
@@ -78,25 +73,16 @@ impl Watchdog {
         }
     }
 
-    /// Arms it. The ledger must hold the deadline; its end will be heard on `runtime`.
+    /// Arms it. The ledger must hold the deadline.
     ///
     /// *Blocking*: two process switches; 2 s at most.
     ///
     /// # Errors
-    /// What the kernel answers, and `UnexpectedEof` when the watchdog is gone; nothing is frozen.
-    pub(crate) fn arm(self, runtime: &Runtime) -> io::Result<ArmedWatchdog> {
-        let end =
-            std::os::unix::net::UnixStream::from(self.channel.descriptor().try_clone_to_owned()?);
-        end.set_nonblocking(true)?;
+    /// What the kernel answers, and `UnexpectedEof` when the watchdog is gone. Nothing is frozen.
+    pub fn arm(self) -> io::Result<ArmedWatchdog> {
         self.channel.send(Frame::Arm, &[])?;
         match self.channel.receive(clock::monotonic().plus(ARMED_LIMIT))? {
-            Received::Frame(Frame::Armed, _) => {
-                let _entered = runtime.enter();
-                Ok(ArmedWatchdog {
-                    end: UnixStream::from_std(end)?,
-                    watchdog: self,
-                })
-            }
+            Received::Frame(Frame::Armed, _) => Ok(ArmedWatchdog(self)),
             Received::Frame(..) => Err(io::ErrorKind::InvalidData.into()),
             Received::Closed => Err(io::ErrorKind::UnexpectedEof.into()),
         }
@@ -104,20 +90,27 @@ impl Watchdog {
 }
 
 impl ArmedWatchdog {
-    /// What becomes readable when the watchdog is gone.
-    pub(crate) fn end(&self) -> &UnixStream {
-        &self.end
+    /// Returns a non-blocking socket that becomes readable when the watchdog is gone. An armed
+    /// watchdog sends nothing before it is released.
+    ///
+    /// # Errors
+    /// What the kernel answers when a descriptor cannot be had.
+    pub fn end(&self) -> io::Result<UnixStream> {
+        let end = UnixStream::from(self.0.channel.descriptor().try_clone_to_owned()?);
+        end.set_nonblocking(true)?;
+        Ok(end)
     }
 
-    /// Tells it that the window is over, and takes its word, until `deadline`.
+    /// Tells the watchdog that the window is over, and waits for its last word until `deadline`.
     ///
     /// Without that word, it is still at work on something that it does not know to be thawed.
-    pub(crate) fn release(self, deadline: Monotonic, ledger: &LedgerFile) -> WatchdogOutcome {
+    #[must_use]
+    pub fn release(self, deadline: Monotonic, ledger: &LedgerFile) -> WatchdogOutcome {
         let Watchdog {
             channel,
             pid,
             own_control_group,
-        } = self.watchdog;
+        } = self.0;
         let mut outcome = WatchdogOutcome {
             pid,
             fired: None,

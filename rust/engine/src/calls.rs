@@ -1,45 +1,41 @@
-//! The window: freeze, call, thaw. Read it from top to bottom.
+//! The calls of the window: every request at once, on connections that are open, and what became of
+//! each.
 //!
-//! Nothing is opened, resolved, written, logged or started here; Python does not exist here. What
-//! happens is in the ledger and in the answers, and is made sense of afterwards.
+//! This is the only network code inside the window. It opens no file and resolves no name; a second
+//! attempt may open a socket, to an address that is known.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_macros)]
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
-use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
-use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
+use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_sys::clock;
-use vmsnapshot_sys::ledger_file::LedgerFile;
 
 use crate::connect::{Connection, PreparedRequest, RawAnswer, SendFailure, WarmConnection};
-use crate::freezers::Freezers;
-use crate::rcu::Rcu;
-use crate::watchdog::ArmedWatchdog;
 
-/// How long the rest of an answer may take whose connection is to carry the second attempt: what
-/// takes longer is left, and the attempt goes over a connection of its own.
+/// How long the rest of an answer may take if its connection is to carry the second attempt. After
+/// that, the attempt goes over a connection of its own.
 const REUSE_LIMIT: Duration = Duration::from_millis(20);
 
-/// One request on its open connection.
-pub(crate) struct Call {
-    pub(crate) connection: WarmConnection,
-    pub(crate) request: PreparedRequest,
-    /// The same request for a second attempt, made before the window.
-    pub(crate) again: PreparedRequest,
+/// One call of a run, from its preparation to its end.
+pub(crate) enum Call {
+    /// Nothing of it was sent.
+    Prepared(Box<PreparedCall>),
+    /// It was handed to its connection, and has not ended.
+    Sent,
+    /// It has ended.
+    Ended(Box<CallRecord>),
 }
 
-impl Call {
-    /// Makes the call that sends `request` on `connection`.
-    pub(crate) fn new(connection: WarmConnection, request: PreparedRequest) -> Self {
-        Self {
-            connection,
-            again: request.clone(),
-            request,
-        }
-    }
+/// One request on its open connection.
+pub(crate) struct PreparedCall {
+    pub(crate) connection: WarmConnection,
+    request: PreparedRequest,
+    /// The same request for a second attempt, made before the window.
+    again: PreparedRequest,
 }
 
 /// What became of one call, unjudged.
@@ -50,166 +46,92 @@ pub(crate) struct CallRecord {
     pub(crate) result: Result<RawAnswer, SendFailure>,
     /// Whether the result is a second attempt's, and the first may have made a snapshot.
     pub(crate) first_was_lost: bool,
-    /// Until when its body may take, when the request has a limit of its own.
+    /// The deadline of its body, if the request has a limit of its own.
     body_by: Option<Instant>,
-    /// Held until the body is read; and closing it is nothing for the window.
+    /// Held until the body is read. Closing it is nothing for the window either.
     _connection: Connection,
 }
 
-/// What happened in a window, beside what the ledger says.
-pub(crate) struct WindowRecord {
-    /// Whether grace periods were expedited.
-    pub(crate) rcu_expedited: bool,
-    /// Whether every filesystem was frozen, and the requests were sent.
-    pub(crate) froze_all: bool,
-    /// Whether the watchdog went away while something was frozen.
-    pub(crate) watchdog_lost: bool,
-    /// A call each, in the order they were given; none for one that had not ended when the waiting
-    /// ended. Empty when nothing was sent.
-    pub(crate) calls: Vec<Option<CallRecord>>,
-    /// When everything was thawed that we could thaw.
-    pub(crate) ended_at: Monotonic,
+/// How the waiting for the answers ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// Every call has ended, or `call_by` has passed.
+    Over,
+    /// The watchdog went away. A window has two processes that can thaw, or it ends.
+    WatchdogLost,
 }
 
-impl WindowRecord {
-    /// Reads what is missing of the answers' bodies, after the thaw: all of them within `limit`, but
-    /// for those whose request has a limit of its own.
-    pub(crate) async fn read_bodies(&mut self, limit: Duration) {
-        let deadline = Instant::now() + limit;
-        for call in self.calls.iter_mut().flatten() {
-            if let Ok(answer) = &mut call.result {
-                let own = call.body_by.unwrap_or(deadline);
+impl Call {
+    /// Makes the call that sends `request` on `connection`.
+    pub(crate) fn new(connection: WarmConnection, request: PreparedRequest) -> Self {
+        Self::Prepared(Box::new(PreparedCall::new(connection, request)))
+    }
+
+    /// Returns the connection of a call that was not sent.
+    pub(crate) fn connection_mut(&mut self) -> Option<&mut WarmConnection> {
+        match self {
+            Self::Prepared(prepared) => Some(&mut prepared.connection),
+            Self::Sent | Self::Ended(_) => None,
+        }
+    }
+}
+
+/// Sends every call at once, and waits until `call_by` for all of them to end, or until the watchdog
+/// is gone. Leaves in each call what became of it.
+///
+/// *In the window*: this is what it is for.
+pub(crate) async fn send_all(
+    mut calls: Vec<&mut Call>,
+    watchdog_end: &UnixStream,
+    call_by: Monotonic,
+) -> Waiting {
+    let deadline = Instant::now() + call_by.since(clock::monotonic());
+    let mut running = JoinSet::new();
+    for (index, call) in calls.iter_mut().enumerate() {
+        match std::mem::replace(*call, Call::Sent) {
+            Call::Prepared(prepared) => {
+                running.spawn(async move { (index, prepared.send(deadline).await) });
+            }
+            other => **call = other,
+        }
+    }
+    let all_ended = async {
+        while let Some(ended) = running.join_next().await {
+            if let Ok((index, record)) = ended {
+                if let Some(call) = calls.get_mut(index) {
+                    **call = Call::Ended(Box::new(record));
+                }
+            }
+        }
+    };
+    let watchdog_lost = async {
+        // An armed watchdog sends nothing before it is released. What becomes readable is its end.
+        if watchdog_end.readable().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    if first_of(all_ended, watchdog_lost).await {
+        Waiting::WatchdogLost
+    } else {
+        Waiting::Over
+    }
+}
+
+/// Reads what is missing of the answers' bodies, after the thaw: all of them within `limit`, except
+/// those whose request has a limit of its own.
+pub(crate) async fn read_bodies(calls: Vec<&mut Call>, limit: Duration) {
+    let deadline = Instant::now() + limit;
+    for call in calls {
+        if let Call::Ended(record) = call {
+            if let Ok(answer) = &mut record.result {
+                let own = record.body_by.unwrap_or(deadline);
                 answer.read_body(deadline.max(own)).await;
             }
         }
     }
 }
 
-/// What the window works with: all of it made, opened and armed before.
-pub(crate) struct Prepared<'a> {
-    pub(crate) watchdog: &'a ArmedWatchdog,
-    pub(crate) deadlines: Deadlines,
-    pub(crate) ledger: &'a Arc<LedgerFile>,
-    pub(crate) levels: &'a [u32],
-    pub(crate) freezers: &'a Freezers,
-    pub(crate) rcu: &'a Rcu,
-    pub(crate) runtime: &'a Runtime,
-    pub(crate) calls: Vec<Call>,
-}
-
-/// Freezes, sends every request at once, waits until `call_by`, and thaws.
-///
-/// *Blocking*: until `thaw_by` at most, whatever hangs.
-pub(crate) fn open(prepared: Prepared<'_>) -> WindowRecord {
-    let Prepared {
-        watchdog,
-        deadlines,
-        ledger,
-        levels,
-        freezers,
-        rcu,
-        runtime,
-        calls,
-    } = prepared;
-    let expedited = rcu.expedite(ledger);
-    let thaw_on_return = ThawOnReturn {
-        freezers,
-        levels,
-        deadlines,
-    };
-
-    // A run that was stopped, or whose last freeze came too late, sends nothing: nobody would wait
-    // for the answers, and the watchdog may have thawed.
-    let froze_all = freeze(freezers, levels, deadlines.call_by)
-        && clock::monotonic() < deadlines.call_by
-        && ledger.header.fired().is_none();
-    let mut record = WindowRecord {
-        rcu_expedited: expedited.is_on(),
-        froze_all,
-        watchdog_lost: false,
-        calls: Vec::new(),
-        ended_at: deadlines.start,
-    };
-    if froze_all {
-        (record.calls, record.watchdog_lost) =
-            runtime.block_on(call_all(calls, watchdog.end(), deadlines.call_by));
-    }
-    thaw_on_return.thaw(froze_all);
-
-    record.ended_at = clock::monotonic();
-    drop(expedited);
-    record
-}
-
-/// Freezes level by level, in parallel within a level. False as soon as one cannot be frozen.
-fn freeze(freezers: &Freezers, levels: &[u32], deadline: Monotonic) -> bool {
-    for level in 0..freezers.level_count() {
-        let so_far = levels.iter().filter(|other| **other <= level).count();
-        let expected = u32::try_from(so_far).unwrap_or(u32::MAX);
-        if !freezers.freeze_level(level, expected, deadline) {
-            return false;
-        }
-    }
-    true
-}
-
-/// Thaws when the window ends in any way, a panic included.
-struct ThawOnReturn<'a> {
-    freezers: &'a Freezers,
-    levels: &'a [u32],
-    deadlines: Deadlines,
-}
-
-impl ThawOnReturn<'_> {
-    fn thaw(self, in_order: bool) {
-        self.freezers
-            .thaw(self.levels, in_order, self.deadlines.thaw_by);
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for ThawOnReturn<'_> {
-    fn drop(&mut self) {
-        self.freezers
-            .thaw(self.levels, false, self.deadlines.thaw_by);
-    }
-}
-
-/// Sends every request at once; waits for all answers, until `call_by`, or until the watchdog is
-/// gone (a window has two who can thaw, or it ends). Says what became of each, and of the watchdog.
-async fn call_all(
-    calls: Vec<Call>,
-    watchdog: &UnixStream,
-    call_by: Monotonic,
-) -> (Vec<Option<CallRecord>>, bool) {
-    let count = calls.len();
-    let mut records: Vec<Option<CallRecord>> = Vec::with_capacity(count);
-    records.resize_with(count, || None);
-    let deadline = Instant::now() + call_by.since(clock::monotonic());
-    let mut running = JoinSet::new();
-    for (index, call) in calls.into_iter().enumerate() {
-        running.spawn(async move { (index, call.send(deadline).await) });
-    }
-    let all_ended = async {
-        while let Some(ended) = running.join_next().await {
-            if let Ok((index, record)) = ended {
-                if let Some(place) = records.get_mut(index) {
-                    *place = Some(record);
-                }
-            }
-        }
-    };
-    let watchdog_lost = async {
-        // An armed watchdog says nothing before it is released: what can be read is its end.
-        if watchdog.readable().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    let is_lost = first_of(all_ended, watchdog_lost).await;
-    (records, is_lost)
-}
-
-/// Waits for `work`, or for `end` if that comes first: then true.
+/// Waits for `work` or for `end`, and returns whether `end` came first.
 async fn first_of(work: impl Future<Output = ()>, end: impl Future<Output = ()>) -> bool {
     let (mut work, mut end) = (std::pin::pin!(work), std::pin::pin!(end));
     std::future::poll_fn(|context| {
@@ -222,10 +144,18 @@ async fn first_of(work: impl Future<Output = ()>, end: impl Future<Output = ()>)
     .await
 }
 
-impl Call {
+impl PreparedCall {
+    fn new(connection: WarmConnection, request: PreparedRequest) -> Self {
+        Self {
+            connection,
+            again: request.clone(),
+            request,
+        }
+    }
+
     /// Sends the request, and once more if that may help: no back-off, and never after `call_by`.
     async fn send(self, call_by: Instant) -> CallRecord {
-        let Call {
+        let PreparedCall {
             connection:
                 WarmConnection {
                     dialer,
@@ -288,6 +218,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::Arc;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
@@ -295,7 +226,7 @@ mod tests {
     use vmsnapshot_core::host_call::HostCall;
 
     use super::*;
-    use crate::blobs::OnUnusable;
+    use crate::callees::blobs::OnUnusable;
     use crate::connect::{connect_all, notice_closes, ConnectOptions, Destination};
 
     const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
@@ -355,7 +286,7 @@ mod tests {
         (listener, address)
     }
 
-    async fn call(destination: Destination, request: PreparedRequest) -> Call {
+    async fn call(destination: Destination, request: PreparedRequest) -> PreparedCall {
         let options = ConnectOptions {
             ca_file: None,
             proxy: None,
@@ -363,10 +294,10 @@ mod tests {
         };
         let connected = connect_all(&[destination], &options, OnUnusable::Refuse).await;
         let connection = connected.unwrap().pop().unwrap().unwrap();
-        Call::new(connection, request)
+        PreparedCall::new(connection, request)
     }
 
-    async fn host_call(address: std::net::SocketAddr, time_limit: Duration) -> Call {
+    async fn host_call(address: std::net::SocketAddr, time_limit: Duration) -> PreparedCall {
         let uri = format!("http://{address}/dosnapshot");
         let headers = vec![("Backup".to_owned(), "true".to_owned())];
         let prepared = HostCall::new(&uri, headers, Vec::new(), time_limit).unwrap();
@@ -374,7 +305,7 @@ mod tests {
         call(Destination::host(&prepared), request).await
     }
 
-    async fn blob_call(address: std::net::SocketAddr) -> Call {
+    async fn blob_call(address: std::net::SocketAddr) -> PreparedCall {
         let uri = SasUri::parse(&format!("http://{address}/c/b?sig=x")).unwrap();
         let request = PreparedRequest::snapshot(&uri, &Metadata::default(), None).unwrap();
         call(Destination::blob(&uri, None), request).await
@@ -485,20 +416,17 @@ mod tests {
                 stream.write_all(b"}").await.unwrap();
                 let _ = stream.read_to_end(&mut Vec::new()).await;
             });
-            let mut record = WindowRecord {
-                rcu_expedited: false,
-                froze_all: true,
-                watchdog_lost: false,
-                calls: vec![Some(call.send(soon()).await)],
-                ended_at: clock::monotonic(),
-            };
+            let mut call = Call::Ended(Box::new(call.send(soon()).await));
             let limit = Duration::from_millis(10);
             tokio::spawn(async move {
                 tokio::time::sleep(5 * limit).await;
                 rest.send(()).unwrap();
             });
-            record.read_bodies(limit).await;
-            let answer = record.calls.pop().unwrap().unwrap().result.unwrap();
+            read_bodies(vec![&mut call], limit).await;
+            let Call::Ended(record) = call else {
+                panic!("it has ended");
+            };
+            let answer = record.result.unwrap();
             assert_eq!((&answer.body[..], answer.complete), (&b"{}"[..], true));
         });
     }

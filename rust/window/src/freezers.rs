@@ -1,8 +1,9 @@
-//! One thread a filesystem: it calls FIFREEZE when its level may freeze, and FITHAW when it may thaw.
+//! One thread per filesystem. It calls FIFREEZE when its level's turn comes, and FITHAW when its
+//! level may thaw.
 //!
-//! A thread each, because either call can hang, and one that hangs must not hold up another. The
-//! threads exist, and wait, before the window; inside it nothing is allocated, and what happened is
-//! written into the ledger and nowhere else.
+//! Either call can hang, so each filesystem has a thread that no other one waits for. The threads
+//! exist before the window. Inside it they allocate nothing, and they write what happened into the
+//! ledger and nowhere else.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,28 +22,29 @@ use vmsnapshot_sys::{clock, process, Errno};
 
 /// The threads call two ioctls each.
 const STACK_BYTES: usize = 128 * 1024;
-/// The order from which on levels thaw; below it, levels freeze.
+/// From this order on, levels thaw; below it, levels freeze.
 const THAW: u32 = 1 << 30;
 /// The last order: the threads end.
 const OVER: u32 = u32::MAX;
-/// How long a level may thaw before the next one is told to as well. The order of thawing is a
-/// courtesy (an upper FITHAW writes through the lower filesystem, and waits for it by itself), so
-/// one slow disk does not keep the others frozen.
+/// How long a level may take to thaw before the next one thaws too. The order of thawing is only a
+/// convenience (an upper FITHAW writes through the lower filesystem, and the kernel makes it wait),
+/// so one slow disk does not keep the others frozen.
 const LEVEL_THAW_LIMIT: Duration = Duration::from_millis(50);
 /// The first pause between two FITHAW calls that failed for another reason than "not frozen".
 const TRY_AGAIN: Duration = Duration::from_millis(5);
 /// The longest such pause.
 const TRY_AGAIN_MAX: Duration = Duration::from_millis(200);
-/// How long a run whose filesystems are all thawed waits for its threads to end, so that nothing of
-/// it is open any more when it returns (an unmount would find it busy).
+/// How long a run whose filesystems are all thawed waits for its threads to end. When it returns,
+/// none of them holds a filesystem open; an unmount would find it busy.
 const END_LIMIT: Duration = Duration::from_millis(200);
 
-/// The freeze threads of a run, in their orders.
+/// The freeze threads of a run, and the order in which their levels freeze and thaw.
 ///
 /// Dropping it thaws whatever it may have frozen, and lets the threads end.
-pub(crate) struct Freezers {
+pub struct Freezers {
     shared: Arc<Shared>,
-    level_count: u32,
+    /// How many filesystems each level has.
+    level_sizes: Vec<u32>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -52,28 +54,38 @@ struct Shared {
     directories: Arc<[OwnedFd]>,
     /// `n` below [`THAW`]: levels 0 to n-1 freeze. `THAW + n`: the last n levels thaw.
     order: Signal,
-    /// How many threads are done with FIFREEZE, and at which count somebody waits.
+    /// How many threads are done with FIFREEZE.
     freezes_done: Signal,
+    /// The count at which the window wants to be woken.
     freezes_awaited: AtomicU32,
     /// Whether a FIFREEZE failed in a way that ends the window.
     has_failed: AtomicBool,
-    /// How many threads are done with FITHAW, and at which count somebody waits.
+    /// How many threads are done with FITHAW.
     thaws_done: Signal,
+    /// The count at which the window wants to be woken.
     thaws_awaited: AtomicU32,
 }
 
 impl Freezers {
-    /// Starts the threads; `levels` gives each directory's level, and has no gaps.
+    /// Starts one thread per directory. `levels` has the level of each, from 0 and without gaps.
     ///
     /// # Errors
     /// What the kernel answers when a thread cannot be started.
-    pub(crate) fn start(
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the threads are started before the window, so that none is inside it"
+    )]
+    pub fn start(
         ledger: Arc<LedgerFile>,
         kernel: Arc<dyn Kernel>,
         directories: Arc<[OwnedFd]>,
         levels: &[u32],
     ) -> io::Result<Freezers> {
         let level_count = levels.iter().max().map_or(0, |highest| highest + 1);
+        let size_of = |level| {
+            let of_level = levels.iter().filter(|other| **other == level).count();
+            u32::try_from(of_level).unwrap_or(u32::MAX)
+        };
         let mut freezers = Freezers {
             shared: Arc::new(Shared {
                 ledger,
@@ -86,7 +98,7 @@ impl Freezers {
                 thaws_done: Signal::new(0),
                 thaws_awaited: AtomicU32::new(0),
             }),
-            level_count,
+            level_sizes: (0..level_count).map(size_of).collect(),
             threads: Vec::with_capacity(levels.len()),
         };
         for (index, level) in levels.iter().copied().enumerate() {
@@ -100,36 +112,41 @@ impl Freezers {
         Ok(freezers)
     }
 
-    /// How many levels there are.
-    pub(crate) fn level_count(&self) -> u32 {
-        self.level_count
-    }
-
-    /// Lets the levels up to and with `level` freeze, and waits until FIFREEZE has succeeded on all
-    /// `expected` filesystems of these levels, or the kernel cannot freeze their type: a skip, no
-    /// failure. False as soon as one has failed, and when `deadline` passed first.
-    pub(crate) fn freeze_level(&self, level: u32, expected: u32, deadline: Monotonic) -> bool {
+    /// Freezes level by level, in parallel within a level, until `deadline`.
+    ///
+    /// Returns whether FIFREEZE succeeded on every filesystem. One whose type the kernel cannot
+    /// freeze is passed over. Returns as soon as a FIFREEZE has failed.
+    ///
+    /// *In the window*: allowed. It allocates nothing.
+    pub fn freeze(&self, deadline: Monotonic) -> bool {
         let shared = &self.shared;
-        shared.freezes_awaited.store(expected, Ordering::SeqCst);
-        shared.order.set(level + 1);
         let has_failed = || shared.has_failed.load(Ordering::SeqCst);
-        shared
-            .freezes_done
-            .wait_until(Some(deadline), |done| done >= expected || has_failed())
-            && !has_failed()
+        let mut expected = 0;
+        for (order, size) in (1..).zip(&self.level_sizes) {
+            expected += size;
+            shared.freezes_awaited.store(expected, Ordering::SeqCst);
+            shared.order.set(order);
+            let is_done = |done| done >= expected || has_failed();
+            if !shared.freezes_done.wait_until(Some(deadline), is_done) || has_failed() {
+                return false;
+            }
+        }
+        true
     }
 
     /// Thaws what may be frozen, the last level first, and waits for it until `deadline`.
     ///
     /// `in_order` says whether a level waits (a little) for the one below it.
-    pub(crate) fn thaw(&self, levels: &[u32], in_order: bool, deadline: Monotonic) {
+    ///
+    /// *In the window*: allowed. It allocates nothing.
+    pub fn thaw(&self, in_order: bool, deadline: Monotonic) {
         let shared = &self.shared;
         shared.ledger.revoke_planned();
         let mut expected = 0;
-        for (released, level) in (1..).zip((0..self.level_count).rev()) {
-            let of_level = levels.iter().filter(|other| **other == level).count();
-            expected += u32::try_from(of_level).unwrap_or(u32::MAX);
-            let is_last = level == 0;
+        let level_count = self.level_sizes.len();
+        for (turn, size) in (1..).zip(self.level_sizes.iter().rev()) {
+            expected += size;
+            let is_last = turn as usize == level_count;
             if !in_order && !is_last {
                 continue;
             }
@@ -139,7 +156,7 @@ impl Freezers {
                 deadline.min(clock::monotonic().plus(LEVEL_THAW_LIMIT))
             };
             shared.thaws_awaited.store(expected, Ordering::SeqCst);
-            shared.order.set(THAW + released);
+            shared.order.set(THAW + turn);
             shared
                 .thaws_done
                 .wait_until(Some(limit), |done| done >= expected);
@@ -162,12 +179,13 @@ impl Drop for Freezers {
 }
 
 impl Shared {
+    /// What the thread of one filesystem does, from its start to its end.
     fn serve(&self, index: usize, level: u32, level_count: u32) {
         // A signal that ended the process here would leave the thaw to the watchdog alone.
         let _ = process::block_signals();
-        // Both calls are short and wait more than they work; on a busy machine each would otherwise
-        // queue behind whatever is running. Not the run's own thread: its answers may come from a
-        // server on this machine, which it would keep from answering.
+        // Both calls are short and wait more than they work. On a busy machine each would otherwise
+        // queue behind whatever is running. The run's own thread stays ordinary: its answers may
+        // come from a server on this machine, which it would keep from answering.
         let _ = process::run_before_others(process::Urgency::Freezer);
         self.order.wait_until(None, |order| order > level);
         let is_frozen = self.order.value() < THAW && self.freeze(index);
@@ -184,12 +202,12 @@ impl Shared {
         if self.thaws_done.add_one() >= self.thaws_awaited.load(Ordering::SeqCst) {
             self.thaws_done.wake_all();
         }
-        // The end of a thread unmaps its stack, on every processor, and so holds up those that have
-        // yet to thaw: not inside the window.
+        // The end of a thread unmaps its stack on every processor, and delays those that have yet
+        // to thaw. So no thread ends inside the window.
         self.order.wait_until(None, |order| order == OVER);
     }
 
-    /// Freezes one filesystem. False if that failed and the window has to end.
+    /// Freezes one filesystem. Returns whether the window may go on.
     fn freeze(&self, index: usize) -> bool {
         let (Some(entry), Some(directory)) =
             (self.ledger.entries.get(index), self.directories.get(index))
@@ -211,11 +229,12 @@ impl Shared {
                 entry.refuse(clock::monotonic(), errno.raw_os_error().unsigned_abs());
                 errno == Errno::OPNOTSUPP
             }
-            // It may or may not be frozen: it stays announced, and FITHAW will tell.
+            // It may be frozen or not. It stays announced, and the answer of FITHAW decides.
             Err(_) => false,
         }
     }
 
+    /// Thaws one filesystem if the run may have frozen it, and tries again until that is known.
     fn thaw(&self, index: usize) {
         let (Some(entry), Some(directory)) =
             (self.ledger.entries.get(index), self.directories.get(index))
@@ -239,7 +258,7 @@ impl Shared {
                 Ok(Err(errno)) => entry.thaw_failed(errno.raw_os_error().unsigned_abs()),
                 Err(_) => {}
             }
-            // There is no giving up: the watchdog may be gone. Nobody waits for this thread.
+            // There is no giving up: the watchdog may be gone. The run does not wait for this.
             std::thread::sleep(pause);
             pause = (pause * 2).min(TRY_AGAIN_MAX);
         }

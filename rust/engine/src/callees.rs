@@ -1,0 +1,136 @@
+//! Whom a run asks for snapshots: the service of each blob, a host that takes all of them, or both.
+//!
+//! A host call is to the window what any blob's request is. Nothing here is called inside the window.
+
+use std::future::Future;
+
+use tokio::runtime::Runtime;
+use vmsnapshot_core::blob::Metadata;
+use vmsnapshot_core::host_call::HostCall;
+
+use crate::calls::Call;
+use crate::connect::{self, ConnectError, ConnectOptions, Destination, PreparedRequest};
+use crate::error::PrepareError;
+use crate::observer::{Observer, INTERRUPTION_TICK};
+
+pub(crate) mod blobs;
+
+use blobs::Blobs;
+
+/// The blobs and the host, each with its call.
+pub(crate) struct Callees {
+    pub(crate) blobs: Blobs<Call>,
+    pub(crate) host: Option<(HostCall, Call)>,
+}
+
+impl Callees {
+    /// Makes every request, and a connection for it.
+    ///
+    /// *Blocking*: the limit on connecting.
+    ///
+    /// # Errors
+    /// [`PrepareError`] when one cannot be asked and that ends the preparation.
+    pub(crate) fn connect(
+        blobs: Blobs<Metadata>,
+        host_call: Option<HostCall>,
+        runtime: &Runtime,
+        options: &ConnectOptions,
+        observer: &mut dyn Observer,
+    ) -> Result<Callees, PrepareError> {
+        let proxy = options.proxy.as_ref();
+        let blobs =
+            blobs.then(|uri, metadata| Ok(PreparedRequest::snapshot(uri, &metadata, proxy)?))?;
+        let host = match host_call {
+            Some(call) => Some((PreparedRequest::host_call(&call)?, call)),
+            None => None,
+        };
+        let usable = blobs.each().iter().flatten();
+        let destinations: Vec<Destination> = usable
+            .map(|(uri, _)| Destination::blob(uri, proxy))
+            .chain(host.iter().map(|(_, call)| Destination::host(call)))
+            .collect();
+        let work = connect::connect_all(&destinations, options, blobs.on_unusable());
+        let mut connections = wait_for(runtime, observer, work)?.into_iter();
+        let mut next = || connections.next().expect("each destination has a result");
+        let blobs = blobs.then(|_, request| Ok(Call::new(next()?, request)))?;
+        let host = match host {
+            Some((request, call)) => Some((call, Call::new(next()?, request))),
+            None => None,
+        };
+        Callees { blobs, host }.with_one_to_ask()
+    }
+
+    /// Replaces the connections that were closed since they were made.
+    ///
+    /// *Blocking*: the limit on connecting.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub(crate) fn refresh(
+        mut self,
+        runtime: &Runtime,
+        options: &ConnectOptions,
+        observer: &mut dyn Observer,
+    ) -> Result<Callees, PrepareError> {
+        let on_unusable = self.blobs.on_unusable();
+        let mut connections: Vec<_> = self
+            .calls_mut()
+            .into_iter()
+            .filter_map(Call::connection_mut)
+            .collect();
+        let work = connect::refresh(&mut connections, options.time_limit, on_unusable);
+        let mut results = wait_for(runtime, observer, work)?.into_iter();
+        let mut next = || results.next().expect("each connection has a result");
+        let blobs = self.blobs.then(|_, call| {
+            next()?;
+            Ok(call)
+        })?;
+        if self.host.is_some() {
+            next()?;
+        }
+        Callees {
+            blobs,
+            host: self.host,
+        }
+        .with_one_to_ask()
+    }
+
+    /// Returns every call there is: those of the usable blobs in their order, then the host's.
+    pub(crate) fn calls_mut(&mut self) -> Vec<&mut Call> {
+        self.blobs
+            .usable_mut()
+            .chain(self.host.as_mut().map(|(_, call)| call))
+            .collect()
+    }
+
+    /// Refuses to go on when blobs were given, none can be asked, and there is no host: such a run
+    /// would freeze for nothing.
+    fn with_one_to_ask(self) -> Result<Callees, PrepareError> {
+        let blobs = match &self.host {
+            Some(_) => self.blobs,
+            None => self.blobs.or_first_error()?,
+        };
+        Ok(Callees {
+            blobs,
+            host: self.host,
+        })
+    }
+}
+
+/// Runs `work` to its end, or to the caller's interruption.
+fn wait_for<Output>(
+    runtime: &Runtime,
+    observer: &mut dyn Observer,
+    work: impl Future<Output = Result<Output, ConnectError>>,
+) -> Result<Output, PrepareError> {
+    runtime.block_on(async {
+        let mut work = std::pin::pin!(work);
+        loop {
+            match tokio::time::timeout(INTERRUPTION_TICK, &mut work).await {
+                Ok(result) => return Ok(result?),
+                Err(_) if observer.is_interrupted() => return Err(PrepareError::Interrupted),
+                Err(_) => {}
+            }
+        }
+    })
+}

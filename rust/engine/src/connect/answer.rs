@@ -1,0 +1,125 @@
+//! What a server answered, and why there is no answer.
+
+use std::fmt;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderName, HeaderValue, Response};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use tokio::time::timeout_at;
+
+/// How much of the body of a refusal is kept: the service's are below 1 KiB.
+pub const BODY_LIMIT_BYTES: usize = 64 * 1024;
+/// How much of the host's answer is kept: it describes every snapshot, in below 1 KiB each.
+pub const HOST_BODY_LIMIT_BYTES: usize = 1024 * 1024;
+
+const SNAPSHOT: HeaderName = HeaderName::from_static("x-ms-snapshot");
+const ERROR_CODE: HeaderName = HeaderName::from_static("x-ms-error-code");
+
+/// What the server answered, as it came: its body is read, and all of it judged, after the thaw.
+pub struct RawAnswer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The header `x-ms-snapshot`.
+    pub snapshot: Option<HeaderValue>,
+    /// The header `x-ms-error-code`.
+    pub error_code: Option<HeaderValue>,
+    /// The body, as far as [`read_body`](Self::read_body) has read it.
+    pub body: Bytes,
+    /// Whether `body` is the whole body.
+    pub complete: bool,
+    rest: Option<Incoming>,
+    limit_bytes: usize,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SendFailure {
+    /// Nothing of the request was written.
+    #[error("the request was not sent: {cause}")]
+    NotSent {
+        /// What happened to the connection.
+        cause: String,
+    },
+    /// The request was written, in whole or in part, and the connection ended without an answer.
+    #[error("the connection was lost after the request was sent: {cause}")]
+    Lost {
+        /// What happened to the connection.
+        cause: String,
+    },
+    /// The request was written, and what came back is not HTTP.
+    #[error("the answer is not HTTP: {cause}")]
+    BadAnswer {
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// The request was written, and there was no answer in time.
+    #[error("there was no answer in time")]
+    NoAnswer,
+}
+
+impl RawAnswer {
+    /// Takes the head of an answer. Of its body at most `limit_bytes` will be kept.
+    pub(super) fn new(response: Response<Incoming>, limit_bytes: usize) -> Self {
+        let (mut head, body) = response.into_parts();
+        let complete = body.is_end_stream();
+        Self {
+            status: head.status.as_u16(),
+            snapshot: head.headers.remove(&SNAPSHOT),
+            error_code: head.headers.remove(&ERROR_CODE),
+            body: Bytes::new(),
+            complete,
+            rest: (limit_bytes > 0 && !complete).then_some(body),
+            limit_bytes,
+        }
+    }
+
+    /// Reads the body, of which at most [`BODY_LIMIT_BYTES`] are kept, of
+    /// the host's [`HOST_BODY_LIMIT_BYTES`]; when `deadline` passes or
+    /// the connection ends inside it, what is there is the body. The connection must be held until
+    /// then.
+    ///
+    /// *Blocking*: until `deadline`. *In the window*: only where the same connection is needed.
+    pub async fn read_body(&mut self, deadline: Instant) {
+        let Some(rest) = self.rest.take() else {
+            return;
+        };
+        let deadline = tokio::time::Instant::from_std(deadline);
+        let mut kept = BytesMut::new();
+        self.complete = timeout_at(deadline, read_into(rest, &mut kept, self.limit_bytes))
+            .await
+            .unwrap_or(false);
+        self.body = kept.freeze();
+    }
+}
+
+impl fmt::Debug for RawAnswer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The body may repeat our URI; only `blob::verdict` prints parts of it, cleaned.
+        formatter
+            .debug_struct("RawAnswer")
+            .field("status", &self.status)
+            .field("snapshot", &self.snapshot)
+            .field("error_code", &self.error_code)
+            .field("body_bytes", &self.body.len())
+            .field("complete", &self.complete)
+            .finish()
+    }
+}
+
+/// Reads `body` into `kept`; says whether all of it is there.
+async fn read_into(mut body: Incoming, kept: &mut BytesMut, limit_bytes: usize) -> bool {
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return false };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        let room = limit_bytes - kept.len();
+        kept.extend_from_slice(data.get(..room).unwrap_or(&data));
+        if data.len() > room {
+            return false;
+        }
+    }
+    true
+}

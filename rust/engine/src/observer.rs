@@ -1,0 +1,41 @@
+//! What a run tells its caller, and how the caller ends it before anything is frozen.
+
+use std::time::Duration;
+
+/// How often a preparation asks whether it was interrupted.
+pub(crate) const INTERRUPTION_TICK: Duration = Duration::from_millis(50);
+
+/// What a run is doing. The phases come in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It opens the planned filesystems.
+    OpenFilesystems,
+    /// It connects to the blobs, to the host, or to both.
+    Connect,
+    /// It starts the watchdog and the freeze threads.
+    StartWatchdog,
+    /// It writes out dirty data.
+    Sync,
+    /// It freezes. From here on the run can no longer be given up.
+    Freeze,
+}
+
+/// Follows a run, and may end it before anything is frozen.
+pub trait Observer {
+    /// A phase begins. Never called inside the window.
+    fn phase(&mut self, phase: Phase);
+    /// Returns whether to give up. Asked often before the window, and never from its start on.
+    fn is_interrupted(&mut self) -> bool;
+}
+
+/// An observer that ignores everything and never interrupts.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {
+    fn phase(&mut self, _: Phase) {}
+
+    fn is_interrupted(&mut self) -> bool {
+        false
+    }
+}
