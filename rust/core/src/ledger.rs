@@ -269,8 +269,13 @@ impl Entry {
         if was_ours {
             self.thawed_ns.store(now.0, Ordering::Relaxed);
         } else {
-            self.undid_another.store(1, Ordering::SeqCst);
+            self.undo_another();
         }
+    }
+
+    /// Says that a FITHAW of ours succeeded and thawed a freeze that was not ours.
+    pub fn undo_another(&self) {
+        self.undid_another.store(1, Ordering::SeqCst);
     }
 
     /// Whether a FITHAW of ours undid a freeze that was not ours.

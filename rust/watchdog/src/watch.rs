@@ -1,9 +1,9 @@
 //! The watchdog: a process of its own that thaws what a run froze when the run cannot.
 //!
-//! It is started before anything is frozen and is given all it needs: the ledger, a descriptor of
-//! each filesystem, one of the run's process, one of `rcu_expedited`. From the moment it has said
-//! that it is armed it opens nothing, writes no file, starts no thread. It thaws only what the
-//! ledger says the run has announced, and only when the run is gone, late, or says so.
+//! The run starts it before anything is frozen and hands it all it needs: the ledger, a descriptor
+//! of each filesystem, one of the run's process, one of `rcu_expedited`. Once it has answered that it
+//! is armed, it opens nothing, writes no file and starts no thread. It thaws only what the ledger
+//! calls announced or frozen by this run, and only when the run is gone, is late, or asks for it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,16 +25,28 @@ use crate::introduction::{unexpected, Introduction};
 
 /// What the name of its control group begins with; the process id makes it one watchdog's alone.
 const CONTROL_GROUP_PREFIX: &str = "vmsnapshot-watchdog-";
-/// How often a fired watchdog looks whether the run's process is gone.
+/// How often a watchdog that has fired looks whether the run's process is gone.
 const FIRED_TICK: Duration = Duration::from_millis(2);
 /// The longest pause between two FITHAW calls that were answered EINVAL.
 const ASK_AGAIN_MAX: Duration = Duration::from_millis(8);
 /// The longest pause between two FITHAW calls that failed.
 const TRY_AGAIN_MAX: Duration = Duration::from_millis(200);
-/// How long workers may take to see that there is nothing left to do.
-const SETTLE_LIMIT: Duration = Duration::from_secs(1);
+/// How long it looks and asks that often. A FIFREEZE can hang for hours, and a process of real-time
+/// priority must not take the processor for so long.
+const HURRY: Duration = Duration::from_secs(60);
+/// The longest pause after that.
+const PATIENT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A thaw worker calls one ioctl; 64 of these are 4 MiB of addresses and a few pages of memory.
 const WORKER_STACK_BYTES: usize = 64 * 1024;
+
+/// Returns how long to pause, if it has already gone on for `elapsed` and `pause` is right at first.
+fn decayed(pause: Duration, elapsed: Duration) -> Duration {
+    if elapsed < HURRY {
+        pause
+    } else {
+        (elapsed / 1000).clamp(pause, PATIENT_PAUSE_MAX)
+    }
+}
 
 /// What the workers share.
 struct Watch {
@@ -42,14 +54,14 @@ struct Watch {
     kernel: Arc<dyn Kernel>,
     /// Whether no thread of the run can be inside FIFREEZE any more.
     freezer_is_gone: AtomicBool,
-    /// 0 while there is nothing to do, 1 from the moment on when each worker settles its own.
+    /// 0 while there is nothing to do. 1 once each worker has to settle its filesystem.
     fired: Signal,
-    /// How many workers have settled: they know that their filesystem is not frozen by us, have
-    /// written what they did, and have closed it.
+    /// How many workers have settled. Such a worker knows that the run does not keep its filesystem
+    /// frozen, has written what it did into the ledger, and has closed the filesystem.
     settled: Signal,
 }
 
-/// Watches one run, to its end. Returns when nothing that it announced is frozen.
+/// Watches one run to its end. Returns when nothing that the run announced is frozen.
 ///
 /// # Errors
 /// What is missing at the start; the run then never freezes. Nothing ends it once it is armed.
@@ -64,7 +76,7 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
         settled: Signal::new(0),
     });
     let own_control_group = control_group::enter(CONTROL_GROUP_PREFIX);
-    // None of these three is a condition of thawing; each makes it surer on a machine in trouble.
+    // None of these three is a condition of thawing. Each makes it surer on a machine in trouble.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     let _ = process::run_before_others(process::Urgency::Watchdog);
     let _ = process::lock_memory();
@@ -78,8 +90,8 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
                 drop(directory);
                 watch.settled.add_one();
                 watch.settled.wake_all();
-                // The end of a thread unmaps its stack, on every processor, and so holds up those
-                // that have yet to thaw. It ends with the process.
+                // The end of a thread unmaps its stack on every processor, and delays those that
+                // have yet to thaw. So it ends with the process.
                 loop {
                     std::thread::park();
                 }
@@ -98,16 +110,15 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
         run: introduction.run,
         rcu: introduction.rcu,
         is_armed: false,
+        fired_at: None,
     }
     .keep();
 
-    // Nothing of ours is frozen any more. The workers see that and end; what one of them has just
-    // done is in the ledger before the run hears that it may read it.
+    // The run keeps nothing frozen any more, and the workers see that. One whose FITHAW has not
+    // returned is waited for without a limit: its FITHAW could undo the freeze of the next run, so
+    // the lock stays taken; and the last word must be the last.
     watch.fired.set(1);
-    let limit = clock::monotonic().plus(SETTLE_LIMIT);
-    watch
-        .settled
-        .wait_until(Some(limit), |settled| settled >= count);
+    watch.settled.wait_until(None, |settled| settled >= count);
     if let Some(channel) = listener {
         let peak_memory_kib = process::peak_memory_kib()
             .and_then(|kib| u32::try_from(kib).ok())
@@ -115,7 +126,7 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
         // The run may have stopped waiting.
         let _ = channel.send(Frame::Released { peak_memory_kib }, &[]);
     }
-    // A child that the run forked may hold the lock as well; it is not the child's.
+    // A child that the run forked may hold the lock as well. It does not belong to the child.
     process::unlock(introduction.lock.as_fd());
     if let Some(group) = own_control_group {
         group.leave();
@@ -123,19 +134,20 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
     Ok(())
 }
 
-/// The main thread of a watchdog: it waits, and decides when to thaw; the workers thaw.
+/// The main thread of a watchdog. It waits and decides when to thaw; the workers thaw.
 struct Vigil<'a> {
     watch: &'a Watch,
-    /// None from the moment the run's end is closed.
+    /// `None` once the run's end is closed.
     channel: Option<&'a Channel>,
-    /// The run's pidfd; none on a kernel without, and from the moment the run is gone.
+    /// The run's pidfd; `None` on a kernel without pidfds, and once the run is gone.
     run: Option<OwnedFd>,
     rcu: Option<OwnedFd>,
     is_armed: bool,
+    fired_at: Option<Monotonic>,
 }
 
 impl<'a> Vigil<'a> {
-    /// Waits until the run has released the watchdog, or is gone, and nothing is left to thaw.
+    /// Waits until the run has released the watchdog or is gone, and nothing is left to thaw.
     /// Returns the channel, if the run still listens.
     fn keep(mut self) -> Option<&'a Channel> {
         let mut is_released = false;
@@ -149,7 +161,7 @@ impl<'a> Vigil<'a> {
                 self.watch.freezer_is_gone.store(true, Ordering::SeqCst);
                 self.fire(FireReason::ParentGone);
             }
-            is_released |= self.hear();
+            is_released |= self.receive();
             if is_released && self.watch.ledger.may_be_frozen() {
                 self.fire(FireReason::Told);
             }
@@ -157,30 +169,31 @@ impl<'a> Vigil<'a> {
                 self.fire(FireReason::Deadline);
             }
         }
-        // Only now is it certain that a run which was stopped in between does not switch it on again.
+        // Only now is it certain that no run that was stopped in between switches it on again.
         if self.put_rcu_back() {
             self.watch.ledger.header.rcu_put_back();
         }
         self.channel
     }
 
-    /// Waits for a word of the run, for its end, for the deadline, or for the next look.
+    /// Waits for a frame from the run, for its end, for the deadline, or for the next look.
     fn wait(&self) {
-        let limit = if self.watch.fired.value() == 1 {
-            // Once all is thawed only the run's last word is missing.
-            self.watch.ledger.may_be_frozen().then_some(FIRED_TICK)
+        let limit = if let Some(fired_at) = self.fired_at {
+            let tick = decayed(FIRED_TICK, clock::monotonic().since(fired_at));
+            // Once everything is thawed, only the run's last frame is missing.
+            self.watch.ledger.may_be_frozen().then_some(tick)
         } else {
             self.guard_by()
                 .map(|deadline| deadline.since(clock::monotonic()))
         };
         let limit = limit.map(clock::timespec);
-        let word = self
+        let frame = self
             .channel
             .map(|channel| PollFd::from_borrowed_fd(channel.descriptor(), PollFlags::IN));
         let end = self.run.as_ref().map(|run| PollFd::new(run, PollFlags::IN));
         // Whatever it answers, the caller looks at everything again.
-        let _ = match (word, end) {
-            (Some(word), Some(end)) => poll(&mut [word, end], limit.as_ref()),
+        let _ = match (frame, end) {
+            (Some(frame), Some(end)) => poll(&mut [frame, end], limit.as_ref()),
             (Some(only), None) | (None, Some(only)) => poll(&mut [only], limit.as_ref()),
             (None, None) => poll(&mut [], limit.as_ref()),
         };
@@ -197,10 +210,10 @@ impl<'a> Vigil<'a> {
     fn is_late(&self) -> bool {
         self.guard_by()
             .is_some_and(|deadline| clock::monotonic() >= deadline)
-            && self.watch.fired.value() == 0
+            && self.fired_at.is_none()
     }
 
-    /// Whether the run's process has just been found gone, with every thread it had.
+    /// Returns whether the run's process was just found gone, with every thread it had.
     fn run_is_gone(&mut self) -> bool {
         let Some(run) = &self.run else {
             return false;
@@ -217,8 +230,8 @@ impl<'a> Vigil<'a> {
         is_gone
     }
 
-    /// Takes what the run says. True if it released us.
-    fn hear(&mut self) -> bool {
+    /// Takes the run's frame, if there is one. Returns whether it releases the watchdog.
+    fn receive(&mut self) -> bool {
         let Some(channel) = self.channel else {
             return false;
         };
@@ -229,11 +242,11 @@ impl<'a> Vigil<'a> {
                 false
             }
             Ok(Received::Frame(Frame::Release, _)) => true,
-            // Anything else is not a word that the run has for an introduced watchdog.
+            // The run sends nothing else to an introduced watchdog.
             Ok(Received::Frame(..)) | Err(Errno::AGAIN | Errno::INTR) => false,
             Ok(Received::Closed) | Err(_) => {
-                // A descriptor is closed when the last thread of its process ends, so without a
-                // pidfd this is what says that no FIFREEZE can be running.
+                // A descriptor is closed when the last thread of its process ends. Without a pidfd
+                // this is how it is known that no FIFREEZE can be running.
                 if self.run.is_none() {
                     self.watch.freezer_is_gone.store(true, Ordering::SeqCst);
                 }
@@ -244,22 +257,23 @@ impl<'a> Vigil<'a> {
         }
     }
 
-    /// Ends the window: nothing more may be frozen, and every worker thaws its own.
-    fn fire(&self, reason: FireReason) {
-        if self.watch.fired.value() == 1 {
+    /// Ends the window: nothing more may be frozen, and every worker thaws its filesystem.
+    fn fire(&mut self, reason: FireReason) {
+        if self.fired_at.is_some() {
             return;
         }
-        // A run that never began is only over; there is no reason why it was ended.
+        self.fired_at = Some(clock::monotonic());
+        // A run that never began is simply over. Then there is no reason to record.
         if self.is_armed || self.watch.ledger.may_be_frozen() {
             self.watch.ledger.header.fire(reason);
         }
         self.watch.ledger.revoke_planned();
         self.watch.fired.set(1);
-        // It stays owed: a run that is stopped just before it switches it on does so when continued.
+        // It stays owed: a run that is stopped just before it switches it on does so when it continues.
         self.put_rcu_back();
     }
 
-    /// Writes back what was read, if it is owed. False if that failed.
+    /// Writes back what was read, if it is owed. Returns whether nothing is owed now.
     fn put_rcu_back(&self) -> bool {
         match (&self.rcu, self.watch.ledger.header.rcu_owed()) {
             (Some(rcu), Some(previous)) => {
@@ -272,22 +286,23 @@ impl<'a> Vigil<'a> {
 }
 
 impl Watch {
-    /// Thaws one filesystem, and returns when it is known not to be frozen by us.
+    /// Thaws one filesystem. Returns when it is known that the run does not keep it frozen.
     fn settle(&self, index: usize, directory: BorrowedFd<'_>) {
         let Some(entry) = self.ledger.entries.get(index) else {
             return;
         };
-        let mut has_thawed = false;
+        let begun_at = clock::monotonic();
+        let mut thaw_count = 0_u32;
         let mut pause = Duration::from_millis(1);
         loop {
             // Both are read *before* the FITHAW: its answer is final only when no FIFREEZE can
             // follow. A FIFREEZE that waits for a writer lets FITHAW answer EINVAL, and freezes
-            // seconds later; one that waits for another's freeze lets it undo that one first.
+            // seconds later. One that waits for another program's freeze lets it undo that one first.
             let freezer_is_gone = self.freezer_is_gone.load(Ordering::SeqCst);
             let state = entry.state();
             if !state.may_be_frozen() {
-                if has_thawed {
-                    // Our FIFREEZE was refused meanwhile; the ledger keeps what we undid.
+                if thaw_count > 0 {
+                    // The run's FIFREEZE was refused meanwhile. The ledger keeps what was undone.
                     entry.thawed(Thawer::Watchdog, clock::monotonic());
                 }
                 return;
@@ -296,7 +311,7 @@ impl Watch {
             entry.thawing(clock::monotonic());
             match self.kernel.thaw(directory) {
                 Ok(()) => {
-                    has_thawed = true;
+                    thaw_count += 1;
                     pause = Duration::from_millis(1);
                 }
                 Err(Errno::INVAL) => pause = (pause * 2).min(ASK_AGAIN_MAX),
@@ -307,15 +322,34 @@ impl Watch {
                     continue;
                 }
             }
+            if thaw_count > 1 {
+                // One FITHAW succeeds for one freeze, and the run froze once.
+                entry.undo_another();
+            }
             if is_final {
                 match state {
-                    _ if has_thawed => entry.thawed(Thawer::Watchdog, clock::monotonic()),
+                    _ if thaw_count > 0 => entry.thawed(Thawer::Watchdog, clock::monotonic()),
                     FreezeState::Frozen => entry.find_thawed(clock::monotonic()),
                     _ => entry.never_frozen(),
                 }
                 return;
             }
-            std::thread::sleep(pause);
+            std::thread::sleep(decayed(pause, clock::monotonic().since(begun_at)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_stay_short_for_a_minute_and_grow_to_a_second_after_it() {
+        let pause_ms = |elapsed_s| decayed(FIRED_TICK, Duration::from_secs(elapsed_s)).as_millis();
+        assert_eq!(pause_ms(0), 2);
+        assert_eq!(pause_ms(59), 2);
+        assert_eq!(pause_ms(60), 60);
+        assert_eq!(pause_ms(600), 600);
+        assert_eq!(pause_ms(3600), 1000);
     }
 }

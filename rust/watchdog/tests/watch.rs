@@ -26,6 +26,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 struct Scripted {
     script: Mutex<Vec<Result<(), Errno>>>,
     thaws: Mutex<u32>,
+    /// A FITHAW does not return while a test holds this.
+    hold: Mutex<()>,
 }
 
 impl Scripted {
@@ -41,6 +43,7 @@ impl Kernel for Scripted {
 
     fn thaw(&self, _: BorrowedFd<'_>) -> Result<(), Errno> {
         *self.thaws.lock().unwrap() += 1;
+        drop(self.hold.lock().unwrap());
         let mut script = self.script.lock().unwrap();
         if script.len() > 1 {
             script.remove(0)
@@ -73,6 +76,7 @@ impl Run {
         let kernel = Arc::new(Scripted {
             script: Mutex::new(script.to_vec()),
             thaws: Mutex::new(0),
+            hold: Mutex::new(()),
         });
         let (channel, theirs) = Channel::pair().unwrap();
         let theirs_kernel = Arc::clone(&kernel);
@@ -255,7 +259,42 @@ fn our_freeze_is_thawed_that_followed_one_which_fithaw_undid() {
     run.wait_for_thaws(4);
     assert!(run.entry().frozen(clock::monotonic()));
     run.wait_for(FreezeState::ThawedByWatchdog);
-    run.release();
+    // Exactly one FITHAW succeeds for one freeze. The other one undid a freeze that was not ours.
+    let (ledger, _) = run.release();
+    assert!(ledger.entries[0].undid_another());
+}
+
+#[test]
+fn one_thaw_of_one_freeze_is_not_called_the_undoing_of_another() {
+    // FITHAW succeeds after FIFREEZE has frozen and before the run could say so.
+    let run = Run::start(&[Ok(()), Err(Errno::INVAL)]);
+    run.announce();
+    run.arm(Duration::from_millis(10));
+    run.wait_for_thaws(2);
+    assert!(run.entry().frozen(clock::monotonic()));
+    run.wait_for(FreezeState::ThawedByWatchdog);
+    let (ledger, _) = run.release();
+    assert!(!ledger.entries[0].undid_another());
+}
+
+#[test]
+fn last_word_is_not_sent_while_a_fithaw_has_not_returned() {
+    let run = Run::start(&[Ok(())]);
+    let kernel = Arc::clone(&run.kernel);
+    let hold = kernel.hold.lock().unwrap();
+    run.freeze();
+    run.arm(Duration::from_millis(1));
+    run.wait_for_thaws(1);
+    // The run's own FITHAW comes back first.
+    run.entry()
+        .thawed(vmsnapshot_core::ledger::Thawer::Run, clock::monotonic());
+    run.channel.send(Frame::Release, &[]).unwrap();
+    // Longer than the second after which it used to be sent all the same.
+    let patience = clock::monotonic().plus(Duration::from_millis(1300));
+    assert_eq!(run.channel.receive(patience).err(), Some(Errno::TIMEDOUT));
+    drop(hold);
+    assert!(matches!(run.hear(), Frame::Released { .. }));
+    run.watchdog.join().unwrap().unwrap();
 }
 
 #[test]
@@ -330,6 +369,7 @@ fn a_watchdog_that_is_not_introduced_ends() {
     let kernel = Arc::new(Scripted {
         script: Mutex::new(vec![Ok(())]),
         thaws: Mutex::new(0),
+        hold: Mutex::new(()),
     });
     channel.send(Frame::Arm, &[]).unwrap();
     let result = vmsnapshot_watchdog::watch(&Channel::from_descriptor(theirs), kernel);
