@@ -8,6 +8,7 @@
 
 pub mod blob;
 pub mod deadlines;
+pub mod device_number;
 pub mod devices;
 pub mod frames;
 pub mod host_call;

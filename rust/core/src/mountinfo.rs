@@ -8,7 +8,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use crate::plan::{DeviceNumber, PlanError};
+use crate::device_number::DeviceNumber;
+use crate::plan::PlanError;
 use crate::text::bytes_text;
 
 /// One line of mountinfo, with the octal escapes decoded.

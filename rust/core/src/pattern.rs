@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use crate::plan::{DeviceNumber, PlanError};
+use crate::device_number::DeviceNumber;
+use crate::plan::PlanError;
 use crate::text::path_text;
 
 /// What a filesystem is known by, for patterns to match against.

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
+use crate::device_number::DeviceNumber;
 use crate::devices::DeviceGraph;
 use crate::mountinfo::{MountEntry, MountNamespace, MountTree};
 use crate::pattern::{Pattern, Subject};
@@ -25,39 +25,6 @@ const ANSWERED_BY_THE_KERNEL: [&str; 11] = [
     "tmpfs", "devtmpfs", "ramfs", "rootfs", "overlay", "autofs", "proc", "sysfs", "devpts",
     "cgroup2", "zfs",
 ];
-
-/// A device number as mountinfo's third field and sysfs write it: `major:minor`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DeviceNumber {
-    /// The major number; 0 for filesystems without a device of their own (and for btrfs).
-    pub major: u32,
-    /// The minor number.
-    pub minor: u32,
-}
-
-impl fmt::Display for DeviceNumber {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:{}", self.major, self.minor)
-    }
-}
-
-impl FromStr for DeviceNumber {
-    type Err = std::num::ParseIntError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (major, minor) = text.split_once(':').unwrap_or((text, ""));
-        Ok(Self {
-            major: major.parse()?,
-            minor: minor.parse()?,
-        })
-    }
-}
-
-impl Serialize for DeviceNumber {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
 
 /// One superblock that is to be frozen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

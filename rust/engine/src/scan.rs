@@ -10,9 +10,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::devices::{BlockDevice, DeviceGraph};
 use vmsnapshot_core::mountinfo::{self, MountEntry, MountNamespace};
-use vmsnapshot_core::plan::{DeviceNumber, Plan, PlanError, PlannedFilesystem, Selection};
+use vmsnapshot_core::plan::{Plan, PlanError, PlannedFilesystem, Selection};
 use vmsnapshot_core::text::{bytes_text, path_text};
 
 /// Where the kernel's tables are; tests hand in a tree of their own.
