@@ -11,7 +11,8 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime, UtcOffset};
 
 use crate::report::BlobResult;
-use crate::uri::{HttpUri, Scheme};
+use crate::secret::{without_signatures, SecretText};
+use crate::uri::{percent_decoded, HttpUri, Scheme};
 
 /// How much metadata a blob may have, names and values together (Set Blob Metadata, "8 KiB").
 pub const METADATA_LIMIT_BYTES: usize = 8 * 1024;
@@ -121,30 +122,6 @@ impl BlobError {
     }
 }
 
-/// Text that must not be printed: it has no `Display`, and its `Debug` shows nothing of it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SecretText(String);
-
-impl SecretText {
-    /// Wraps `text`.
-    #[must_use]
-    pub fn new(text: String) -> Self {
-        Self(text)
-    }
-
-    /// Returns the secret, for the one who sends it.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for SecretText {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("SecretText(...)")
-    }
-}
-
 /// The URI of a blob with a shared access signature.
 ///
 /// It has a path and a non-empty `sig=`. Path and query are kept byte for byte, since the signature
@@ -205,7 +182,7 @@ impl SasUri {
     /// Returns the request target of Snapshot Blob: path, `?`, query, `&comp=snapshot`.
     #[must_use]
     pub fn snapshot_target(&self) -> SecretText {
-        SecretText(format!("{}?{}&comp=snapshot", self.path(), self.0.query()))
+        SecretText::new(format!("{}?{}&comp=snapshot", self.path(), self.0.query()))
     }
 
     /// Returns the URI of a snapshot of this blob, without the SAS.
@@ -575,54 +552,6 @@ fn message_text(bytes: &[u8]) -> Option<String> {
         .collect();
     let text = text.trim_end();
     (!text.is_empty()).then(|| text.to_owned())
-}
-
-/// Blots out what follows `sig=`, plain or percent-encoded, in case the service repeats our URI.
-fn without_signatures(text: &str) -> String {
-    let lower = text.to_ascii_lowercase();
-    let mut clean = String::with_capacity(text.len());
-    let mut at = 0;
-    while let Some((start, mark)) = next_signature(&lower, at) {
-        let secret_start = start + mark.len();
-        // Ends where a query field or a quotation ends; `%26` is an encoded `&`.
-        let secret = lower.get(secret_start..).unwrap_or_default();
-        let ends = secret.find(|char: char| char.is_whitespace() || "&\"'<>,;)".contains(char));
-        let length = [ends, secret.find("%26")]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(secret.len());
-        clean.push_str(text.get(at..secret_start).unwrap_or_default());
-        clean.push_str("...");
-        at = secret_start + length;
-    }
-    clean.push_str(text.get(at..).unwrap_or_default());
-    clean
-}
-
-fn next_signature(lower: &str, at: usize) -> Option<(usize, &'static str)> {
-    let rest = lower.get(at..)?;
-    ["sig=", "sig%3d", "sig%253d"]
-        .into_iter()
-        .filter_map(|mark| rest.find(mark).map(|start| (at + start, mark)))
-        .min()
-}
-
-/// Undoes percent-encoding; none if a `%` is not followed by two hexadecimal digits.
-#[must_use]
-pub fn percent_decoded(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' {
-            let high = char::from(rest.next()?).to_digit(16)?;
-            let low = char::from(rest.next()?).to_digit(16)?;
-            bytes.push(u8::try_from(high * 16 + low).ok()?);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    Some(bytes)
 }
 
 /// Reads the forms a SAS may have: a date, which is its first moment, or a date and a time to the

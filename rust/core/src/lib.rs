@@ -17,6 +17,7 @@ pub mod mountinfo;
 pub mod pattern;
 pub mod plan;
 pub mod report;
+pub mod secret;
 pub mod status;
 pub mod text;
 pub mod uri;

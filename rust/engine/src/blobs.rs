@@ -3,7 +3,8 @@
 //! Nothing here waits, and nothing here is called inside the window.
 
 use time::OffsetDateTime;
-use vmsnapshot_core::blob::{DistinctBlobs, Metadata, SasUri, SecretText};
+use vmsnapshot_core::blob::{DistinctBlobs, Metadata, SasUri};
+use vmsnapshot_core::secret::SecretText;
 use vmsnapshot_core::uri::HttpUri;
 
 use crate::error::PrepareError;

@@ -11,9 +11,10 @@ use vmsnapshot_core::ledger::{Entry, FreezeState};
 use vmsnapshot_core::plan::{Plan, PlannedFilesystem};
 use vmsnapshot_core::report::{
     utc_text, BlobOutcome, BlobResult, Consistency, FilesystemOutcome, FilesystemResult,
-    FreezeDoubt, HostCallOutcome, HostCallResult, Mode, Report, SecretBytes, ThawedBy,
-    TimelineEvent, WatchdogOutcome, SCHEMA_VERSION,
+    FreezeDoubt, HostCallOutcome, HostCallResult, Mode, Report, ThawedBy, TimelineEvent,
+    WatchdogOutcome, SCHEMA_VERSION,
 };
+use vmsnapshot_core::secret::SecretBytes;
 use vmsnapshot_core::text::path_text;
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::Errno;
