@@ -9,8 +9,8 @@ use serde::{Serialize, Serializer};
 
 use crate::device_number::DeviceNumber;
 use crate::devices::DeviceGraph;
-use crate::mountinfo::{MountEntry, MountNamespace, MountTree};
-use crate::pattern::{Pattern, Subject};
+use crate::mountinfo::{MountEntry, MountNamespace, MountTree, MountinfoError};
+use crate::pattern::{Pattern, PatternError, Subject};
 use crate::text::path_text;
 
 /// Types that lie on a block device and that the kernel cannot freeze: their super_operations have
@@ -158,21 +158,11 @@ pub enum PlanError {
         cause: std::io::ErrorKind,
     },
     /// A line of mountinfo is not as the kernel writes it.
-    #[error("could not parse line {line} of mountinfo: {cause}")]
-    MalformedMountinfo {
-        /// The number of the line; the first is 1.
-        line: usize,
-        /// What is wrong with it.
-        cause: &'static str,
-    },
+    #[error(transparent)]
+    MalformedMountinfo(#[from] MountinfoError),
     /// A pattern has no meaning.
-    #[error("could not understand pattern `{pattern}`: {cause}")]
-    BadPattern {
-        /// The pattern as it was given.
-        pattern: String,
-        /// What is wrong with it.
-        cause: &'static str,
-    },
+    #[error(transparent)]
+    BadPattern(#[from] PatternError),
     /// An include pattern matches no mounted filesystem.
     #[error("pattern `{pattern}` matches no mounted filesystem")]
     PatternMatchesNothing {
@@ -205,8 +195,8 @@ impl PlanError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Unreadable { .. } => "unreadable",
-            Self::MalformedMountinfo { .. } => "malformed-mountinfo",
-            Self::BadPattern { .. } => "bad-pattern",
+            Self::MalformedMountinfo(_) => "malformed-mountinfo",
+            Self::BadPattern(_) => "bad-pattern",
             Self::PatternMatchesNothing { .. } => "pattern-matches-nothing",
             Self::NoSuchMount { .. } => "no-such-mount",
             Self::NotFreezable { .. } => "not-freezable",
@@ -220,12 +210,12 @@ impl PlanError {
             Self::NoSuchMount { lies_on: Some(mount_point), .. } => {
                 Some(format!("it lies on the filesystem mounted at `{mount_point}`"))
             }
-            Self::BadPattern { .. } => Some(
+            Self::BadPattern(_) => Some(
                 "give a mount point (`/srv`, `/srv/*`), a device (`/dev/sda1`, `8:1`) or a type (`ext4`)".to_owned(),
             ),
             Self::PatternMatchesNothing { .. } => Some("`vmsnapshot plan` lists what is mounted".to_owned()),
             Self::NotFreezable { .. } => Some("leave it out, or use a glob, which skips what cannot be frozen".to_owned()),
-            Self::Unreadable { .. } | Self::MalformedMountinfo { .. } | Self::NoSuchMount { lies_on: None, .. } => None,
+            Self::Unreadable { .. } | Self::MalformedMountinfo(_) | Self::NoSuchMount { lies_on: None, .. } => None,
         }
     }
 }
@@ -246,7 +236,7 @@ impl Selection {
     ///
     /// [`PlanError::BadPattern`] for the first that has no meaning.
     pub fn parse(include: &[String], exclude: &[String]) -> Result<Self, PlanError> {
-        let all = |texts: &[String]| -> Result<Vec<_>, _> {
+        let all = |texts: &[String]| -> Result<Vec<_>, PatternError> {
             texts.iter().map(|text| Pattern::parse(text)).collect()
         };
         Ok(Self {

@@ -217,7 +217,7 @@ fn other_namespace(open_path: &Path) -> Option<String> {
 }
 
 fn mounts_of(process: &Path) -> Result<Vec<MountEntry>, PlanError> {
-    mountinfo::parse(&read(&process.join("mountinfo"))?)
+    Ok(mountinfo::parse(&read(&process.join("mountinfo"))?)?)
 }
 
 /// Reads one device's directory in sysfs; none if it is gone.
