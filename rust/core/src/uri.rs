@@ -223,3 +223,26 @@ fn split_authority(authority: &str) -> Result<(&str, Option<u16>), &'static str>
         Ok(_) | Err(_) => Err("its port is not a number from 1 to 65535"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn percent_encoding_is_undone_or_refused() {
+        assert_eq!(percent_decoded("a%2Bb"), Some(b"a+b".to_vec()));
+        for text in ["%", "%2", "%zz"] {
+            assert_eq!(percent_decoded(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_can_be_read(text in "\\PC*") {
+            let _ = HttpUri::parse(&text);
+            let _ = percent_decoded(&text);
+        }
+    }
+}

@@ -32,9 +32,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
+use vmsnapshot_core::blob::OnUnusable;
 use vmsnapshot_core::uri::Scheme;
 
-use crate::blobs::OnUnusable;
 use dial::ResolveFailure;
 
 /// How much of the body of a refusal is kept: the service's are below 1 KiB.

@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-pub mod blobs;
+mod blobs;
 mod companion;
 pub mod connect;
 pub mod error;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::fs::{open, Mode, OFlags};
 use time::OffsetDateTime;
 use tokio::runtime::Runtime;
-use vmsnapshot_core::blob::Metadata;
+use vmsnapshot_core::blob::{Metadata, OnUnusable};
 use vmsnapshot_core::deadlines::{Deadlines, THAW_TIMEOUT_MAX, THAW_TIMEOUT_MIN};
 use vmsnapshot_core::host_call::HostCall;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
@@ -21,7 +21,7 @@ use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::{clock, process, Errno};
 
-use crate::blobs::{Blobs, OnUnusable};
+use crate::blobs::Blobs;
 use crate::connect::{self, ConnectOptions, Destination, PreparedRequest, WarmConnection};
 use crate::error::PrepareError;
 use crate::freezers::Freezers;

@@ -326,7 +326,7 @@ fn judge_failure(failure: &SendFailure) -> (bool, &'static str) {
 fn blob_outcome(uri: &SasUri, record: &CallRecord) -> BlobOutcome {
     let mut outcome = match &record.result {
         Ok(answer) => {
-            let verdict = blob::verdict(
+            let verdict = blob::judge_answer(
                 answer.status,
                 answer.snapshot.as_ref().map(http::HeaderValue::as_bytes),
                 answer.error_code.as_ref().map(http::HeaderValue::as_bytes),

@@ -14,9 +14,8 @@ use rustls::{HandshakeKind, ServerConfig, SupportedProtocolVersion};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use vmsnapshot_core::blob::{Metadata, SasUri};
+use vmsnapshot_core::blob::{Metadata, OnUnusable, SasUri};
 use vmsnapshot_core::host_call::HostCall;
-use vmsnapshot_engine::blobs::OnUnusable;
 use vmsnapshot_engine::connect::{
     connect_all, notice_closes, refresh, ConnectError, ConnectOptions, Connection, Destination,
     Dialer, PreparedRequest, Proxy, RawAnswer, SendFailure, Tls, WarmConnection, BODY_LIMIT_BYTES,

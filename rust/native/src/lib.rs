@@ -11,9 +11,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use vmsnapshot_core::blob::Metadata;
+use vmsnapshot_core::blob::{Metadata, OnUnusable};
 use vmsnapshot_core::secret::SecretText;
-use vmsnapshot_engine::blobs::OnUnusable;
 use vmsnapshot_engine::connect::{ConnectOptions, Proxy};
 use vmsnapshot_engine::error::PrepareError;
 use vmsnapshot_engine::session::{self, Asked, Observer, Options};

@@ -183,7 +183,7 @@ impl fmt::Debug for Connection {
 
 impl fmt::Debug for RawAnswer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The body may repeat our URI; only `blob::verdict` prints parts of it, cleaned.
+        // The body may repeat our URI; only `blob::judge_answer` prints parts of it, cleaned.
         formatter
             .debug_struct("RawAnswer")
             .field("status", &self.status)
