@@ -12,11 +12,11 @@ pub mod error;
 mod freezers;
 mod rcu;
 pub mod recovery;
+mod report;
 pub mod scan;
 pub mod session;
 pub mod state;
 mod sync;
-mod verdict;
 mod watchdog;
 mod window;
 

@@ -26,10 +26,10 @@ use crate::connect::{self, ConnectOptions, Destination, PreparedRequest, WarmCon
 use crate::error::PrepareError;
 use crate::freezers::Freezers;
 use crate::rcu::Rcu;
+use crate::report::{self, Facts};
 use crate::scan;
 use crate::state::{self, Published};
 use crate::sync::{sync, Synced};
-use crate::verdict::{self, Facts};
 use crate::watchdog::Watchdog;
 use crate::window::{self, Call};
 
@@ -301,7 +301,7 @@ impl Session {
         if let Some(record) = &mut record {
             runtime.block_on(record.read_bodies(BODIES_LIMIT));
         }
-        let report = verdict::report(Facts {
+        let report = report::report(Facts {
             run_id: &run_id,
             plan: &plan,
             blobs: &blobs,
