@@ -21,3 +21,4 @@ pub mod secret;
 pub mod status;
 pub mod text;
 pub mod uri;
+pub mod verdict;
