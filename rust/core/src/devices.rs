@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use crate::device_number::DeviceNumber;
 use crate::mountinfo::{MountEntry, MountTree};
-use crate::plan::DeviceNumber;
 use crate::text::path_text;
 
 /// The major number of loop devices (Linux, Documentation/admin-guide/devices.txt).

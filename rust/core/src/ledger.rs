@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
 
 use crate::deadlines::Monotonic;
-use crate::plan::DeviceNumber;
+use crate::device_number::DeviceNumber;
 
 /// The first eight bytes of a ledger; the last one is the version of the layout.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"vmsnapL1");

@@ -8,6 +8,7 @@
 
 pub mod blob;
 pub mod deadlines;
+pub mod device_number;
 pub mod devices;
 pub mod frames;
 pub mod host_call;
@@ -16,6 +17,8 @@ pub mod mountinfo;
 pub mod pattern;
 pub mod plan;
 pub mod report;
+pub mod secret;
 pub mod status;
 pub mod text;
 pub mod uri;
+pub mod verdict;

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use crate::plan::{DeviceNumber, PlanError};
+use crate::device_number::DeviceNumber;
 use crate::text::bytes_text;
 
 /// One line of mountinfo, with the octal escapes decoded.
@@ -67,18 +67,28 @@ pub struct MountNamespace {
     pub mounts: Vec<MountEntry>,
 }
 
+/// A line of mountinfo is not as the kernel writes it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("could not parse line {line} of mountinfo: {cause}")]
+pub struct MountinfoError {
+    /// The number of the line; the first is 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub cause: &'static str,
+}
+
 /// Parses the content of a mountinfo file.
 ///
 /// # Errors
 ///
-/// [`PlanError::MalformedMountinfo`] names the first line that is not as proc(5) has it.
-pub fn parse(mountinfo: &[u8]) -> Result<Vec<MountEntry>, PlanError> {
+/// [`MountinfoError`] names the first line that is not as proc(5) has it.
+pub fn parse(mountinfo: &[u8]) -> Result<Vec<MountEntry>, MountinfoError> {
     mountinfo
         .split(|byte| *byte == b'\n')
         .zip(1..)
         .filter(|(line, _)| !line.is_empty())
         .map(|(line, number)| {
-            parse_line(line).map_err(|cause| PlanError::MalformedMountinfo {
+            parse_line(line).map_err(|cause| MountinfoError {
                 line: number,
                 cause,
             })
@@ -220,10 +230,7 @@ mod tests {
     }
 
     fn refused_line(mountinfo: &[u8]) -> usize {
-        match parse(mountinfo) {
-            Err(PlanError::MalformedMountinfo { line, .. }) => line,
-            other => panic!("not refused as malformed: {other:?}"),
-        }
+        parse(mountinfo).unwrap_err().line
     }
 
     #[test]

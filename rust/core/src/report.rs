@@ -3,9 +3,9 @@
 //! Instants are text in UTC with `Z`; lengths of time are milliseconds. Nothing that is printed or
 //! is in the JSON holds a secret: URIs are without their query, and bodies of answers are left out.
 
-use std::fmt;
-
 use serde::Serialize;
+
+use crate::secret::SecretBytes;
 
 /// The version of the JSON document; it grows when a key changes its meaning or goes away.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -166,16 +166,6 @@ pub enum HostCallResult {
     NotSent,
     /// It was written, in part at least, and no answer came in time: there may be snapshots.
     Unknown,
-}
-
-/// Bytes that must not be printed: `Debug` shows how many there are.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct SecretBytes(pub Vec<u8>);
-
-impl fmt::Debug for SecretBytes {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "SecretBytes({} bytes)", self.0.len())
-    }
 }
 
 /// The host call of a run.

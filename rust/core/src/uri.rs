@@ -167,6 +167,23 @@ impl fmt::Debug for HttpUri {
     }
 }
 
+/// Undoes percent-encoding; none if a `%` is not followed by two hexadecimal digits.
+#[must_use]
+pub fn percent_decoded(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let high = char::from(rest.next()?).to_digit(16)?;
+            let low = char::from(rest.next()?).to_digit(16)?;
+            bytes.push(u8::try_from(high * 16 + low).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    Some(bytes)
+}
+
 /// RFC 3986: unreserved, reserved and the percent sign.
 fn is_uri_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~:/?[]@!$&'()*+,;=%".contains(&byte)
@@ -204,5 +221,28 @@ fn split_authority(authority: &str) -> Result<(&str, Option<u16>), &'static str>
             Ok((host, Some(port)))
         }
         Ok(_) | Err(_) => Err("its port is not a number from 1 to 65535"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn percent_encoding_is_undone_or_refused() {
+        assert_eq!(percent_decoded("a%2Bb"), Some(b"a+b".to_vec()));
+        for text in ["%", "%2", "%zz"] {
+            assert_eq!(percent_decoded(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_can_be_read(text in "\\PC*") {
+            let _ = HttpUri::parse(&text);
+            let _ = percent_decoded(&text);
+        }
     }
 }

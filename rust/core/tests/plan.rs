@@ -5,9 +5,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::devices::{BlockDevice, DeviceGraph};
 use vmsnapshot_core::mountinfo::{self, MountNamespace};
-use vmsnapshot_core::plan::{DeviceNumber, Plan, PlanError, Selection};
+use vmsnapshot_core::plan::{Plan, PlanError, Selection};
 
 /// A Debian 12 cloud machine: root, EFI partition, the kernel's own, autofs for binfmt_misc.
 const DEBIAN: &str = "\

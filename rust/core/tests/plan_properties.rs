@@ -6,10 +6,11 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
+use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::devices::{BlockDevice, DeviceGraph};
 use vmsnapshot_core::mountinfo::{self, MountEntry, MountNamespace};
 use vmsnapshot_core::pattern::{Pattern, Subject};
-use vmsnapshot_core::plan::{DeviceNumber, Plan, Selection};
+use vmsnapshot_core::plan::{Plan, Selection};
 
 /// Few values each, so that mounts share superblocks, mount points and parents, and loops lie on
 /// one another, in circles too.

@@ -222,11 +222,10 @@ mod tests {
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
-    use vmsnapshot_core::blob::{Metadata, SasUri};
+    use vmsnapshot_core::blob::{Metadata, OnUnusable, SasUri};
     use vmsnapshot_core::host_call::HostCall;
 
     use super::*;
-    use crate::callees::blobs::OnUnusable;
     use crate::connect::{connect_all, notice_closes, ConnectOptions, Destination};
 
     const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";

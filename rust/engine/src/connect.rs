@@ -34,9 +34,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
+use vmsnapshot_core::blob::OnUnusable;
 use vmsnapshot_core::uri::Scheme;
 
-use crate::callees::blobs::OnUnusable;
 use dial::ResolveFailure;
 
 /// How to connect.

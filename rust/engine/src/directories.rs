@@ -8,8 +8,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{open, Mode, OFlags};
+use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::mountinfo::MountEntry;
-use vmsnapshot_core::plan::{DeviceNumber, PlanError, PlannedFilesystem};
+use vmsnapshot_core::plan::{PlanError, PlannedFilesystem};
 use vmsnapshot_core::text::{bytes_text, path_text};
 use vmsnapshot_sys::errno::errno_text;
 use vmsnapshot_sys::Errno;

@@ -14,11 +14,9 @@ pub mod error;
 pub mod observer;
 mod rcu;
 pub mod recovery;
+mod report;
 pub mod scan;
 pub mod session;
 pub mod state;
-mod verdict;
-
-pub use callees::blobs::OnUnusable;
 
 pub use vmsnapshot_sys::control_group;

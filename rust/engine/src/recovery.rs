@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{major, minor, open, Mode, OFlags};
 use vmsnapshot_core::deadlines::Monotonic;
+use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::ledger::{Entry, FreezeState, Thawer};
 use vmsnapshot_core::mountinfo::MountNamespace;
-use vmsnapshot_core::plan::{DeviceNumber, PlannedFilesystem};
+use vmsnapshot_core::plan::PlannedFilesystem;
 use vmsnapshot_core::report::utc_text;
 use vmsnapshot_core::status::{
     FrozenFilesystem, RcuStatus, RunFilesystem, RunStatus, Status, ThawFailed, ThawLeftAlone,

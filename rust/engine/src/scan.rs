@@ -9,9 +9,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::devices::{BlockDevice, DeviceGraph};
 use vmsnapshot_core::mountinfo::{self, MountEntry, MountNamespace};
-use vmsnapshot_core::plan::{DeviceNumber, Plan, PlanError, Selection};
+use vmsnapshot_core::plan::{Plan, PlanError, Selection};
 use vmsnapshot_core::text::bytes_text;
 
 #[cfg(test)]
@@ -113,7 +114,7 @@ pub fn device_graph(roots: &Roots) -> Result<DeviceGraph, PlanError> {
 
 /// Returns the mounts that a process sees. `process` is its directory in `/proc`.
 pub(crate) fn mounts_of(process: &Path) -> Result<Vec<MountEntry>, PlanError> {
-    mountinfo::parse(&read(&process.join("mountinfo"))?)
+    Ok(mountinfo::parse(&read(&process.join("mountinfo"))?)?)
 }
 
 /// Reads one device's directory in sysfs; none if it is gone.

@@ -8,12 +8,13 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
-use vmsnapshot_core::blob::{Metadata, SecretText};
+use vmsnapshot_core::blob::{Metadata, OnUnusable};
 use vmsnapshot_core::deadlines::{Deadlines, THAW_TIMEOUT_MAX, THAW_TIMEOUT_MIN};
 use vmsnapshot_core::host_call::HostCall;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
 use vmsnapshot_core::plan::Plan;
 use vmsnapshot_core::report::Report;
+use vmsnapshot_core::secret::SecretText;
 use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::{clock, process};
@@ -23,7 +24,7 @@ use vmsnapshot_window::rcu::Rcu;
 use vmsnapshot_window::watchdog::Watchdog;
 use vmsnapshot_window::window;
 
-use crate::callees::blobs::{Blobs, OnUnusable};
+use crate::callees::blobs::Blobs;
 use crate::callees::Callees;
 use crate::calls;
 use crate::companion::sync::{sync, Synced};
@@ -33,8 +34,8 @@ use crate::directories;
 use crate::error::PrepareError;
 use crate::observer::{Observer, Phase};
 use crate::rcu;
+use crate::report::{self, Facts};
 use crate::state::{self, Published};
-use crate::verdict::{self, Facts};
 
 /// How long the run waits for the last word of a watchdog that has nothing left to thaw.
 const LAST_WORD_LIMIT: Duration = Duration::from_secs(2);
@@ -264,7 +265,7 @@ impl Session {
         drop(freezers);
         drop(directories);
         runtime.block_on(calls::read_bodies(callees.calls_mut(), BODIES_LIMIT));
-        let report = verdict::report(Facts {
+        let report = report::report(Facts {
             run_id: &run_id,
             plan: &plan,
             callees: &callees,

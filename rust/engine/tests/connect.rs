@@ -14,14 +14,13 @@ use rustls::{HandshakeKind, ServerConfig, SupportedProtocolVersion};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use vmsnapshot_core::blob::{Metadata, SasUri};
+use vmsnapshot_core::blob::{Metadata, OnUnusable, SasUri};
 use vmsnapshot_core::host_call::HostCall;
 use vmsnapshot_engine::connect::{
     connect_all, notice_closes, refresh, ConnectError, ConnectOptions, Connection, Destination,
     Dialer, PreparedRequest, Proxy, RawAnswer, SendFailure, Tls, WarmConnection, BODY_LIMIT_BYTES,
     HOST_BODY_LIMIT_BYTES,
 };
-use vmsnapshot_engine::OnUnusable;
 
 const CREATED: &str = "HTTP/1.1 201 Created\r\nx-ms-snapshot: 2026-11-22T10:26:21.8190000Z\r\nContent-Length: 0\r\n\r\n";
 const SIGNATURE: &str = "c2VjcmV0";

@@ -11,12 +11,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use pyo3::prelude::*;
-use vmsnapshot_core::blob::{Metadata, SecretText};
+use vmsnapshot_core::blob::{Metadata, OnUnusable};
+use vmsnapshot_core::secret::SecretText;
 use vmsnapshot_engine::connect::{ConnectOptions, Proxy};
 use vmsnapshot_engine::error::PrepareError;
 use vmsnapshot_engine::observer::{Observer, Phase};
 use vmsnapshot_engine::session::{self, Asked, Options};
-use vmsnapshot_engine::{control_group, recovery, scan, OnUnusable};
+use vmsnapshot_engine::{control_group, recovery, scan};
 
 use classes::{
     BlobOutcome, FilesystemOutcome, HostCall, HostCallOutcome, Mode, Plan, PlannedFilesystem,

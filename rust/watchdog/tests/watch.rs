@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{memfd_create, MemfdFlags};
 use vmsnapshot_core::deadlines::Monotonic;
+use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::frames::Frame;
 use vmsnapshot_core::ledger::{Entry, FireReason, FreezeState};
-use vmsnapshot_core::plan::DeviceNumber;
 use vmsnapshot_sys::channel::{Channel, Received};
 use vmsnapshot_sys::kernel::Kernel;
 use vmsnapshot_sys::ledger_file::LedgerFile;

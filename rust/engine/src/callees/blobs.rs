@@ -3,37 +3,11 @@
 //! Nothing here waits, and nothing here is called inside the window.
 
 use time::OffsetDateTime;
-use vmsnapshot_core::blob::{DistinctBlobs, Metadata, SasUri, SecretText};
+use vmsnapshot_core::blob::{DistinctBlobs, Metadata, OnUnusable, SasUri};
+use vmsnapshot_core::secret::SecretText;
 use vmsnapshot_core::uri::HttpUri;
 
 use crate::error::PrepareError;
-
-/// What becomes of a run of which a blob cannot be asked: its URI or SAS is no good, or its server
-/// cannot be reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnUnusable {
-    /// The first such blob ends the preparation.
-    #[default]
-    Refuse,
-    /// The blob is sent nothing and reported as refused; the others are asked.
-    Report,
-}
-
-impl OnUnusable {
-    /// Keeps what went wrong with one blob as its result, or ends all with it.
-    ///
-    /// # Errors
-    /// That of `result`, when it ends all.
-    pub(crate) fn keep<Usable, Error>(
-        self,
-        result: Result<Usable, Error>,
-    ) -> Result<Result<Usable, Error>, Error> {
-        match (self, result) {
-            (Self::Refuse, Err(error)) => Err(error),
-            (Self::Refuse | Self::Report, result) => Ok(result),
-        }
-    }
-}
 
 /// A blob that is sent nothing.
 #[derive(Debug)]

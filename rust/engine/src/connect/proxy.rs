@@ -8,7 +8,7 @@ use std::fmt;
 
 use http::uri::Authority;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use vmsnapshot_core::blob::percent_decoded;
+use vmsnapshot_core::uri::percent_decoded;
 
 use super::error::ConnectError;
 

@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use vmsnapshot_core::blob::{self, SasUri};
 use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
-use vmsnapshot_core::host_call::{self, HostCall};
+use vmsnapshot_core::host_call::HostCall;
 use vmsnapshot_core::ledger::{Entry, FreezeState};
 use vmsnapshot_core::plan::{Plan, PlannedFilesystem};
 use vmsnapshot_core::report::{
     utc_text, BlobOutcome, BlobResult, Consistency, FilesystemOutcome, FilesystemResult,
-    FreezeDoubt, HostCallOutcome, HostCallResult, Mode, Report, SecretBytes, ThawedBy,
-    TimelineEvent, WatchdogOutcome, SCHEMA_VERSION,
+    HostCallOutcome, HostCallResult, Mode, Report, ThawedBy, TimelineEvent, WatchdogOutcome,
+    SCHEMA_VERSION,
 };
+use vmsnapshot_core::secret::SecretBytes;
 use vmsnapshot_core::text::path_text;
+use vmsnapshot_core::verdict::{self, Verdict, WindowEnd};
 use vmsnapshot_sys::errno::cause_text;
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::Errno;
@@ -53,27 +55,27 @@ pub(crate) fn report(facts: Facts<'_>) -> Report {
         .zip(&facts.ledger.entries)
         .map(|(planned, entry)| filesystem_outcome(planned, entry, facts.ledger))
         .collect();
-    // From what the report says of each, and not from the ledger again: the watchdog may still be
-    // at work, and the report must not contradict itself.
-    let all_thawed = !filesystems.iter().any(is_still_frozen);
     let blobs = blob_outcomes(&facts);
     let host_call = host_outcome(&facts);
-    let has_fired = facts.watchdog.fired.is_some();
-    let doubt = freeze_doubt(facts.record.as_ref(), has_fired, &filesystems);
-    let freeze_doubt_code = doubt.as_ref().map(|(code, _)| *code);
-    let freeze_doubt = doubt.map(|(_, why)| why);
-    let missing = missing_snapshot(&blobs, host_call.as_ref());
-    let is_asked = !blobs.is_empty() || host_call.is_some();
-    let froze_all = facts
-        .record
-        .as_ref()
-        .is_none_or(|record| record.answers.is_some());
-    let (consistency, why) = if all_thawed {
-        consistency(is_asked, froze_all, missing, freeze_doubt.clone())
-    } else {
-        // Nothing else that went wrong is as grave, whatever became of the snapshots.
-        (Consistency::None, freeze_doubt.clone())
-    };
+    let window = facts.record.as_ref().map(|record| WindowEnd {
+        froze_all: record.answers.is_some(),
+        watchdog_lost: record.answers == Some(Waiting::WatchdogLost),
+    });
+    // From what the report says of each, and not from the ledger again: the watchdog may still be
+    // at work, and the report must not contradict itself.
+    let Verdict {
+        all_thawed,
+        consistency,
+        why,
+        freeze_doubt,
+    } = verdict::judge(
+        window,
+        facts.watchdog.fired.is_some(),
+        &filesystems,
+        &blobs,
+        host_call.as_ref(),
+    );
+    let (freeze_doubt_code, freeze_doubt) = freeze_doubt.unzip();
     Report {
         schema_version: SCHEMA_VERSION,
         run_id: facts.run_id.to_owned(),
@@ -326,7 +328,7 @@ fn judge_failure(failure: &SendFailure) -> (bool, &'static str) {
 fn blob_outcome(uri: &SasUri, record: &CallRecord) -> BlobOutcome {
     let mut outcome = match &record.result {
         Ok(answer) => {
-            let verdict = blob::verdict(
+            let verdict = blob::judge_answer(
                 answer.status,
                 answer.snapshot.as_ref().map(http::HeaderValue::as_bytes),
                 answer.error_code.as_ref().map(http::HeaderValue::as_bytes),
@@ -391,157 +393,6 @@ fn unjudged(
         answer_ms: None,
         body: None,
     }
-}
-
-/// The first snapshot, or the host's whole set, that is not known to exist. What a host wrote in a
-/// good answer is for the caller to read.
-fn missing_snapshot(blobs: &[BlobOutcome], host: Option<&HostCallOutcome>) -> Option<String> {
-    let blob = (1..)
-        .zip(blobs)
-        .find(|(_, blob)| blob.outcome != BlobResult::Created)
-        .map(|(position, blob)| {
-            // A blob whose URI could not be read has none.
-            let name = match blob.uri.as_str() {
-                "" => format!("blob {position} of {}", blobs.len()),
-                uri => uri.to_owned(),
-            };
-            format!(
-                "the snapshot of {name} {}: {}",
-                match blob.outcome {
-                    BlobResult::Unknown => "is unknown",
-                    BlobResult::Refused | BlobResult::Created => "was refused",
-                },
-                blob.error_code
-                    .as_deref()
-                    .or(blob.message.as_deref())
-                    .unwrap_or("no reason was given")
-            )
-        });
-    let host = host.and_then(|host| {
-        let words = host.message.as_deref().unwrap_or("no reason was given");
-        match (host.http_status, host.outcome) {
-            (Some(200..=299), _) => None,
-            (Some(status), _) if host_call::is_refusal(status) => Some(format!(
-                "the host's snapshots were refused: it answered {status}"
-            )),
-            (Some(status), _) => Some(format!(
-                "the host's snapshots are unknown: it answered {status}"
-            )),
-            (None, HostCallResult::NotSent) => {
-                Some(format!("the host's snapshots were not asked for: {words}"))
-            }
-            (None, HostCallResult::Unknown | HostCallResult::Answered) => {
-                Some(format!("the host's snapshots are unknown: {words}"))
-            }
-        }
-    });
-    blob.or(host)
-}
-
-/// What the set of snapshots is worth once everything is thawed, and why not more: the gravest
-/// reason first.
-fn consistency(
-    is_asked: bool,
-    froze_all: bool,
-    missing: Option<String>,
-    doubt: Option<String>,
-) -> (Consistency, Option<String>) {
-    match (missing, doubt) {
-        (None, None) => (Consistency::Filesystem, None),
-        (None, Some(why)) if is_asked => (Consistency::Crash, Some(why)),
-        (None, Some(why)) => (Consistency::None, Some(why)),
-        // Nothing was sent, because of the freeze: that is the reason, not the missing answer.
-        (Some(_), Some(why)) if !froze_all => (Consistency::None, Some(why)),
-        (Some(missing), _) => (Consistency::None, Some(missing)),
-    }
-}
-
-/// Whether it is, or will be when FIFREEZE returns, frozen by us.
-fn is_still_frozen(filesystem: &FilesystemOutcome) -> bool {
-    matches!(
-        filesystem.outcome,
-        FilesystemResult::NotThawed | FilesystemResult::FreezeHung
-    )
-}
-
-/// Why it is not known that everything planned was frozen over all calls; none if it is.
-fn freeze_doubt(
-    record: Option<&WindowRecord<Waiting>>,
-    has_fired: bool,
-    filesystems: &[FilesystemOutcome],
-) -> Option<(FreezeDoubt, String)> {
-    let is_thawed = |outcome: &FilesystemOutcome| outcome.outcome == FilesystemResult::Thawed;
-    filesystem_doubt(filesystems, record.is_some()).or_else(|| {
-        let (doubt, why) = match record {
-            None => (
-                FreezeDoubt::WindowBrokeOff,
-                "the window broke off by a fault of this program",
-            ),
-            Some(_) if has_fired => (FreezeDoubt::WatchdogFired, "the watchdog ended the window"),
-            Some(record) if record.answers == Some(Waiting::WatchdogLost) => (
-                FreezeDoubt::WatchdogLost,
-                "the watchdog was lost, so the window was ended early",
-            ),
-            Some(record) if record.answers.is_none() => (
-                FreezeDoubt::FreezeLate,
-                "the freeze broke off before everything was frozen",
-            ),
-            Some(_) if !filesystems.iter().any(is_thawed) => {
-                (FreezeDoubt::NothingFrozen, "nothing was frozen")
-            }
-            Some(_) => return None,
-        };
-        Some((doubt, why.to_owned()))
-    })
-}
-
-/// The gravest doubt that a filesystem's own outcome gives, if any does.
-fn filesystem_doubt(
-    filesystems: &[FilesystemOutcome],
-    has_record: bool,
-) -> Option<(FreezeDoubt, String)> {
-    let doubt = |outcome: FilesystemResult| match outcome {
-        FilesystemResult::NotThawed => Some((0, FreezeDoubt::NotThawed)),
-        FilesystemResult::FreezeHung => Some((1, FreezeDoubt::FreezeHung)),
-        FilesystemResult::ThawedByWatchdog => Some((2, FreezeDoubt::ThawedByWatchdog)),
-        FilesystemResult::ThawedByAnother => Some((3, FreezeDoubt::ThawedByAnother)),
-        FilesystemResult::FrozenByAnother => Some((4, FreezeDoubt::FrozenByAnother)),
-        FilesystemResult::FreezeFailed => Some((4, FreezeDoubt::FreezeFailed)),
-        FilesystemResult::NotFrozen if has_record => Some((5, FreezeDoubt::FreezeLate)),
-        FilesystemResult::NotFrozen => Some((5, FreezeDoubt::WindowBrokeOff)),
-        FilesystemResult::Thawed | FilesystemResult::NotFreezable => None,
-    };
-    let (_, doubt, worst) = filesystems
-        .iter()
-        .filter_map(|filesystem| {
-            let (gravity, doubt) = doubt(filesystem.outcome)?;
-            Some((gravity, doubt, filesystem))
-        })
-        .min_by_key(|(gravity, ..)| *gravity)?;
-    let mount_point = &worst.mount_point;
-    let why = match worst.outcome {
-        FilesystemResult::NotThawed => format!("`{mount_point}` is still frozen"),
-        FilesystemResult::FreezeHung => {
-            format!("the freeze of `{mount_point}` has not returned")
-        }
-        FilesystemResult::ThawedByWatchdog => {
-            format!("the watchdog had to thaw `{mount_point}`")
-        }
-        FilesystemResult::ThawedByAnother => {
-            format!("somebody else thawed `{mount_point}` during the snapshots")
-        }
-        FilesystemResult::FrozenByAnother => {
-            format!("somebody else had frozen `{mount_point}`")
-        }
-        FilesystemResult::FreezeFailed => format!(
-            "`{mount_point}` could not be frozen: {}",
-            worst.error.as_deref().unwrap_or("no reason was given")
-        ),
-        FilesystemResult::NotFrozen | FilesystemResult::Thawed | FilesystemResult::NotFreezable => {
-            format!("the run ended before `{mount_point}` was frozen")
-        }
-    };
-    Some((doubt, why))
 }
 
 /// From the first FIFREEZE called to the last FITHAW returned, whoever called it.
@@ -653,151 +504,6 @@ mod tests {
     use super::*;
     use crate::connect::ConnectError;
 
-    fn filesystem(outcome: FilesystemResult) -> FilesystemOutcome {
-        FilesystemOutcome {
-            mount_point: format!("/{outcome:?}"),
-            device: "8:1".to_owned(),
-            filesystem_type: "ext4".to_owned(),
-            level: 0,
-            outcome,
-            frozen_at: None,
-            freeze_ms: None,
-            thawed_at: None,
-            frozen_ms: None,
-            thawed_by: None,
-            error: None,
-        }
-    }
-
-    fn record(froze_all: bool, watchdog_lost: bool) -> WindowRecord<Waiting> {
-        WindowRecord {
-            rcu_expedited: false,
-            answers: froze_all.then_some(if watchdog_lost {
-                Waiting::WatchdogLost
-            } else {
-                Waiting::Over
-            }),
-            ended_at: Monotonic(0),
-        }
-    }
-
-    fn code(
-        record: Option<&WindowRecord<Waiting>>,
-        has_fired: bool,
-        outcomes: &[FilesystemResult],
-    ) -> Option<FreezeDoubt> {
-        let filesystems: Vec<_> = outcomes.iter().copied().map(filesystem).collect();
-        let doubt = freeze_doubt(record, has_fired, &filesystems);
-        doubt.map(|(code, _)| code)
-    }
-
-    #[test]
-    fn doubt_is_the_gravest_of_the_filesystems() {
-        let gravest_first = [
-            (FilesystemResult::NotThawed, FreezeDoubt::NotThawed),
-            (FilesystemResult::FreezeHung, FreezeDoubt::FreezeHung),
-            (
-                FilesystemResult::ThawedByWatchdog,
-                FreezeDoubt::ThawedByWatchdog,
-            ),
-            (
-                FilesystemResult::ThawedByAnother,
-                FreezeDoubt::ThawedByAnother,
-            ),
-            (FilesystemResult::FreezeFailed, FreezeDoubt::FreezeFailed),
-            (FilesystemResult::NotFrozen, FreezeDoubt::FreezeLate),
-        ];
-        let late = record(false, false);
-        for (first, (outcome, expected)) in gravest_first.into_iter().enumerate() {
-            let mut outcomes = vec![FilesystemResult::Thawed];
-            outcomes.extend(gravest_first.iter().skip(first).rev().map(|pair| pair.0));
-            assert_eq!(code(Some(&late), true, &outcomes), Some(expected));
-            let filesystems = [filesystem(outcome)];
-            let (_, why) = freeze_doubt(Some(&late), false, &filesystems).unwrap();
-            assert!(why.contains(&format!("`/{outcome:?}`")), "{why}");
-        }
-        let busy = [FilesystemResult::FrozenByAnother];
-        let doubt = code(Some(&late), false, &busy);
-        assert_eq!(doubt, Some(FreezeDoubt::FrozenByAnother));
-    }
-
-    #[test]
-    fn doubt_without_a_filesystem_to_blame_is_the_windows() {
-        let frozen = [FilesystemResult::Thawed, FilesystemResult::NotFreezable];
-        let good = record(true, false);
-        for (record, has_fired, outcomes, expected) in [
-            (Some(&good), false, &frozen[..], None),
-            (None, true, &frozen, Some(FreezeDoubt::WindowBrokeOff)),
-            (
-                None,
-                false,
-                &[FilesystemResult::NotFrozen],
-                Some(FreezeDoubt::WindowBrokeOff),
-            ),
-            (Some(&good), true, &frozen, Some(FreezeDoubt::WatchdogFired)),
-            (
-                Some(&record(true, true)),
-                false,
-                &frozen,
-                Some(FreezeDoubt::WatchdogLost),
-            ),
-            (
-                Some(&record(false, false)),
-                false,
-                &frozen,
-                Some(FreezeDoubt::FreezeLate),
-            ),
-            (
-                Some(&good),
-                false,
-                &[FilesystemResult::NotFreezable],
-                Some(FreezeDoubt::NothingFrozen),
-            ),
-            (Some(&good), false, &[], Some(FreezeDoubt::NothingFrozen)),
-        ] {
-            assert_eq!(code(record, has_fired, outcomes), expected);
-        }
-    }
-
-    fn host(outcome: HostCallResult, http_status: Option<u16>) -> HostCallOutcome {
-        HostCallOutcome {
-            uri: "http://host/dosnapshot".to_owned(),
-            outcome,
-            http_status,
-            body: SecretBytes(b"t0ken".to_vec()),
-            body_is_complete: true,
-            error_code: None,
-            message: Some("the words".to_owned()),
-            attempts: u32::from(outcome != HostCallResult::NotSent),
-            answer_ms: None,
-        }
-    }
-
-    #[test]
-    fn snapshots_of_a_host_are_confirmed_by_a_good_answer_and_by_nothing_else() {
-        use HostCallResult::{Answered, NotSent, Unknown};
-        for (outcome, status, word) in [
-            (Answered, Some(200), None),
-            (Answered, Some(201), None),
-            (Answered, Some(302), Some("were refused: it answered 302")),
-            (Answered, Some(404), Some("were refused: it answered 404")),
-            (Answered, Some(503), Some("were refused: it answered 503")),
-            (Answered, Some(500), Some("are unknown: it answered 500")),
-            (Answered, Some(504), Some("are unknown: it answered 504")),
-            (Unknown, None, Some("are unknown: the words")),
-            (NotSent, None, Some("were not asked for: the words")),
-        ] {
-            let host = host(outcome, status);
-            let missing = missing_snapshot(&[], Some(&host));
-            match (missing, word) {
-                (None, None) => {}
-                (Some(missing), Some(word)) => assert!(missing.ends_with(word), "{missing}"),
-                (missing, _) => panic!("{outcome:?} {status:?}: {missing:?}"),
-            }
-            assert!(!format!("{host:?}").contains("t0ken"));
-        }
-    }
-
     fn unusable(uri: &str, error: impl Into<PrepareError>) -> BlobOutcome {
         unusable_outcome(&Unusable {
             uri: uri.to_owned(),
@@ -824,64 +530,5 @@ mod tests {
             blob: "http://host/c/b".to_owned(),
         };
         assert!(!unusable("http://host/c/b", twice).retryable);
-    }
-
-    #[test]
-    fn missing_snapshot_is_named_by_the_blobs_uri_or_else_by_its_place() {
-        let twice = || BlobError::DuplicateBlob {
-            blob: "http://host/c/b".to_owned(),
-        };
-        let created = BlobOutcome {
-            outcome: BlobResult::Created,
-            ..unusable("http://host/c/b", twice())
-        };
-        for (uri, name) in [("http://host/c/b", "http://host/c/b"), ("", "blob 2 of 2")] {
-            let blobs = [created.clone(), unusable(uri, twice())];
-            assert_eq!(
-                missing_snapshot(&blobs, None),
-                Some(format!(
-                    "the snapshot of {name} was refused: duplicate-blob"
-                ))
-            );
-        }
-    }
-
-    #[test]
-    fn what_the_snapshots_are_worth_is_said_with_the_gravest_reason() {
-        let missing = || Some("missing".to_owned());
-        let doubt = || Some("doubt".to_owned());
-        for (is_asked, froze_all, missing, doubt, expected, why) in [
-            (true, true, None, None, Consistency::Filesystem, None),
-            (false, true, None, None, Consistency::Filesystem, None),
-            (true, true, None, doubt(), Consistency::Crash, Some("doubt")),
-            (false, true, None, doubt(), Consistency::None, Some("doubt")),
-            (
-                true,
-                true,
-                missing(),
-                None,
-                Consistency::None,
-                Some("missing"),
-            ),
-            (
-                true,
-                true,
-                missing(),
-                doubt(),
-                Consistency::None,
-                Some("missing"),
-            ),
-            (
-                true,
-                false,
-                missing(),
-                doubt(),
-                Consistency::None,
-                Some("doubt"),
-            ),
-        ] {
-            let (consistency, said) = consistency(is_asked, froze_all, missing, doubt);
-            assert_eq!((consistency, said.as_deref()), (expected, why));
-        }
     }
 }

@@ -1,0 +1,69 @@
+//! The number that names a block device, and a mounted superblock.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
+
+/// A device number as mountinfo's third field and sysfs write it: `major:minor`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceNumber {
+    /// The major number; 0 for filesystems without a device of their own (and for btrfs).
+    pub major: u32,
+    /// The minor number.
+    pub minor: u32,
+}
+
+/// The text is not `MAJOR:MINOR`, two decimal numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is not MAJOR:MINOR")]
+pub struct DeviceNumberError;
+
+impl fmt::Display for DeviceNumber {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for DeviceNumber {
+    type Err = DeviceNumberError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (major, minor) = text.split_once(':').ok_or(DeviceNumberError)?;
+        let number = |digits: &str| digits.parse().map_err(|_| DeviceNumberError);
+        Ok(Self {
+            major: number(major)?,
+            minor: number(minor)?,
+        })
+    }
+}
+
+impl Serialize for DeviceNumber {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_number_is_two_numbers_and_nothing_else() {
+        let number: Result<DeviceNumber, _> = "254:3".parse();
+        assert_eq!(
+            number,
+            Ok(DeviceNumber {
+                major: 254,
+                minor: 3
+            })
+        );
+        for text in ["", "8", "8:", ":1", "8:1:2", "8:x", "8:-1", "8:99999999999"] {
+            assert_eq!(
+                text.parse::<DeviceNumber>(),
+                Err(DeviceNumberError),
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Why no plan could be made.
+
+use std::path::PathBuf;
+
+use super::skip_reason::SkipReason;
+use crate::mountinfo::MountinfoError;
+use crate::pattern::PatternError;
+use crate::text::path_text;
+
+/// Why no plan could be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// A file below `/proc` or `/sys` could not be read.
+    #[error("could not read `{}`: {cause}", path_text(path))]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        cause: std::io::ErrorKind,
+    },
+    /// A line of mountinfo is not as the kernel writes it.
+    #[error(transparent)]
+    MalformedMountinfo(#[from] MountinfoError),
+    /// A pattern has no meaning.
+    #[error(transparent)]
+    BadPattern(#[from] PatternError),
+    /// An include pattern matches no mounted filesystem.
+    #[error("pattern `{pattern}` matches no mounted filesystem")]
+    PatternMatchesNothing {
+        /// The pattern as it was given.
+        pattern: String,
+    },
+    /// An include pattern is a path at which nothing is mounted.
+    #[error("`{path}` is not a mount point")]
+    NoSuchMount {
+        /// The path as it was given.
+        path: String,
+        /// The mount point of the filesystem that the path lies on.
+        lies_on: Option<String>,
+    },
+    /// An include pattern names one mount by name, and that cannot be frozen.
+    #[error("`{pattern}` ({filesystem_type}) cannot be frozen: {reason}")]
+    NotFreezable {
+        /// The pattern as it was given.
+        pattern: String,
+        /// The type of the filesystem it names.
+        filesystem_type: String,
+        /// Why that cannot be frozen.
+        reason: SkipReason,
+    },
+}
+
+impl PlanError {
+    /// The stable name of the error, for programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unreadable { .. } => "unreadable",
+            Self::MalformedMountinfo(_) => "malformed-mountinfo",
+            Self::BadPattern(_) => "bad-pattern",
+            Self::PatternMatchesNothing { .. } => "pattern-matches-nothing",
+            Self::NoSuchMount { .. } => "no-such-mount",
+            Self::NotFreezable { .. } => "not-freezable",
+        }
+    }
+
+    /// What the reader can do about it, when there is something.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoSuchMount { lies_on: Some(mount_point), .. } => {
+                Some(format!("it lies on the filesystem mounted at `{mount_point}`"))
+            }
+            Self::BadPattern(_) => Some(
+                "give a mount point (`/srv`, `/srv/*`), a device (`/dev/sda1`, `8:1`) or a type (`ext4`)".to_owned(),
+            ),
+            Self::PatternMatchesNothing { .. } => Some("`vmsnapshot plan` lists what is mounted".to_owned()),
+            Self::NotFreezable { .. } => Some("leave it out, or use a glob, which skips what cannot be frozen".to_owned()),
+            Self::Unreadable { .. } | Self::MalformedMountinfo(_) | Self::NoSuchMount { lies_on: None, .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_mountinfo_and_patterns_keep_their_words_and_have_a_code() {
+        let malformed = PlanError::from(MountinfoError {
+            line: 3,
+            cause: "no root",
+        });
+        assert_eq!(malformed.code(), "malformed-mountinfo");
+        assert_eq!(
+            malformed.to_string(),
+            "could not parse line 3 of mountinfo: no root"
+        );
+        assert_eq!(malformed.hint(), None);
+        let bad = PlanError::from(PatternError {
+            pattern: "a=b".to_owned(),
+            cause: "it is empty",
+        });
+        assert_eq!(bad.code(), "bad-pattern");
+        assert_eq!(
+            bad.to_string(),
+            "could not understand pattern `a=b`: it is empty"
+        );
+        assert!(bad.hint().is_some());
+    }
+}

@@ -1,0 +1,59 @@
+//! The filesystems of a plan: those to freeze, and those left out.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, Serializer};
+
+use super::skip_reason::SkipReason;
+use crate::device_number::DeviceNumber;
+use crate::text::path_text;
+
+/// One superblock that is to be frozen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PlannedFilesystem {
+    /// Where it is mounted, as people name it (its first whole, visible mount).
+    #[serde(serialize_with = "path_as_text")]
+    pub mount_point: PathBuf,
+    /// The path to open it by: `mount_point`, or one below `/proc/PID/root` when it is mounted in
+    /// another mount namespace only.
+    #[serde(serialize_with = "path_as_text")]
+    pub open_path: PathBuf,
+    /// Every other mount point of the same superblock in the same mount namespace, but for those
+    /// that another mount covers.
+    #[serde(serialize_with = "paths_as_text")]
+    pub also_mounted_at: Vec<PathBuf>,
+    /// mountinfo's major:minor: what names a superblock (never `st_dev`, which differs on btrfs).
+    pub device: DeviceNumber,
+    /// The mount source, as mountinfo has it: `/dev/sda1`.
+    pub source: String,
+    /// The filesystem type: `ext4`.
+    pub filesystem_type: String,
+    /// Freeze order: level 0 freezes first and thaws last; filesystems of one level are
+    /// independent of one another. Levels have no gaps.
+    pub level: u32,
+}
+
+/// One mounted superblock that is not frozen, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SkippedFilesystem {
+    /// Where it is mounted.
+    #[serde(serialize_with = "path_as_text")]
+    pub mount_point: PathBuf,
+    /// mountinfo's major:minor.
+    pub device: DeviceNumber,
+    /// The mount source.
+    pub source: String,
+    /// The filesystem type.
+    pub filesystem_type: String,
+    /// Why it is left out: in JSON a stable `reason` and a sentence `why`.
+    #[serde(flatten)]
+    pub reason: SkipReason,
+}
+
+fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path_text(path))
+}
+
+fn paths_as_text<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path_text(path)))
+}

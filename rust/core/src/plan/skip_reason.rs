@@ -1,0 +1,76 @@
+//! Why a mounted filesystem is left out of a plan.
+
+use std::fmt;
+
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
+
+/// Why a filesystem is not frozen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SkipReason {
+    /// The superblock is read-only: nothing writes to it.
+    ReadOnly,
+    /// The kernel cannot freeze this type (FIFREEZE answers EOPNOTSUPP).
+    NotFreezable,
+    /// It has no local block device: network, FUSE, autofs, or memory.
+    NotOnLocalBlockDevice,
+    /// An exclude pattern names it.
+    Excluded {
+        /// The pattern as it was given.
+        pattern: String,
+    },
+    /// Include patterns were given and none names it.
+    NotIncluded,
+    /// Another mount covers every mount point of it, so it cannot be opened.
+    Covered,
+    /// The way to every mount point of it leads through a network or FUSE filesystem, which may
+    /// hang whoever passes.
+    BehindAnother,
+    /// The run is to freeze nothing at all.
+    FreezeNotWanted,
+}
+
+impl SkipReason {
+    /// The stable name of the reason, for programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::ReadOnly => "read-only",
+            Self::NotFreezable => "not-freezable",
+            Self::NotOnLocalBlockDevice => "not-on-local-block-device",
+            Self::Excluded { .. } => "excluded",
+            Self::NotIncluded => "not-included",
+            Self::Covered => "covered",
+            Self::BehindAnother => "behind-another",
+            Self::FreezeNotWanted => "freeze-not-wanted",
+        }
+    }
+}
+
+impl fmt::Display for SkipReason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::ReadOnly => "it is read-only, so nothing writes to it",
+            Self::NotFreezable => "the kernel cannot freeze this filesystem type",
+            Self::NotOnLocalBlockDevice => "it is not on a local block device",
+            Self::Excluded { pattern } => {
+                return write!(formatter, "it is excluded by `{pattern}`")
+            }
+            Self::NotIncluded => "no include pattern names it",
+            Self::Covered => "another mount covers it, so it cannot be opened",
+            Self::BehindAnother => {
+                "the way to it leads through a network or FUSE filesystem, which could hang"
+            }
+            Self::FreezeNotWanted => "the run is to freeze nothing",
+        })
+    }
+}
+
+impl Serialize for SkipReason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("SkipReason", 2)?;
+        fields.serialize_field("reason", self.code())?;
+        fields.serialize_field("why", &self.to_string())?;
+        fields.end()
+    }
+}

@@ -1,0 +1,220 @@
+//! Every mounted superblock once, by the mount that it is best reached through, and whether it can be
+//! frozen at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::filesystems::{PlannedFilesystem, SkippedFilesystem};
+use super::skip_reason::SkipReason;
+use crate::device_number::DeviceNumber;
+use crate::devices::DeviceGraph;
+use crate::mountinfo::{MountEntry, MountNamespace, MountTree};
+use crate::pattern::Subject;
+
+/// Types that lie on a block device and that the kernel cannot freeze: their super_operations have
+/// no `freeze_fs` (Linux 6.18). Any type not listed is tried; FIFREEZE has the last word.
+const NOT_FREEZABLE: [&str; 10] = [
+    "vfat", "msdos", "exfat", "ntfs3", "iso9660", "udf", "squashfs", "erofs", "cramfs", "romfs",
+];
+
+/// Types without a block device that a path may lead through without any risk of waiting: the
+/// kernel itself answers for them. autofs is here because it only waits where nothing is mounted.
+const ANSWERED_BY_THE_KERNEL: [&str; 11] = [
+    "tmpfs", "devtmpfs", "ramfs", "rootfs", "overlay", "autofs", "proc", "sysfs", "devpts",
+    "cgroup2", "zfs",
+];
+
+/// How well a mount can be opened; the earlier the better.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Reach {
+    Open,
+    BehindAnother,
+    Covered,
+}
+
+/// One superblock and its mounts in the namespace that it is best reached through.
+pub(super) struct Superblock<'a> {
+    pid: Option<u32>,
+    pub(super) primary: &'a MountEntry,
+    reach: Reach,
+    /// Its mounts that can be reached as well as `primary`, in the order of mountinfo.
+    pub(super) mounts: Vec<&'a MountEntry>,
+}
+
+/// Every superblock once, in the order in which they are first seen.
+pub(super) fn superblocks(namespaces: &[MountNamespace]) -> Vec<Superblock<'_>> {
+    let mut found: Vec<Superblock<'_>> = Vec::new();
+    let mut index_of: BTreeMap<DeviceNumber, usize> = BTreeMap::new();
+    for namespace in namespaces {
+        let tree = MountTree::new(&namespace.mounts);
+        let mut by_device: BTreeMap<DeviceNumber, Vec<&MountEntry>> = BTreeMap::new();
+        for mount in &namespace.mounts {
+            by_device.entry(mount.device).or_default().push(mount);
+        }
+        for mount in &namespace.mounts {
+            // Taken out at its first mount, a superblock is looked at once.
+            let Some(mounts) = by_device.remove(&mount.device) else {
+                continue;
+            };
+            let Some(here) = Superblock::of(namespace.pid, mounts, &tree) else {
+                continue;
+            };
+            match index_of
+                .get(&mount.device)
+                .and_then(|index| found.get_mut(*index))
+            {
+                Some(before) if here.reach < before.reach => *before = here,
+                Some(_) => {}
+                None => {
+                    index_of.insert(mount.device, found.len());
+                    found.push(here);
+                }
+            }
+        }
+    }
+    found
+}
+
+fn reach(mount: &MountEntry, tree: &MountTree<'_>) -> Reach {
+    let way = tree.way_to(&mount.mount_point);
+    let Some((end, before)) = way.split_last() else {
+        return Reach::Covered;
+    };
+    if !std::ptr::eq(*end, mount) {
+        return Reach::Covered;
+    }
+    // The root filesystem is left out: every path on the machine leads through it, whatever it is.
+    let is_safe = |passed: &&MountEntry| {
+        passed.is_on_local_block_device()
+            || ANSWERED_BY_THE_KERNEL.contains(&passed.filesystem_type.as_str())
+    };
+    if before.iter().skip(1).all(is_safe) {
+        Reach::Open
+    } else {
+        Reach::BehindAnother
+    }
+}
+
+impl<'a> Superblock<'a> {
+    fn of(pid: Option<u32>, mounts: Vec<&'a MountEntry>, tree: &MountTree<'_>) -> Option<Self> {
+        let reached: Vec<_> = mounts
+            .into_iter()
+            .map(|mount| (reach(mount, tree), mount))
+            .collect();
+        let best = reached.iter().map(|(reach, _)| *reach).min()?;
+        let mounts: Vec<_> = reached
+            .into_iter()
+            .filter(|(reach, _)| *reach == best)
+            .map(|(_, mount)| mount)
+            .collect();
+        // The whole filesystem rather than a directory of it (btrfs: the subvolume nearest to the
+        // top), then the shortest path; of equals the one mounted first.
+        let length = |path: &Path| path.as_os_str().len();
+        let primary = *mounts
+            .iter()
+            .min_by_key(|mount| (length(&mount.root), length(&mount.mount_point)))?;
+        Some(Self {
+            pid,
+            primary,
+            reach: best,
+            mounts,
+        })
+    }
+
+    /// Its mounts that show as much of it as `primary` does. A bind mount of one of its directories
+    /// is not among them: `--exclude /var/lib/docker/volumes/x` must not leave all of `/` out.
+    pub(super) fn whole(&self) -> Vec<&'a MountEntry> {
+        self.mounts
+            .iter()
+            .filter(|mount| mount.root == self.primary.root)
+            .copied()
+            .collect()
+    }
+
+    pub(super) fn subject<'s>(
+        &'s self,
+        devices: &'s DeviceGraph,
+        mounts: &[&'s MountEntry],
+    ) -> Subject<'s> {
+        let lies_on = devices.devices_of(self.primary);
+        let names = lies_on
+            .iter()
+            .flat_map(|device| devices.names_of(*device))
+            .map(String::as_str);
+        Subject {
+            mount_points: mounts
+                .iter()
+                .map(|mount| mount.mount_point.as_path())
+                .collect(),
+            filesystem_type: &self.primary.filesystem_type,
+            device_names: names.chain([self.primary.source.as_str()]).collect(),
+            device_numbers: lies_on
+                .iter()
+                .copied()
+                .chain([self.primary.device])
+                .collect(),
+        }
+    }
+
+    /// Why it cannot be frozen, whatever is asked for.
+    pub(super) fn why_impossible(&self) -> Option<SkipReason> {
+        if !self.primary.is_on_local_block_device() {
+            Some(SkipReason::NotOnLocalBlockDevice)
+        } else if self.primary.superblock_is_read_only() {
+            // Before the type: of a read-only image nothing is lost, of a FAT disk something is.
+            Some(SkipReason::ReadOnly)
+        } else if NOT_FREEZABLE.contains(&self.primary.filesystem_type.as_str()) {
+            Some(SkipReason::NotFreezable)
+        } else {
+            match self.reach {
+                Reach::Open => None,
+                Reach::BehindAnother => Some(SkipReason::BehindAnother),
+                Reach::Covered => Some(SkipReason::Covered),
+            }
+        }
+    }
+
+    pub(super) fn is_root(&self) -> bool {
+        self.pid.is_none()
+            && self
+                .mounts
+                .iter()
+                .any(|mount| mount.mount_point == Path::new("/"))
+    }
+
+    pub(super) fn skipped(&self, reason: SkipReason) -> SkippedFilesystem {
+        SkippedFilesystem {
+            mount_point: self.primary.mount_point.clone(),
+            device: self.primary.device,
+            source: self.primary.source.clone(),
+            filesystem_type: self.primary.filesystem_type.clone(),
+            reason,
+        }
+    }
+
+    pub(super) fn planned(&self, level: u32) -> PlannedFilesystem {
+        let mount_point = self.primary.mount_point.clone();
+        let others: BTreeSet<PathBuf> = self
+            .mounts
+            .iter()
+            .map(|mount| mount.mount_point.clone())
+            .filter(|path| *path != mount_point)
+            .collect();
+        let open_path = match self.pid {
+            None => mount_point.clone(),
+            Some(pid) => {
+                let below_root = mount_point.strip_prefix("/").unwrap_or(&mount_point);
+                PathBuf::from(format!("/proc/{pid}/root")).join(below_root)
+            }
+        };
+        PlannedFilesystem {
+            mount_point,
+            open_path,
+            also_mounted_at: others.into_iter().collect(),
+            device: self.primary.device,
+            source: self.primary.source.clone(),
+            filesystem_type: self.primary.filesystem_type.clone(),
+            level,
+        }
+    }
+}

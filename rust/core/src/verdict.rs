@@ -1,0 +1,457 @@
+//! What the snapshots of a run are worth: a pure function of what became of its filesystems and its
+//! requests, and of how its window ended.
+
+use crate::host_call;
+use crate::report::{
+    BlobOutcome, BlobResult, Consistency, FilesystemOutcome, FilesystemResult, FreezeDoubt,
+    HostCallOutcome, HostCallResult,
+};
+
+/// How a window ended that did not break off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowEnd {
+    /// Whether every filesystem was frozen, and the requests were sent.
+    pub froze_all: bool,
+    /// Whether the watchdog went away while something was frozen.
+    pub watchdog_lost: bool,
+}
+
+/// What the snapshots are worth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether nothing that the run froze is frozen any more.
+    pub all_thawed: bool,
+    /// What the set of snapshots is worth.
+    pub consistency: Consistency,
+    /// Why not more.
+    pub why: Option<String>,
+    /// Why it is not known that everything planned was frozen over all requests.
+    pub freeze_doubt: Option<(FreezeDoubt, String)>,
+}
+
+/// Judges a run. `window` is `None` when the window broke off by a panic.
+#[must_use]
+pub fn judge(
+    window: Option<WindowEnd>,
+    watchdog_fired: bool,
+    filesystems: &[FilesystemOutcome],
+    blobs: &[BlobOutcome],
+    host_call: Option<&HostCallOutcome>,
+) -> Verdict {
+    let all_thawed = !filesystems.iter().any(is_still_frozen);
+    let freeze_doubt = freeze_doubt(window, watchdog_fired, filesystems);
+    let doubt = freeze_doubt.as_ref().map(|(_, why)| why.clone());
+    let (consistency, why) = if all_thawed {
+        let is_asked = !blobs.is_empty() || host_call.is_some();
+        let froze_all = window.is_none_or(|window| window.froze_all);
+        consistency(
+            is_asked,
+            froze_all,
+            missing_snapshot(blobs, host_call),
+            doubt,
+        )
+    } else {
+        // Nothing else that went wrong is as grave, whatever became of the snapshots.
+        (Consistency::None, doubt)
+    };
+    Verdict {
+        all_thawed,
+        consistency,
+        why,
+        freeze_doubt,
+    }
+}
+
+/// Whether it is, or will be when FIFREEZE returns, frozen by us.
+fn is_still_frozen(filesystem: &FilesystemOutcome) -> bool {
+    matches!(
+        filesystem.outcome,
+        FilesystemResult::NotThawed | FilesystemResult::FreezeHung
+    )
+}
+
+/// What the set of snapshots is worth once everything is thawed, and why not more: the gravest
+/// reason first.
+fn consistency(
+    is_asked: bool,
+    froze_all: bool,
+    missing: Option<String>,
+    doubt: Option<String>,
+) -> (Consistency, Option<String>) {
+    match (missing, doubt) {
+        (None, None) => (Consistency::Filesystem, None),
+        (None, Some(why)) if is_asked => (Consistency::Crash, Some(why)),
+        (None, Some(why)) => (Consistency::None, Some(why)),
+        // Nothing was sent, because of the freeze: that is the reason, not the missing answer.
+        (Some(_), Some(why)) if !froze_all => (Consistency::None, Some(why)),
+        (Some(missing), _) => (Consistency::None, Some(missing)),
+    }
+}
+
+/// Why it is not known that everything planned was frozen over all calls; none if it is.
+fn freeze_doubt(
+    window: Option<WindowEnd>,
+    watchdog_fired: bool,
+    filesystems: &[FilesystemOutcome],
+) -> Option<(FreezeDoubt, String)> {
+    let is_thawed = |outcome: &FilesystemOutcome| outcome.outcome == FilesystemResult::Thawed;
+    filesystem_doubt(filesystems, window.is_some()).or_else(|| {
+        let (doubt, why) = match window {
+            None => (
+                FreezeDoubt::WindowBrokeOff,
+                "the window broke off by a fault of this program",
+            ),
+            Some(_) if watchdog_fired => {
+                (FreezeDoubt::WatchdogFired, "the watchdog ended the window")
+            }
+            Some(window) if window.watchdog_lost => (
+                FreezeDoubt::WatchdogLost,
+                "the watchdog was lost, so the window was ended early",
+            ),
+            Some(window) if !window.froze_all => (
+                FreezeDoubt::FreezeLate,
+                "the freeze broke off before everything was frozen",
+            ),
+            Some(_) if !filesystems.iter().any(is_thawed) => {
+                (FreezeDoubt::NothingFrozen, "nothing was frozen")
+            }
+            Some(_) => return None,
+        };
+        Some((doubt, why.to_owned()))
+    })
+}
+
+/// The gravest doubt that a filesystem's own outcome gives, if any does.
+fn filesystem_doubt(
+    filesystems: &[FilesystemOutcome],
+    has_ended: bool,
+) -> Option<(FreezeDoubt, String)> {
+    let doubt = |outcome: FilesystemResult| match outcome {
+        FilesystemResult::NotThawed => Some((0, FreezeDoubt::NotThawed)),
+        FilesystemResult::FreezeHung => Some((1, FreezeDoubt::FreezeHung)),
+        FilesystemResult::ThawedByWatchdog => Some((2, FreezeDoubt::ThawedByWatchdog)),
+        FilesystemResult::ThawedByAnother => Some((3, FreezeDoubt::ThawedByAnother)),
+        FilesystemResult::FrozenByAnother => Some((4, FreezeDoubt::FrozenByAnother)),
+        FilesystemResult::FreezeFailed => Some((4, FreezeDoubt::FreezeFailed)),
+        FilesystemResult::NotFrozen if has_ended => Some((5, FreezeDoubt::FreezeLate)),
+        FilesystemResult::NotFrozen => Some((5, FreezeDoubt::WindowBrokeOff)),
+        FilesystemResult::Thawed | FilesystemResult::NotFreezable => None,
+    };
+    let (_, doubt, worst) = filesystems
+        .iter()
+        .filter_map(|filesystem| {
+            let (gravity, doubt) = doubt(filesystem.outcome)?;
+            Some((gravity, doubt, filesystem))
+        })
+        .min_by_key(|(gravity, ..)| *gravity)?;
+    let mount_point = &worst.mount_point;
+    let why = match worst.outcome {
+        FilesystemResult::NotThawed => format!("`{mount_point}` is still frozen"),
+        FilesystemResult::FreezeHung => {
+            format!("the freeze of `{mount_point}` has not returned")
+        }
+        FilesystemResult::ThawedByWatchdog => {
+            format!("the watchdog had to thaw `{mount_point}`")
+        }
+        FilesystemResult::ThawedByAnother => {
+            format!("somebody else thawed `{mount_point}` during the snapshots")
+        }
+        FilesystemResult::FrozenByAnother => {
+            format!("somebody else had frozen `{mount_point}`")
+        }
+        FilesystemResult::FreezeFailed => format!(
+            "`{mount_point}` could not be frozen: {}",
+            worst.error.as_deref().unwrap_or("no reason was given")
+        ),
+        FilesystemResult::NotFrozen | FilesystemResult::Thawed | FilesystemResult::NotFreezable => {
+            format!("the run ended before `{mount_point}` was frozen")
+        }
+    };
+    Some((doubt, why))
+}
+
+/// The first snapshot, or the host's whole set, that is not known to exist. What a host wrote in a
+/// good answer is for the caller to read.
+fn missing_snapshot(blobs: &[BlobOutcome], host: Option<&HostCallOutcome>) -> Option<String> {
+    let blob = (1..)
+        .zip(blobs)
+        .find(|(_, blob)| blob.outcome != BlobResult::Created)
+        .map(|(position, blob)| {
+            // A blob whose URI could not be read has none.
+            let name = match blob.uri.as_str() {
+                "" => format!("blob {position} of {}", blobs.len()),
+                uri => uri.to_owned(),
+            };
+            format!(
+                "the snapshot of {name} {}: {}",
+                match blob.outcome {
+                    BlobResult::Unknown => "is unknown",
+                    BlobResult::Refused | BlobResult::Created => "was refused",
+                },
+                blob.error_code
+                    .as_deref()
+                    .or(blob.message.as_deref())
+                    .unwrap_or("no reason was given")
+            )
+        });
+    let host = host.and_then(|host| {
+        let words = host.message.as_deref().unwrap_or("no reason was given");
+        match (host.http_status, host.outcome) {
+            (Some(200..=299), _) => None,
+            (Some(status), _) if host_call::is_refusal(status) => Some(format!(
+                "the host's snapshots were refused: it answered {status}"
+            )),
+            (Some(status), _) => Some(format!(
+                "the host's snapshots are unknown: it answered {status}"
+            )),
+            (None, HostCallResult::NotSent) => {
+                Some(format!("the host's snapshots were not asked for: {words}"))
+            }
+            (None, HostCallResult::Unknown | HostCallResult::Answered) => {
+                Some(format!("the host's snapshots are unknown: {words}"))
+            }
+        }
+    });
+    blob.or(host)
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::secret::SecretBytes;
+
+    fn filesystem(outcome: FilesystemResult) -> FilesystemOutcome {
+        FilesystemOutcome {
+            mount_point: format!("/{outcome:?}"),
+            device: "8:1".to_owned(),
+            filesystem_type: "ext4".to_owned(),
+            level: 0,
+            outcome,
+            frozen_at: None,
+            freeze_ms: None,
+            thawed_at: None,
+            frozen_ms: None,
+            thawed_by: None,
+            error: None,
+        }
+    }
+
+    fn window(froze_all: bool, watchdog_lost: bool) -> Option<WindowEnd> {
+        Some(WindowEnd {
+            froze_all,
+            watchdog_lost,
+        })
+    }
+
+    fn code(
+        window: Option<WindowEnd>,
+        watchdog_fired: bool,
+        outcomes: &[FilesystemResult],
+    ) -> Option<FreezeDoubt> {
+        let filesystems: Vec<_> = outcomes.iter().copied().map(filesystem).collect();
+        let doubt = freeze_doubt(window, watchdog_fired, &filesystems);
+        doubt.map(|(code, _)| code)
+    }
+
+    #[test]
+    fn doubt_is_the_gravest_of_the_filesystems() {
+        let gravest_first = [
+            (FilesystemResult::NotThawed, FreezeDoubt::NotThawed),
+            (FilesystemResult::FreezeHung, FreezeDoubt::FreezeHung),
+            (
+                FilesystemResult::ThawedByWatchdog,
+                FreezeDoubt::ThawedByWatchdog,
+            ),
+            (
+                FilesystemResult::ThawedByAnother,
+                FreezeDoubt::ThawedByAnother,
+            ),
+            (FilesystemResult::FreezeFailed, FreezeDoubt::FreezeFailed),
+            (FilesystemResult::NotFrozen, FreezeDoubt::FreezeLate),
+        ];
+        let late = window(false, false);
+        for (first, (outcome, expected)) in gravest_first.into_iter().enumerate() {
+            let mut outcomes = vec![FilesystemResult::Thawed];
+            outcomes.extend(gravest_first.iter().skip(first).rev().map(|pair| pair.0));
+            assert_eq!(code(late, true, &outcomes), Some(expected));
+            let filesystems = [filesystem(outcome)];
+            let (_, why) = freeze_doubt(late, false, &filesystems).unwrap();
+            assert!(why.contains(&format!("`/{outcome:?}`")), "{why}");
+        }
+        let busy = [FilesystemResult::FrozenByAnother];
+        let doubt = code(late, false, &busy);
+        assert_eq!(doubt, Some(FreezeDoubt::FrozenByAnother));
+    }
+
+    #[test]
+    fn doubt_without_a_filesystem_to_blame_is_the_windows() {
+        let frozen = [FilesystemResult::Thawed, FilesystemResult::NotFreezable];
+        let good = window(true, false);
+        for (window_end, watchdog_fired, outcomes, expected) in [
+            (good, false, &frozen[..], None),
+            (None, true, &frozen, Some(FreezeDoubt::WindowBrokeOff)),
+            (
+                None,
+                false,
+                &[FilesystemResult::NotFrozen],
+                Some(FreezeDoubt::WindowBrokeOff),
+            ),
+            (good, true, &frozen, Some(FreezeDoubt::WatchdogFired)),
+            (
+                window(true, true),
+                false,
+                &frozen,
+                Some(FreezeDoubt::WatchdogLost),
+            ),
+            (
+                window(false, false),
+                false,
+                &frozen,
+                Some(FreezeDoubt::FreezeLate),
+            ),
+            (
+                good,
+                false,
+                &[FilesystemResult::NotFreezable],
+                Some(FreezeDoubt::NothingFrozen),
+            ),
+            (good, false, &[], Some(FreezeDoubt::NothingFrozen)),
+        ] {
+            assert_eq!(code(window_end, watchdog_fired, outcomes), expected);
+        }
+    }
+
+    fn host(outcome: HostCallResult, http_status: Option<u16>) -> HostCallOutcome {
+        HostCallOutcome {
+            uri: "http://host/dosnapshot".to_owned(),
+            outcome,
+            http_status,
+            body: SecretBytes(b"t0ken".to_vec()),
+            body_is_complete: true,
+            error_code: None,
+            message: Some("the words".to_owned()),
+            attempts: u32::from(outcome != HostCallResult::NotSent),
+            answer_ms: None,
+        }
+    }
+
+    #[test]
+    fn snapshots_of_a_host_are_confirmed_by_a_good_answer_and_by_nothing_else() {
+        use HostCallResult::{Answered, NotSent, Unknown};
+        for (outcome, status, word) in [
+            (Answered, Some(200), None),
+            (Answered, Some(201), None),
+            (Answered, Some(302), Some("were refused: it answered 302")),
+            (Answered, Some(404), Some("were refused: it answered 404")),
+            (Answered, Some(503), Some("were refused: it answered 503")),
+            (Answered, Some(500), Some("are unknown: it answered 500")),
+            (Answered, Some(504), Some("are unknown: it answered 504")),
+            (Unknown, None, Some("are unknown: the words")),
+            (NotSent, None, Some("were not asked for: the words")),
+        ] {
+            let host = host(outcome, status);
+            let missing = missing_snapshot(&[], Some(&host));
+            match (missing, word) {
+                (None, None) => {}
+                (Some(missing), Some(word)) => assert!(missing.ends_with(word), "{missing}"),
+                (missing, _) => panic!("{outcome:?} {status:?}: {missing:?}"),
+            }
+            assert!(!format!("{host:?}").contains("t0ken"));
+        }
+    }
+
+    fn blob(uri: &str, outcome: BlobResult) -> BlobOutcome {
+        BlobOutcome {
+            uri: uri.to_owned(),
+            outcome,
+            snapshot: None,
+            snapshot_uri: None,
+            http_status: None,
+            error_code: (outcome != BlobResult::Created).then(|| "duplicate-blob".to_owned()),
+            message: None,
+            retryable: false,
+            attempts: 0,
+            answer_ms: None,
+            body: None,
+        }
+    }
+
+    #[test]
+    fn missing_snapshot_is_named_by_the_blobs_uri_or_else_by_its_place() {
+        for (uri, name) in [("http://host/c/b", "http://host/c/b"), ("", "blob 2 of 2")] {
+            let blobs = [
+                blob("http://host/c/b", BlobResult::Created),
+                blob(uri, BlobResult::Refused),
+            ];
+            assert_eq!(
+                missing_snapshot(&blobs, None),
+                Some(format!(
+                    "the snapshot of {name} was refused: duplicate-blob"
+                ))
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_snapshots_are_worth_is_said_with_the_gravest_reason() {
+        let missing = || Some("missing".to_owned());
+        let doubt = || Some("doubt".to_owned());
+        for (is_asked, froze_all, missing, doubt, expected, why) in [
+            (true, true, None, None, Consistency::Filesystem, None),
+            (false, true, None, None, Consistency::Filesystem, None),
+            (true, true, None, doubt(), Consistency::Crash, Some("doubt")),
+            (false, true, None, doubt(), Consistency::None, Some("doubt")),
+            (
+                true,
+                true,
+                missing(),
+                None,
+                Consistency::None,
+                Some("missing"),
+            ),
+            (
+                true,
+                true,
+                missing(),
+                doubt(),
+                Consistency::None,
+                Some("missing"),
+            ),
+            (
+                true,
+                false,
+                missing(),
+                doubt(),
+                Consistency::None,
+                Some("doubt"),
+            ),
+        ] {
+            let (consistency, said) = consistency(is_asked, froze_all, missing, doubt);
+            assert_eq!((consistency, said.as_deref()), (expected, why));
+        }
+    }
+
+    #[test]
+    fn what_is_still_frozen_outranks_whatever_became_of_the_snapshots() {
+        let filesystems = [
+            filesystem(FilesystemResult::Thawed),
+            filesystem(FilesystemResult::NotThawed),
+        ];
+        for outcome in [BlobResult::Created, BlobResult::Refused] {
+            let blobs = [blob("http://host/c/b", outcome)];
+            let verdict = judge(window(true, false), false, &filesystems, &blobs, None);
+            let why = "`/NotThawed` is still frozen".to_owned();
+            assert_eq!(
+                verdict,
+                Verdict {
+                    all_thawed: false,
+                    consistency: Consistency::None,
+                    why: Some(why.clone()),
+                    freeze_doubt: Some((FreezeDoubt::NotThawed, why)),
+                }
+            );
+        }
+    }
+}
