@@ -10,6 +10,7 @@ pub mod blob;
 pub mod deadlines;
 pub mod device_number;
 pub mod devices;
+pub mod error_kind;
 pub mod frames;
 pub mod host_call;
 pub mod ledger;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{open, Mode, OFlags};
 use vmsnapshot_core::device_number::DeviceNumber;
+use vmsnapshot_core::error_kind::{ErrorKind, ErrorSubject};
 use vmsnapshot_core::mountinfo::MountEntry;
 use vmsnapshot_core::plan::{PlanError, PlannedFilesystem};
 use vmsnapshot_core::text::{bytes_text, path_text};
@@ -61,6 +62,26 @@ impl DirectoryError {
             Self::Changed { .. } => "mount-changed",
             Self::Vanished { .. } => "mount-vanished",
             Self::Tables(error) => error.code(),
+        }
+    }
+
+    /// Returns what has to change for the next try to succeed.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Open { .. } | Self::Changed { .. } | Self::Vanished { .. } => ErrorKind::System,
+            Self::Tables(error) => error.kind(),
+        }
+    }
+
+    /// Returns what could not be prepared.
+    #[must_use]
+    pub fn subject(&self) -> ErrorSubject {
+        match self {
+            Self::Open { .. } | Self::Changed { .. } | Self::Vanished { .. } => {
+                ErrorSubject::Filesystem
+            }
+            Self::Tables(_) => ErrorSubject::Run,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::io;
 
 use vmsnapshot_core::blob::BlobError;
+use vmsnapshot_core::error_kind::{ErrorKind, ErrorSubject};
 use vmsnapshot_core::host_call::HostCallError;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
 use vmsnapshot_core::plan::PlanError;
@@ -21,8 +22,8 @@ pub enum PrepareError {
     /// The thaw timeout is not between 10 ms and an hour.
     #[error("thaw timeout {0} s is not between 0.01 s and 3600 s")]
     ThawTimeout(f64),
-    /// A time limit is not a length of time.
-    #[error("{name} {seconds} s is not a length of time")]
+    /// A time limit is not above zero, or is longer than an hour.
+    #[error("{name} {seconds} s is not above 0 s and at most 3600 s")]
     TimeLimit {
         /// Which one.
         name: &'static str,
@@ -87,7 +88,7 @@ pub enum PrepareError {
 }
 
 impl PrepareError {
-    /// The stable name of the error, for programs.
+    /// Returns the stable name of the error, for programs.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -108,7 +109,49 @@ impl PrepareError {
         }
     }
 
-    /// What the reader can do, when there is something.
+    /// Returns what has to change for the next try to succeed.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            PrepareError::NotPrivileged
+            | PrepareError::ThawTimeout(_)
+            | PrepareError::TimeLimit { .. }
+            | PrepareError::TooManyFilesystems(_)
+            | PrepareError::UnreadableBlob { .. }
+            | PrepareError::Blob(_)
+            | PrepareError::BlobMetadataCount { .. }
+            | PrepareError::HostCall(_) => ErrorKind::Arguments,
+            PrepareError::Connect(error) => error.kind(),
+            PrepareError::Directory(error) => error.kind(),
+            PrepareError::State(error) => error.kind(),
+            PrepareError::Watchdog { .. } | PrepareError::Resources { .. } => ErrorKind::System,
+            PrepareError::Interrupted => ErrorKind::Interrupted,
+        }
+    }
+
+    /// Returns what could not be prepared.
+    #[must_use]
+    pub fn subject(&self) -> ErrorSubject {
+        match self {
+            PrepareError::Blob(BlobError::BadMetadata { .. })
+            | PrepareError::BlobMetadataCount { .. } => ErrorSubject::Metadata,
+            PrepareError::UnreadableBlob { .. }
+            | PrepareError::Blob(_)
+            | PrepareError::HostCall(_)
+            | PrepareError::Connect(_) => ErrorSubject::Callee,
+            PrepareError::Directory(error) => error.subject(),
+            PrepareError::Watchdog { .. } => ErrorSubject::Watchdog,
+            PrepareError::NotPrivileged
+            | PrepareError::ThawTimeout(_)
+            | PrepareError::TimeLimit { .. }
+            | PrepareError::TooManyFilesystems(_)
+            | PrepareError::State(_)
+            | PrepareError::Resources { .. }
+            | PrepareError::Interrupted => ErrorSubject::Run,
+        }
+    }
+
+    /// Returns what the reader can do, when there is something.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -150,7 +193,19 @@ pub enum ThawError {
 }
 
 impl ThawError {
-    /// The stable name of the error, for programs.
+    /// Returns what has to change for the next try to succeed.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            ThawError::State(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                ErrorKind::Arguments
+            }
+            ThawError::State(_) => ErrorKind::System,
+            ThawError::Plan(error) => error.kind(),
+        }
+    }
+
+    /// Returns the stable name of the error, for programs.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -162,7 +217,7 @@ impl ThawError {
         }
     }
 
-    /// What the reader can do, when there is something.
+    /// Returns what the reader can do, when there is something.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use rustix::fs::{flock, statfs, FlockOperation};
 use rustix::mount::{mount, MountFlags};
+use vmsnapshot_core::error_kind::ErrorKind;
 use vmsnapshot_core::text::bytes_text;
 use vmsnapshot_sys::errno::cause_text;
 use vmsnapshot_sys::ledger_file::{LedgerFile, TMPFS_MAGIC};
@@ -56,6 +57,16 @@ impl StateError {
             Self::AnotherRun => "another-run",
             Self::LeftFrozen { .. } => "left-frozen",
             Self::Unusable(_) => "state-unusable",
+        }
+    }
+
+    /// Returns what has to change for the next try to succeed.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::AnotherRun => ErrorKind::AnotherRun,
+            Self::LeftFrozen { .. } => ErrorKind::LeftFrozen,
+            Self::Unusable(_) => ErrorKind::System,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::skip_reason::SkipReason;
+use crate::error_kind::ErrorKind;
 use crate::mountinfo::MountinfoError;
 use crate::pattern::PatternError;
 use crate::text::path_text;
@@ -61,6 +62,18 @@ impl PlanError {
             Self::PatternMatchesNothing { .. } => "pattern-matches-nothing",
             Self::NoSuchMount { .. } => "no-such-mount",
             Self::NotFreezable { .. } => "not-freezable",
+        }
+    }
+
+    /// What has to change for the next try to succeed.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Unreadable { .. } | Self::MalformedMountinfo(_) => ErrorKind::System,
+            Self::BadPattern(_)
+            | Self::PatternMatchesNothing { .. }
+            | Self::NoSuchMount { .. }
+            | Self::NotFreezable { .. } => ErrorKind::Arguments,
         }
     }
 

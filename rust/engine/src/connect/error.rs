@@ -7,6 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use rustls::CertificateError;
+use vmsnapshot_core::error_kind::ErrorKind;
 
 /// Why a connection could not be prepared or made.
 #[derive(Debug, thiserror::Error)]
@@ -112,9 +113,25 @@ impl ConnectError {
         }
     }
 
-    /// Says whether another try may succeed without anything being changed on this machine: the
-    /// network or the other end was at fault. A failed handshake is not of these: what is wrong with
-    /// a certificate stays wrong.
+    /// Returns what has to change for the next try to succeed.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::BadCaFile { .. } | Self::BadProxy { .. } | Self::BadRequest { .. } => {
+                ErrorKind::Arguments
+            }
+            Self::NoTrustRoots { .. } | Self::TlsConfiguration(_) => ErrorKind::System,
+            Self::ResolveFailed { .. }
+            | Self::ConnectFailed { .. }
+            | Self::TlsFailed { .. }
+            | Self::ProxyFailed { .. }
+            | Self::ConnectTimeout { .. } => ErrorKind::Network,
+        }
+    }
+
+    /// Returns whether another try may succeed although nothing is changed on this machine: the
+    /// network or the other end was at fault. A failed handshake does not count, because what is
+    /// wrong with a certificate stays wrong.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
