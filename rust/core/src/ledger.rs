@@ -134,7 +134,7 @@ impl FireReason {
 #[repr(C, align(4096))]
 pub struct Entry {
     state: AtomicU32,
-    errno: AtomicU32,
+    freeze_errno: AtomicU32,
     major: AtomicU32,
     minor: AtomicU32,
     announced_ns: AtomicU64,
@@ -143,7 +143,8 @@ pub struct Entry {
     thawed_ns: AtomicU64,
     mount_point_length: AtomicU32,
     undid_another: AtomicU32,
-    reserved: [AtomicU32; 2],
+    thaw_errno: AtomicU32,
+    reserved: AtomicU32,
     mount_point: [AtomicU8; MOUNT_POINT_MAX],
 }
 
@@ -177,10 +178,16 @@ impl Entry {
         FreezeState::from_raw(self.state.load(Ordering::SeqCst))
     }
 
-    /// The error number of the last failed FIFREEZE or FITHAW; 0 if none failed.
+    /// The error number of a FIFREEZE that failed; 0 if it did not.
     #[must_use]
-    pub fn errno(&self) -> u32 {
-        self.errno.load(Ordering::Relaxed)
+    pub fn freeze_errno(&self) -> u32 {
+        self.freeze_errno.load(Ordering::Relaxed)
+    }
+
+    /// The error number of the last FITHAW that failed; 0 if none did.
+    #[must_use]
+    pub fn thaw_errno(&self) -> u32 {
+        self.thaw_errno.load(Ordering::Relaxed)
     }
 
     /// When FIFREEZE was called.
@@ -227,7 +234,7 @@ impl Entry {
 
     /// Says that FIFREEZE failed: nobody of ours may thaw it from here on.
     pub fn refuse(&self, now: Monotonic, errno: u32) {
-        self.errno.store(errno, Ordering::Relaxed);
+        self.freeze_errno.store(errno, Ordering::Relaxed);
         self.freeze_returned_ns.store(now.0, Ordering::Relaxed);
         self.step(FreezeState::Announced, FreezeState::Refused);
     }
@@ -293,7 +300,7 @@ impl Entry {
 
     /// Keeps the error number of a failed FITHAW.
     pub fn thaw_failed(&self, errno: u32) {
-        self.errno.store(errno, Ordering::Relaxed);
+        self.thaw_errno.store(errno, Ordering::Relaxed);
     }
 
     fn step(&self, from: FreezeState, to: FreezeState) -> bool {
@@ -513,7 +520,7 @@ mod tests {
     fn entry() -> Entry {
         Entry {
             state: AtomicU32::new(0),
-            errno: AtomicU32::new(0),
+            freeze_errno: AtomicU32::new(0),
             major: AtomicU32::new(0),
             minor: AtomicU32::new(0),
             announced_ns: AtomicU64::new(0),
@@ -522,7 +529,8 @@ mod tests {
             thawed_ns: AtomicU64::new(0),
             mount_point_length: AtomicU32::new(0),
             undid_another: AtomicU32::new(0),
-            reserved: [const { AtomicU32::new(0) }; 2],
+            thaw_errno: AtomicU32::new(0),
+            reserved: AtomicU32::new(0),
             mount_point: [const { AtomicU8::new(0) }; MOUNT_POINT_MAX],
         }
     }
@@ -555,7 +563,18 @@ mod tests {
         assert!(entry.announce(NOW));
         entry.refuse(NOW, 16);
         assert!(!entry.state().may_be_frozen());
-        assert_eq!(entry.errno(), 16);
+        assert_eq!(entry.freeze_errno(), 16);
+    }
+
+    #[test]
+    fn a_failed_thaw_does_not_change_why_the_freeze_was_refused() {
+        let entry = entry();
+        assert!(entry.announce(NOW));
+        // The watchdog's FITHAW fails while FIFREEZE waits behind another program's freeze.
+        entry.thaw_failed(5);
+        entry.refuse(NOW, 16);
+        entry.thaw_failed(5);
+        assert_eq!((entry.freeze_errno(), entry.thaw_errno()), (16, 5));
     }
 
     #[test]

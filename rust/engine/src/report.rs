@@ -1,6 +1,5 @@
 //! After the window: makes sense of the ledger and the answers, and says what they are worth.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use vmsnapshot_core::report::{
 use vmsnapshot_core::secret::SecretBytes;
 use vmsnapshot_core::text::path_text;
 use vmsnapshot_core::verdict::{self, Verdict, WindowEnd};
-use vmsnapshot_sys::errno::cause_text;
+use vmsnapshot_sys::errno::number_text;
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::Errno;
 use vmsnapshot_window::rcu::Rcu;
@@ -105,7 +104,7 @@ fn filesystem_outcome(
     entry: &Entry,
     ledger: &LedgerFile,
 ) -> FilesystemOutcome {
-    let refused_with = |errno: Errno| entry.errno() == errno.raw_os_error().unsigned_abs();
+    let refused_with = |errno: Errno| entry.freeze_errno() == errno.raw_os_error().unsigned_abs();
     let outcome = match entry.state() {
         FreezeState::Planned | FreezeState::Revoked => FilesystemResult::NotFrozen,
         FreezeState::Announced => FilesystemResult::FreezeHung,
@@ -153,9 +152,12 @@ fn filesystem_outcome(
 }
 
 fn error_text(outcome: FilesystemResult, entry: &Entry) -> Option<String> {
-    let errno = entry.errno();
-    let answer = || cause_text(&io::Error::from_raw_os_error(errno.cast_signed()));
     match outcome {
+        FilesystemResult::ThawedByWatchdog if entry.undid_another() => Some(
+            "a FITHAW of ours, called at the deadline while FIFREEZE waited behind the freeze of \
+             another program, undid that one"
+                .to_owned(),
+        ),
         FilesystemResult::Thawed | FilesystemResult::ThawedByWatchdog => None,
         FilesystemResult::ThawedByAnother => {
             Some("FITHAW: it was not frozen any more: somebody else thawed it".to_owned())
@@ -169,14 +171,16 @@ fn error_text(outcome: FilesystemResult, entry: &Entry) -> Option<String> {
             "FIFREEZE: device or resource busy: frozen or suspended by somebody else".to_owned(),
         ),
         FilesystemResult::NotFreezable | FilesystemResult::FreezeFailed => {
-            Some(format!("FIFREEZE: {}", answer()))
+            Some(format!("FIFREEZE: {}", number_text(entry.freeze_errno())))
         }
         FilesystemResult::NotFrozen => Some("the run ended before its turn".to_owned()),
         FilesystemResult::FreezeHung => {
             Some("FIFREEZE has not returned; the watchdog thaws it when it does".to_owned())
         }
-        FilesystemResult::NotThawed if errno == 0 => Some("FITHAW has not returned".to_owned()),
-        FilesystemResult::NotThawed => Some(format!("FITHAW: {}", answer())),
+        FilesystemResult::NotThawed if entry.thaw_errno() == 0 => {
+            Some("FITHAW has not returned".to_owned())
+        }
+        FilesystemResult::NotThawed => Some(format!("FITHAW: {}", number_text(entry.thaw_errno()))),
     }
 }
 
@@ -454,7 +458,7 @@ fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
             Synced::Done => {}
             Synced::Late => events.push(event(start, "not synced in time", subject)),
             Synced::Failed(errno) => {
-                let cause = cause_text(&io::Error::from_raw_os_error(errno.cast_signed()));
+                let cause = number_text(*errno);
                 events.push(event(start, &format!("sync failed: {cause}"), subject));
             }
         }
