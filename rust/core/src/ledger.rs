@@ -12,8 +12,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
 use crate::deadlines::Monotonic;
 use crate::device_number::DeviceNumber;
 
-/// The first eight bytes of a ledger; the last one is the version of the layout.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"vmsnapL1");
+/// The first eight bytes of a ledger. The last one is the version of the layout.
+///
+/// A ledger outlives the program that wrote it, and an update may bring another layout. So every
+/// version keeps these seven bytes, a page for the header and one per filesystem, and at the start of
+/// such a page its state (1 and 2 mean that it may be frozen) and, 8 bytes in, its device number.
+pub const MAGIC: [u8; 8] = *b"vmsnapL1";
 /// The most filesystems of one run: each costs the watchdog a page, a descriptor and a thread.
 pub const FILESYSTEMS_MAX: usize = 1024;
 /// The bytes of a mount point that the ledger keeps; recovery goes by device number, not by path.
@@ -298,6 +302,12 @@ impl Entry {
         }
     }
 
+    /// Says the same of an entry whose layout is another version's: nothing but its state is written.
+    pub fn thawed_for_another_version(&self) {
+        self.state
+            .store(FreezeState::ThawedByOperator as u32, Ordering::SeqCst);
+    }
+
     /// Keeps the error number of a failed FITHAW.
     pub fn thaw_failed(&self, errno: u32) {
         self.thaw_errno.store(errno, Ordering::Relaxed);
@@ -308,6 +318,19 @@ impl Entry {
             .compare_exchange(from as u32, to as u32, Ordering::SeqCst, Ordering::SeqCst)
             .is_ok()
     }
+}
+
+/// Whether the file of a ledger can be understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// It is a ledger of this version.
+    Own,
+    /// It is a ledger of another version: only states and device numbers can be read.
+    OfAnotherVersion,
+    /// Its run has not named it yet, and so has frozen nothing.
+    Unfinished,
+    /// It is no ledger.
+    Unknown,
 }
 
 /// What a ledger says of the run as a whole.
@@ -344,13 +367,21 @@ impl Header {
         self.parent_start_ticks
             .store(parent.start_ticks, Ordering::Relaxed);
         self.parent_pid.store(parent.pid, Ordering::Relaxed);
-        self.magic.store(MAGIC, Ordering::SeqCst);
+        self.magic
+            .store(u64::from_le_bytes(MAGIC), Ordering::SeqCst);
     }
 
-    /// Whether this is a ledger of this layout.
+    /// What the file's first bytes say about it.
     #[must_use]
-    pub fn is_valid(&self) -> bool {
-        self.magic.load(Ordering::SeqCst) == MAGIC
+    pub fn layout(&self) -> Layout {
+        let [mark @ .., version] = self.magic.load(Ordering::SeqCst).to_le_bytes();
+        let [own_mark @ .., own_version] = MAGIC;
+        match (mark == own_mark, version == own_version) {
+            (true, true) => Layout::Own,
+            (true, false) => Layout::OfAnotherVersion,
+            (false, _) if mark == [0; 7] && version == 0 => Layout::Unfinished,
+            (false, _) => Layout::Unknown,
+        }
     }
 
     /// The run's name.

@@ -10,8 +10,35 @@ pub struct Status {
     /// Every run that can still be read of: those under way, and those that did not end well
     /// since the last one.
     pub runs: Vec<RunStatus>,
+    /// The files in `/run/vmsnapshot` that should be ledgers and cannot be read as such.
+    pub unreadable: Vec<UnreadableLedger>,
     /// The machine's setting of expedited RCU.
     pub rcu_expedited: RcuStatus,
+}
+
+/// A file that should be the ledger of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UnreadableLedger {
+    /// The file.
+    pub path: String,
+    /// Why it cannot be read.
+    pub why: String,
+}
+
+/// How far a run has come, as far as its ledger and its processes tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// The run or its watchdog is alive, and its deadline has not passed.
+    AtWork,
+    /// Its deadline has passed, something may be frozen, and its watchdog is alive and tries to thaw.
+    Late,
+    /// Something may be frozen, and neither the run nor its watchdog is going to thaw it.
+    Abandoned,
+    /// Nothing of it can be frozen any more.
+    Over,
+    /// Another version of vmsnapshot wrote the ledger, and something may be frozen.
+    OfAnotherVersion,
 }
 
 /// One filesystem that may be frozen now.
@@ -34,16 +61,20 @@ pub struct FrozenFilesystem {
 pub struct RunStatus {
     /// Its name.
     pub run_id: String,
-    /// When its window began, UTC; none if it has not.
+    /// How far it has come.
+    pub state: RunState,
+    /// When its window began, UTC; `None` if it has not.
     pub started_at: Option<String>,
-    /// Its process.
-    pub pid: u32,
+    /// When everything is to be thawed at the latest, UTC; `None` before its window.
+    pub thaws_by: Option<String>,
+    /// Its process; `None` if the ledger is another version's, as for the next three.
+    pub pid: Option<u32>,
     /// Whether that process exists.
-    pub alive: bool,
+    pub alive: Option<bool>,
     /// Its watchdog's process.
-    pub watchdog_pid: u32,
+    pub watchdog_pid: Option<u32>,
     /// Whether that process exists.
-    pub watchdog_alive: bool,
+    pub watchdog_alive: Option<bool>,
     /// Why the watchdog thawed, if it did: `parent-gone`, `deadline` or `told`.
     pub fired: Option<String>,
     /// Whether it is over: its watchdog is gone, and nothing of it can be frozen any more.

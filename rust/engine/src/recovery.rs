@@ -12,99 +12,155 @@ use std::time::{Duration, Instant};
 use rustix::fs::{major, minor, open, Mode, OFlags};
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::device_number::DeviceNumber;
-use vmsnapshot_core::ledger::{Entry, FreezeState, Thawer};
+use vmsnapshot_core::ledger::{Entry, FreezeState, Header, Thawer};
 use vmsnapshot_core::mountinfo::MountNamespace;
 use vmsnapshot_core::plan::PlannedFilesystem;
 use vmsnapshot_core::report::utc_text;
 use vmsnapshot_core::status::{
-    FrozenFilesystem, RcuStatus, RunFilesystem, RunStatus, Status, ThawFailed, ThawLeftAlone,
-    ThawResult, Thawed,
+    FrozenFilesystem, RcuStatus, RunFilesystem, RunState, RunStatus, Status, ThawFailed,
+    ThawLeftAlone, ThawResult, Thawed, UnreadableLedger,
 };
-use vmsnapshot_core::text::bytes_text;
-use vmsnapshot_sys::errno::errno_text;
+use vmsnapshot_core::text::path_text;
+use vmsnapshot_sys::errno::{cause_text, errno_text};
 use vmsnapshot_sys::kernel::{Kernel, Linux};
-use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::{clock, process, Errno};
 
 use crate::directories;
 use crate::error::ThawError;
 use crate::rcu;
 use crate::scan::{self, Roots};
-use crate::state::{ledgers, remove, Lock, DIRECTORY};
+use crate::state::{kept_runs, KeptRun, Lock, DIRECTORY};
 
 /// How long `thaw` waits for all its FITHAW calls, which run in parallel.
 const FITHAW_LIMIT: Duration = Duration::from_secs(5);
 
-/// What is frozen, by which run, since when.
+/// Returns what is frozen, by which run, and since when.
 ///
 /// # Errors
-/// What the kernel answers: EACCES for anybody but root.
+/// What the kernel answers: EACCES for every user but root.
 pub fn status() -> io::Result<Status> {
+    let kept = kept_runs()?;
     let mut status = Status {
         frozen: Vec::new(),
         runs: Vec::new(),
+        unreadable: kept.unreadable.iter().map(unreadable).collect(),
         rcu_expedited: RcuStatus {
             value: rcu::current(),
             held_by: None,
         },
     };
-    for (_, ledger) in ledgers()? {
-        let run = run_status(&ledger);
+    for run in &kept.runs {
+        let run_status = run_status(run);
         status.frozen.extend(
-            run.filesystems
+            run_status
+                .filesystems
                 .iter()
-                .zip(&ledger.entries)
+                .zip(&run.ledger.entries)
                 .filter(|(_, entry)| entry.state().may_be_frozen())
-                .map(|(filesystem, entry)| FrozenFilesystem {
+                .map(|(filesystem, _)| FrozenFilesystem {
                     mount_point: filesystem.mount_point.clone(),
                     device: filesystem.device.clone(),
-                    run_id: run.run_id.clone(),
-                    since: instant_text(&ledger, entry.announced_at()),
+                    run_id: run_status.run_id.clone(),
+                    since: filesystem.frozen_at.clone(),
                     state: filesystem.state.clone(),
                 }),
         );
-        if ledger.header.rcu_owed().is_some() {
-            status.rcu_expedited.held_by = Some(run.run_id.clone());
+        if run.owes_rcu() {
+            status.rcu_expedited.held_by = Some(run_status.run_id.clone());
         }
-        status.runs.push(run);
+        status.runs.push(run_status);
     }
     Ok(status)
 }
 
 /// Thaws what runs left frozen that can no longer do it themselves.
 ///
-/// Whether one can is a question of the lock: while it is held, a run whose process or watchdog is
-/// alive is left alone, and thaws by its deadline. *Blocking*: 5 s, for FITHAW calls that hang.
+/// The lock decides whether a run can. While another process holds it, a run that is alive and whose
+/// deadline has not passed is left alone, and so is one whose watchdog is alive. *Blocking*: 5 s, for
+/// FITHAW calls that hang.
 ///
 /// # Errors
 /// [`ThawError`] when the runs or the mounts cannot be read.
 pub fn thaw() -> Result<ThawResult, ThawError> {
     let mut result = ThawResult::default();
-    let found = ledgers().map_err(ThawError::State)?;
-    if found.is_empty() {
+    let kept = kept_runs().map_err(ThawError::State)?;
+    result
+        .left_alone
+        .extend(kept.unreadable.iter().map(|(path, error)| ThawLeftAlone {
+            mount_point: String::new(),
+            run_id: path_text(Path::new(path.file_stem().unwrap_or_default())),
+            why: format!(
+                "`{}` cannot be read: {}; if nothing is frozen, remove it",
+                path_text(path),
+                cause_text(error)
+            ),
+        }));
+    if kept.runs.is_empty() {
         return Ok(result);
     }
     let lock = Lock::try_take().map_err(ThawError::State)?;
+    let (tended, untended): (Vec<_>, Vec<_>) = kept
+        .runs
+        .into_iter()
+        .map(|run| {
+            let why = lock.is_none().then(|| why_left_alone(&run)).flatten();
+            (run, why)
+        })
+        .partition(|(_, why)| why.is_some());
+    for (run, why) in tended {
+        if run.ledger.may_be_frozen() {
+            result.left_alone.push(ThawLeftAlone {
+                mount_point: frozen_mount_points(&run),
+                run_id: run.run_id(),
+                why: why.unwrap_or_default(),
+            });
+        }
+    }
+    let untended: Vec<KeptRun> = untended.into_iter().map(|(run, _)| run).collect();
+    thaw_all(&untended, &mut result)?;
+    for run in untended {
+        // What has not answered is still in its state.
+        for entry in &run.ledger.entries {
+            let device = entry.device().to_string();
+            let is_listed = result
+                .failed
+                .iter()
+                .any(|failed| failed.device == device && failed.run_id == run.run_id());
+            if entry.state().may_be_frozen() && !is_listed {
+                result.failed.push(ThawFailed {
+                    mount_point: run.name_of(entry),
+                    device,
+                    run_id: run.run_id(),
+                    error: format!(
+                        "FITHAW has not returned within {} s",
+                        FITHAW_LIMIT.as_secs()
+                    ),
+                });
+            }
+        }
+        let was_owed = run.owes_rcu();
+        let is_put_back = run.put_rcu_back();
+        result.rcu_restored |= was_owed && is_put_back;
+        if !run.ledger.may_be_frozen() && is_put_back {
+            run.remove();
+        }
+    }
+    Ok(result)
+}
+
+/// Calls FITHAW on all that `runs` may have frozen, in parallel, and writes down what it answered.
+fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> {
     let namespaces = scan::namespaces(&Roots::default()).map_err(ThawError::Plan)?;
     let (sender, receiver) = mpsc::channel();
     let mut pending = 0;
-    for (run, (_, ledger)) in found.iter().enumerate() {
-        if lock.is_none() && is_tended(ledger) {
-            if ledger.may_be_frozen() {
-                result.left_alone.push(ThawLeftAlone {
-                    mount_point: frozen_mount_points(ledger),
-                    run_id: ledger.header.run_id(),
-                    why: "the run or its watchdog is alive and thaws by its deadline".to_owned(),
-                });
-            }
-            continue;
-        }
-        for (index, entry) in ledger.entries.iter().enumerate() {
+    for (run, kept) in runs.iter().enumerate() {
+        for (index, entry) in kept.ledger.entries.iter().enumerate() {
             if entry.state().may_be_frozen() {
                 pending += 1;
                 let (sender, device) = (sender.clone(), entry.device());
                 let mounts = mounts_of(device, &namespaces);
-                // A thread each: opening or thawing one may hang, or wait for the thaw of another.
+                // One thread per filesystem: opening or thawing one may hang, or wait for the thaw
+                // of another.
                 std::thread::spawn(move || {
                     // The receiver may have stopped waiting.
                     let _ = sender.send((run, index, thaw_device(device, &mounts)));
@@ -119,44 +175,14 @@ pub fn thaw() -> Result<ThawResult, ThawError> {
             break;
         };
         pending -= 1;
-        let Some((_, ledger)) = found.get(run) else {
+        let Some(run) = runs.get(run) else {
             continue;
         };
-        if let Some(entry) = ledger.entries.get(index) {
-            settle(ledger, entry, answer, &mut result);
+        if let Some(entry) = run.ledger.entries.get(index) {
+            settle(run, entry, answer, result);
         }
     }
-    for (path, ledger) in &found {
-        if lock.is_none() && is_tended(ledger) {
-            continue;
-        }
-        // What has not answered is still in its state.
-        for entry in &ledger.entries {
-            let device = entry.device().to_string();
-            let is_listed = result
-                .failed
-                .iter()
-                .any(|failed| failed.device == device && failed.run_id == ledger.header.run_id());
-            if entry.state().may_be_frozen() && !is_listed {
-                result.failed.push(ThawFailed {
-                    mount_point: bytes_text(&entry.mount_point()),
-                    device,
-                    run_id: ledger.header.run_id(),
-                    error: format!(
-                        "FITHAW has not returned within {} s",
-                        FITHAW_LIMIT.as_secs()
-                    ),
-                });
-            }
-        }
-        let was_owed = ledger.header.rcu_owed().is_some();
-        let is_put_back = rcu::put_back_for(ledger);
-        result.rcu_restored |= was_owed && is_put_back;
-        if !ledger.may_be_frozen() && is_put_back {
-            remove(path);
-        }
-    }
-    Ok(result)
+    Ok(())
 }
 
 /// What FITHAW of a device's filesystem came to.
@@ -198,11 +224,16 @@ fn thaw_device(device: DeviceNumber, mounts: &[PlannedFilesystem]) -> Answer {
 }
 
 /// Writes an answer into the ledger and the result.
-fn settle(ledger: &LedgerFile, entry: &Entry, answer: Answer, result: &mut ThawResult) {
-    let mount_point = bytes_text(&entry.mount_point());
+fn settle(run: &KeptRun, entry: &Entry, answer: Answer, result: &mut ThawResult) {
+    let mount_point = run.name_of(entry);
     let device = entry.device().to_string();
-    let run_id = ledger.header.run_id();
+    let run_id = run.run_id();
     let error = match answer {
+        Answer::Failed(error) => Some(error),
+        Answer::Thawed | Answer::NotFrozen | Answer::Gone if !run.is_of_this_version() => {
+            entry.thawed_for_another_version();
+            None
+        }
         Answer::Thawed => {
             entry.thawed(Thawer::Operator, clock::monotonic());
             None
@@ -210,7 +241,7 @@ fn settle(ledger: &LedgerFile, entry: &Entry, answer: Answer, result: &mut ThawR
         // A FIFREEZE of a living process may be waiting for a writer, and freeze later.
         Answer::NotFrozen
             if entry.state() == FreezeState::Announced
-                && process::is_alive(ledger.header.parent()) =>
+                && process::is_alive(run.ledger.header.parent()) =>
         {
             Some("FIFREEZE has not returned: end the run's process, then thaw again".to_owned())
         }
@@ -220,7 +251,6 @@ fn settle(ledger: &LedgerFile, entry: &Entry, answer: Answer, result: &mut ThawR
             entry.never_frozen();
             None
         }
-        Answer::Failed(error) => Some(error),
     };
     match error {
         None => result.thawed.push(Thawed {
@@ -237,9 +267,59 @@ fn settle(ledger: &LedgerFile, entry: &Entry, answer: Answer, result: &mut ThawR
     }
 }
 
-/// Whether somebody is left who thaws what the run has frozen.
-fn is_tended(ledger: &LedgerFile) -> bool {
-    process::is_alive(ledger.header.parent()) || process::is_alive(ledger.header.watchdog())
+/// Returns why a run whose lock another process holds is left alone; `None` if neither the run nor
+/// its watchdog is going to thaw what it froze.
+fn why_left_alone(run: &KeptRun) -> Option<String> {
+    match run_state(run) {
+        RunState::AtWork => Some(format!(
+            "the run is at work, and everything is thawed by {} at the latest",
+            instant_text(run, run.ledger.header.guard_by())
+                .unwrap_or_else(|| "its thaw timeout".to_owned())
+        )),
+        RunState::Late => Some(
+            "its deadline has passed; its watchdog is alive and calls FITHAW until it succeeds"
+                .to_owned(),
+        ),
+        RunState::OfAnotherVersion => Some(
+            "another version of vmsnapshot wrote its ledger, and another run is under way: try again \
+             when that one is over"
+                .to_owned(),
+        ),
+        RunState::Abandoned | RunState::Over => None,
+    }
+}
+
+/// Returns how far a run has come.
+///
+/// A living process alone proves nothing: a service or a program that uses the Python API lives on
+/// after its run. The deadline is in the ledger.
+fn run_state(run: &KeptRun) -> RunState {
+    let header = &run.ledger.header;
+    let may_be_frozen = run.ledger.may_be_frozen();
+    if !run.is_of_this_version() {
+        return if may_be_frozen {
+            RunState::OfAnotherVersion
+        } else {
+            RunState::Over
+        };
+    }
+    let is_in_time = header
+        .guard_by()
+        .is_none_or(|deadline| clock::monotonic() < deadline);
+    let watchdog_is_alive = process::is_alive(header.watchdog());
+    match (may_be_frozen, is_in_time, watchdog_is_alive) {
+        // Before its window a run may not have a watchdog yet.
+        (false, _, false)
+            if header.started_at().is_none() && process::is_alive(header.parent()) =>
+        {
+            RunState::AtWork
+        }
+        (false, _, false) => RunState::Over,
+        (_, true, true) | (false, false, true) => RunState::AtWork,
+        (true, false, true) => RunState::Late,
+        (true, true, false) if process::is_alive(header.parent()) => RunState::AtWork,
+        (true, _, false) => RunState::Abandoned,
+    }
 }
 
 /// Every mount of `device`, also those that no plan would take: a filesystem may have turned
@@ -302,40 +382,57 @@ fn is_free(device: DeviceNumber) -> bool {
         )
 }
 
-fn run_status(ledger: &LedgerFile) -> RunStatus {
-    let header = &ledger.header;
+fn run_status(run: &KeptRun) -> RunStatus {
+    let header = &run.ledger.header;
+    let own = run.is_of_this_version().then_some(header);
     RunStatus {
-        run_id: header.run_id(),
-        started_at: instant_text(ledger, header.started_at()),
-        pid: header.parent().pid,
-        alive: process::is_alive(header.parent()),
-        watchdog_pid: header.watchdog().pid,
-        watchdog_alive: process::is_alive(header.watchdog()),
-        fired: header.fired().map(|reason| reason.name().to_owned()),
-        finished: !ledger.may_be_frozen() && !process::is_alive(header.watchdog()),
-        filesystems: ledger
+        run_id: run.run_id(),
+        state: run_state(run),
+        started_at: own.and_then(|header| instant_text(run, header.started_at())),
+        thaws_by: own.and_then(|header| instant_text(run, header.guard_by())),
+        pid: own.map(|header| header.parent().pid),
+        alive: own.map(|header| process::is_alive(header.parent())),
+        watchdog_pid: own.map(|header| header.watchdog().pid),
+        watchdog_alive: own.map(|header| process::is_alive(header.watchdog())),
+        fired: own
+            .and_then(Header::fired)
+            .map(|reason| reason.name().to_owned()),
+        finished: run_state(run) == RunState::Over,
+        filesystems: run
+            .ledger
             .entries
             .iter()
-            .map(|entry| RunFilesystem {
-                mount_point: bytes_text(&entry.mount_point()),
-                device: entry.device().to_string(),
-                state: entry.state().name().to_owned(),
-                thawed_by: match entry.state() {
-                    FreezeState::ThawedByRun => Some("run".to_owned()),
-                    FreezeState::ThawedByWatchdog => Some("watchdog".to_owned()),
-                    FreezeState::ThawedByAnother => Some("another".to_owned()),
-                    FreezeState::ThawedByOperator => Some("operator".to_owned()),
-                    FreezeState::Planned
-                    | FreezeState::Announced
-                    | FreezeState::Frozen
-                    | FreezeState::Refused
-                    | FreezeState::Revoked => None,
-                },
-                frozen_at: instant_text(ledger, entry.announced_at())
-                    .filter(|_| was_frozen(entry.state())),
-                thawed_at: instant_text(ledger, entry.thawed_at()),
-            })
+            .map(|entry| run_filesystem(run, entry))
             .collect(),
+    }
+}
+
+fn run_filesystem(run: &KeptRun, entry: &Entry) -> RunFilesystem {
+    let at = |instant| instant_text(run, instant).filter(|_| run.is_of_this_version());
+    RunFilesystem {
+        mount_point: run.name_of(entry),
+        device: entry.device().to_string(),
+        state: entry.state().name().to_owned(),
+        thawed_by: match entry.state() {
+            FreezeState::ThawedByRun => Some("run".to_owned()),
+            FreezeState::ThawedByWatchdog => Some("watchdog".to_owned()),
+            FreezeState::ThawedByAnother => Some("another".to_owned()),
+            FreezeState::ThawedByOperator => Some("operator".to_owned()),
+            FreezeState::Planned
+            | FreezeState::Announced
+            | FreezeState::Frozen
+            | FreezeState::Refused
+            | FreezeState::Revoked => None,
+        },
+        frozen_at: at(entry.announced_at()).filter(|_| was_frozen(entry.state())),
+        thawed_at: at(entry.thawed_at()),
+    }
+}
+
+fn unreadable((path, error): &(PathBuf, io::Error)) -> UnreadableLedger {
+    UnreadableLedger {
+        path: path_text(path),
+        why: cause_text(error),
     }
 }
 
@@ -352,16 +449,84 @@ fn was_frozen(state: FreezeState) -> bool {
     }
 }
 
-fn frozen_mount_points(ledger: &LedgerFile) -> String {
-    let names: Vec<String> = ledger
+fn frozen_mount_points(run: &KeptRun) -> String {
+    let names: Vec<String> = run
+        .ledger
         .entries
         .iter()
         .filter(|entry| entry.state().may_be_frozen())
-        .map(|entry| bytes_text(&entry.mount_point()))
+        .map(|entry| run.name_of(entry))
         .collect();
     names.join(", ")
 }
 
-fn instant_text(ledger: &LedgerFile, instant: Option<Monotonic>) -> Option<String> {
-    instant.map(|instant| utc_text(ledger.header.realtime_ns(instant)))
+fn instant_text(run: &KeptRun, instant: Option<Monotonic>) -> Option<String> {
+    instant.map(|instant| utc_text(run.ledger.header.realtime_ns(instant)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+    use rustix::fs::{memfd_create, MemfdFlags};
+    use vmsnapshot_core::device_number::DeviceNumber;
+    use vmsnapshot_core::ledger::ProcessName;
+    use vmsnapshot_sys::ledger_file::LedgerFile;
+
+    use super::*;
+
+    const GONE: ProcessName = ProcessName {
+        pid: 1,
+        start_ticks: u64::MAX,
+    };
+
+    /// A run of this process with one filesystem, whose watchdog is alive or gone.
+    fn run(watchdog: ProcessName) -> KeptRun {
+        let memory = memfd_create("ledger", MemfdFlags::CLOEXEC).unwrap();
+        let ledger = LedgerFile::create(memory, 1).unwrap();
+        ledger.header.name("test", process::own_name());
+        ledger.header.set_watchdog(watchdog);
+        let device = DeviceNumber { major: 7, minor: 1 };
+        ledger.entries[0].name(device, Path::new("/test"));
+        KeptRun::of_test(ledger)
+    }
+
+    /// Starts the run's window, freezes, and lets its deadline lie `ahead` of now or in the past.
+    fn freeze(run: &KeptRun, ahead: Option<Duration>) {
+        let now = clock::monotonic();
+        let deadline = ahead.map_or(Monotonic(now.0 - 1), |ahead| now.plus(ahead));
+        run.ledger.header.start(Monotonic(now.0 - 2), 0, deadline);
+        assert!(run.ledger.entries[0].announce(now));
+        assert!(run.ledger.entries[0].frozen(now));
+    }
+
+    #[test]
+    fn living_process_is_not_at_work_after_its_deadline_without_a_watchdog() {
+        let hour = Some(Duration::from_secs(3600));
+        for (watchdog, ahead, state) in [
+            (process::own_name(), hour, RunState::AtWork),
+            (GONE, hour, RunState::AtWork),
+            (process::own_name(), None, RunState::Late),
+            // The process lives, and its run is over: a service, or a user of the Python API.
+            (GONE, None, RunState::Abandoned),
+        ] {
+            let run = run(watchdog);
+            freeze(&run, ahead);
+            assert_eq!(run_state(&run), state);
+            assert_eq!(why_left_alone(&run).is_none(), state == RunState::Abandoned);
+        }
+    }
+
+    #[test]
+    fn run_is_at_work_before_its_window_and_over_when_nothing_can_be_frozen() {
+        let preparing = run(ProcessName {
+            pid: 0,
+            start_ticks: 0,
+        });
+        assert_eq!(run_state(&preparing), RunState::AtWork);
+        let thawed = run(GONE);
+        freeze(&thawed, None);
+        thawed.ledger.entries[0].thawed(Thawer::Run, clock::monotonic());
+        assert_eq!(run_state(&thawed), RunState::Over);
+    }
 }

@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use rustix::fs::{flock, statfs, FlockOperation};
 use rustix::mount::{mount, MountFlags};
 use vmsnapshot_core::error_kind::ErrorKind;
+use vmsnapshot_core::ledger::{Entry, Layout};
 use vmsnapshot_core::text::bytes_text;
 use vmsnapshot_sys::errno::cause_text;
 use vmsnapshot_sys::ledger_file::{LedgerFile, TMPFS_MAGIC};
@@ -154,19 +156,20 @@ impl Drop for Lock {
 pub(crate) fn lock() -> Result<Lock, StateError> {
     let lock = Lock::try_take()?.ok_or(StateError::AnotherRun)?;
     // While this process holds the lock no other run is under way: all these are of the past.
-    for (path, ledger) in ledgers()? {
-        if let Some(entry) = ledger
+    for run in kept_runs()?.runs {
+        if let Some(entry) = run
+            .ledger
             .entries
             .iter()
             .find(|entry| entry.state().may_be_frozen())
         {
             return Err(StateError::LeftFrozen {
-                run_id: ledger.header.run_id(),
-                mount_point: bytes_text(&entry.mount_point()),
+                run_id: run.run_id(),
+                mount_point: run.name_of(entry),
             });
         }
-        if rcu::put_back_for(&ledger) {
-            remove(&path);
+        if run.put_rcu_back() {
+            run.remove();
         }
     }
     Ok(lock)
@@ -237,11 +240,70 @@ impl Drop for Published {
     }
 }
 
-/// Every ledger there is, oldest first (their names begin with the time).
-pub(crate) fn ledgers() -> io::Result<Vec<(PathBuf, LedgerFile)>> {
+/// A run that can still be read of: its ledger, and the file that holds it.
+pub(crate) struct KeptRun {
+    path: PathBuf,
+    pub(crate) ledger: LedgerFile,
+}
+
+/// All that `/run/vmsnapshot` tells of runs.
+#[derive(Default)]
+pub(crate) struct KeptRuns {
+    /// The runs, oldest first (the names of their files begin with the time).
+    pub(crate) runs: Vec<KeptRun>,
+    /// The files that should be ledgers and cannot be read as such, and why.
+    pub(crate) unreadable: Vec<(PathBuf, io::Error)>,
+}
+
+impl KeptRun {
+    /// Whether this version of the program wrote the ledger. Of another version's only states and
+    /// device numbers can be read.
+    pub(crate) fn is_of_this_version(&self) -> bool {
+        self.ledger.header.layout() == Layout::Own
+    }
+
+    /// Returns the run's name, which is that of its file, too.
+    pub(crate) fn run_id(&self) -> String {
+        let stem = self.path.file_stem().unwrap_or_default();
+        bytes_text(stem.as_bytes())
+    }
+
+    /// Returns what people call a filesystem of the run: its mount point, if the ledger tells it.
+    pub(crate) fn name_of(&self, entry: &Entry) -> String {
+        if self.is_of_this_version() {
+            bytes_text(&entry.mount_point())
+        } else {
+            format!("device {}", entry.device())
+        }
+    }
+
+    /// Whether expedited RCU has to be put back for it. Another version's ledger cannot tell.
+    pub(crate) fn owes_rcu(&self) -> bool {
+        self.is_of_this_version() && self.ledger.header.rcu_owed().is_some()
+    }
+
+    /// Puts expedited RCU back for it. Returns whether nothing is owed any more.
+    pub(crate) fn put_rcu_back(&self) -> bool {
+        !self.owes_rcu() || rcu::put_back_for(&self.ledger)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of_test(ledger: LedgerFile) -> KeptRun {
+        let path = PathBuf::from("test.ledger");
+        KeptRun { path, ledger }
+    }
+
+    /// Removes the ledger.
+    pub(crate) fn remove(&self) {
+        remove(&self.path);
+    }
+}
+
+/// Reads every ledger that there is.
+pub(crate) fn kept_runs() -> io::Result<KeptRuns> {
     let directory = match fs::read_dir(DIRECTORY) {
         Ok(directory) => directory,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(KeptRuns::default()),
         Err(error) => return Err(error),
     };
     let mut paths: Vec<PathBuf> = directory
@@ -249,25 +311,33 @@ pub(crate) fn ledgers() -> io::Result<Vec<(PathBuf, LedgerFile)>> {
         .filter(|path| path.extension() == Some(OsStr::new("ledger")))
         .collect();
     paths.sort_unstable();
-    let mut ledgers = Vec::new();
+    let mut kept = KeptRuns::default();
     for path in paths {
         let opened = OpenOptions::new()
             .read(true)
             .write(true)
             .open(&path)
-            .and_then(|file| LedgerFile::open(file.into()));
+            .and_then(|file| match file.metadata()?.len() {
+                // Its run is just making it.
+                0 => Ok(None),
+                _ => LedgerFile::open(file.into()).map(Some),
+            });
         match opened {
-            Ok(ledger) => ledgers.push((path, ledger)),
-            // Removed meanwhile by its run, or being made by one: it has nothing to say.
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::InvalidData
-                ) => {}
+            Ok(None) => {}
+            Ok(Some(ledger)) => match ledger.header.layout() {
+                Layout::Own | Layout::OfAnotherVersion => kept.runs.push(KeptRun { path, ledger }),
+                // A run that was killed while it made its ledger has frozen nothing.
+                Layout::Unfinished | Layout::Unknown => {}
+            },
+            // Its run has removed it meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                kept.unreadable.push((path, error));
+            }
             Err(error) => return Err(error),
         }
     }
-    Ok(ledgers)
+    Ok(kept)
 }
 
 fn make_directory() -> io::Result<()> {
@@ -283,7 +353,7 @@ fn make_directory() -> io::Result<()> {
     Ok(())
 }
 
-pub(crate) fn remove(path: &Path) {
+fn remove(path: &Path) {
     // Only tidiness: a ledger that stays says what happened, and the next run removes it.
     let _ = fs::remove_file(path);
 }

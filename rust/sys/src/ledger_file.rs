@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 
 use rustix::fs::{fallocate, fstat, fstatfs, FallocateFlags};
 use rustix::mm::{mmap, munmap, MapFlags, ProtFlags};
-use vmsnapshot_core::ledger::Ledger;
+use vmsnapshot_core::ledger::{Layout, Ledger};
 
 /// `TMPFS_MAGIC` of linux/magic.h.
 pub const TMPFS_MAGIC: u32 = 0x0102_1994;
@@ -46,7 +46,8 @@ impl LedgerFile {
         Self::map(file, count)
     }
 
-    /// Maps a ledger that somebody else made.
+    /// Maps a ledger that another process made, perhaps one of another version; see
+    /// [`layout`](vmsnapshot_core::ledger::Header::layout).
     ///
     /// # Errors
     /// What the kernel answers; `InvalidData` when it has not the size or the mark of a ledger.
@@ -56,10 +57,9 @@ impl LedgerFile {
             .and_then(Ledger::count_in)
             .ok_or_else(not_a_ledger)?;
         let ledger = Self::map(file, count)?;
-        if ledger.header.is_valid() {
-            Ok(ledger)
-        } else {
-            Err(not_a_ledger())
+        match ledger.header.layout() {
+            Layout::Own | Layout::OfAnotherVersion | Layout::Unfinished => Ok(ledger),
+            Layout::Unknown => Err(not_a_ledger()),
         }
     }
 

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use vmsnapshot_core::frames::Frame;
+use vmsnapshot_core::ledger::Layout;
 use vmsnapshot_sys::channel::{Channel, Received};
 use vmsnapshot_sys::clock;
 use vmsnapshot_sys::ledger_file::LedgerFile;
@@ -39,7 +40,8 @@ impl Introduction {
         let run = has_pidfd.then(|| descriptors.next()).flatten();
         let rcu = has_rcu.then(|| descriptors.next()).flatten();
         let directories = receive_directories(channel, directories)?;
-        if directories.len() != ledger.entries.len()
+        if ledger.header.layout() != Layout::Own
+            || directories.len() != ledger.entries.len()
             || run.is_some() != has_pidfd
             || rcu.is_some() != has_rcu
         {
