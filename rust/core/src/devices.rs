@@ -20,6 +20,8 @@ pub struct BlockDevice {
     pub number: DeviceNumber,
     /// The names it is known by: `/dev/dm-0`, `/dev/mapper/data`.
     pub names: Vec<String>,
+    /// Its directory in sysfs, with all symbolic links resolved.
+    pub directory: PathBuf,
     /// The devices right below it: the disk of a partition, the slaves of dm, md and bcache.
     pub parents: Vec<DeviceNumber>,
     /// The file behind a loop device, as sysfs gives it (with ` (deleted)` after an unlinked one).
@@ -42,6 +44,11 @@ impl DeviceGraph {
             .map(|device| (device.number, device))
             .collect();
         Self { devices, btrfs }
+    }
+
+    /// Returns every block device, by number.
+    pub fn block_devices(&self) -> impl Iterator<Item = &BlockDevice> {
+        self.devices.values()
     }
 
     /// Returns the device that is known by `name`.

@@ -14,6 +14,7 @@ pub mod error_kind;
 pub mod frames;
 pub mod host_call;
 pub mod ledger;
+pub mod machine;
 pub mod mountinfo;
 pub mod pattern;
 pub mod plan;

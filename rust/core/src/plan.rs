@@ -10,8 +10,11 @@ pub use error::PlanError;
 pub use filesystems::{PlannedFilesystem, SkippedFilesystem};
 pub use skip_reason::SkipReason;
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
+use crate::device_number::DeviceNumber;
 use crate::devices::DeviceGraph;
 use crate::mountinfo::{MountNamespace, MountTree};
 use crate::pattern::{Pattern, PatternError, Subject};
@@ -26,6 +29,10 @@ pub struct Selection {
     pub include: Vec<Pattern>,
     /// What one of these matches is not frozen, whatever includes it.
     pub exclude: Vec<Pattern>,
+    /// The filesystems with these device numbers are not frozen either.
+    pub excluded_devices: BTreeSet<DeviceNumber>,
+    /// Exclude patterns that have no meaning, where such are passed over.
+    pub unusable_excludes: Vec<PatternError>,
 }
 
 impl Selection {
@@ -41,7 +48,25 @@ impl Selection {
         Ok(Self {
             include: all(include)?,
             exclude: all(exclude)?,
+            ..Self::default()
         })
+    }
+
+    /// The same, except that exclude patterns without a meaning are passed over and kept in
+    /// `unusable_excludes`.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError::BadPattern`] for the first include pattern that has no meaning.
+    pub fn parse_leniently(include: &[String], exclude: &[String]) -> Result<Self, PlanError> {
+        let mut selection = Self::parse(include, &[])?;
+        for text in exclude {
+            match Pattern::parse(text) {
+                Ok(pattern) => selection.exclude.push(pattern),
+                Err(error) => selection.unusable_excludes.push(error),
+            }
+        }
+        Ok(selection)
     }
 }
 
@@ -54,6 +79,10 @@ pub struct Plan {
     pub skipped: Vec<SkippedFilesystem>,
     /// Exclude patterns that matched nothing: worth a warning, not an error.
     pub unmatched_excludes: Vec<String>,
+    /// Exclude patterns that have no meaning and were passed over. Not in the JSON: the command line
+    /// refuses them.
+    #[serde(skip)]
+    pub unusable_excludes: Vec<PatternError>,
 }
 
 impl Plan {
@@ -97,6 +126,15 @@ impl Plan {
                 skip.get_or_insert_with(|| SkipReason::Excluded {
                     pattern: pattern.text().to_owned(),
                 });
+            }
+        }
+        for ((superblock, skip), is_excluded) in
+            superblocks.iter().zip(&mut skip).zip(&mut is_excluded)
+        {
+            let device = superblock.primary.device;
+            if selection.excluded_devices.contains(&device) {
+                *is_excluded = true;
+                skip.get_or_insert(SkipReason::ExcludedDevice { device });
             }
         }
         for pattern in &selection.include {
@@ -148,6 +186,7 @@ impl Plan {
                 .iter()
                 .map(|pattern| pattern.text().to_owned())
                 .collect(),
+            unusable_excludes: selection.unusable_excludes.clone(),
             ..Self::default()
         };
         let mut planned = Vec::new();
@@ -183,6 +222,7 @@ impl Plan {
             filesystems: Vec::new(),
             skipped: self.skipped.iter().cloned().chain(left_out).collect(),
             unmatched_excludes: self.unmatched_excludes.clone(),
+            unusable_excludes: self.unusable_excludes.clone(),
         }
     }
 }

@@ -35,6 +35,7 @@ fn device(
     backing_file: Option<&str>,
 ) -> BlockDevice {
     BlockDevice {
+        directory: std::path::PathBuf::new(),
         number: number(number_text),
         names: names.iter().map(ToString::to_string).collect(),
         parents: parents.iter().map(|text| number(text)).collect(),
@@ -648,5 +649,26 @@ fn the_plan_without_filesystems_leaves_out_what_it_had_planned_and_says_why() {
     assert_eq!(
         added,
         [("/mnt", "freeze-not-wanted"), ("/", "freeze-not-wanted")]
+    );
+}
+
+#[test]
+fn excluded_device_is_left_out_and_excludes_without_a_meaning_are_kept_apart() {
+    let excludes = ["/mnt/[".to_owned(), "vfat".to_owned()];
+    let mut selection = Selection::parse_leniently(&[], &excludes).unwrap();
+    selection.excluded_devices.insert(number("8:16"));
+    let graph = DeviceGraph::default();
+    let plan = Plan::make(&[own(DEBIAN)], &graph, &selection).unwrap();
+    assert_eq!(frozen(&plan), [("/", 0)]);
+    assert_eq!(reason(&plan, "/mnt"), "excluded");
+    let unusable: Vec<_> = plan
+        .unusable_excludes
+        .iter()
+        .map(|error| error.pattern.as_str())
+        .collect();
+    assert_eq!(unusable, ["/mnt/["]);
+    assert_eq!(
+        Selection::parse(&[], &excludes).unwrap_err().code(),
+        "bad-pattern"
     );
 }

@@ -90,6 +90,7 @@ fn device_graph() -> impl Strategy<Value = DeviceGraph> {
         file,
     )
         .prop_map(|(number, parents, file)| BlockDevice {
+            directory: std::path::PathBuf::new(),
             number,
             names: vec![format!("/dev/{}", number.minor)],
             parents,

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use vmsnapshot_core::plan::Selection;
 use vmsnapshot_engine::connect::ConnectOptions;
 use vmsnapshot_engine::observer::Silent;
 use vmsnapshot_engine::scan;
@@ -81,7 +82,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if include.is_empty() {
         return Err("without a mount point this would freeze the whole machine".into());
     }
-    let plan = scan::plan(&include, &[])?;
+    let plan = scan::machine()?.plan(&Selection::parse(&include, &[])?)?;
     let options = Options {
         thaw_timeout: Duration::from_secs(1),
         sync_timeout: Some(Duration::from_secs(5)),

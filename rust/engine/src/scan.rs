@@ -11,8 +11,9 @@ use std::{fs, io};
 
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::devices::{BlockDevice, DeviceGraph};
+use vmsnapshot_core::machine::Machine;
 use vmsnapshot_core::mountinfo::{self, MountEntry, MountNamespace};
-use vmsnapshot_core::plan::{Plan, PlanError, Selection};
+use vmsnapshot_core::plan::PlanError;
 use vmsnapshot_core::text::bytes_text;
 
 #[cfg(test)]
@@ -36,16 +37,17 @@ impl Default for Roots {
     }
 }
 
-/// Plans what to freeze on this machine; touches none of it.
+/// Reads what is mounted on this machine, and on what.
 ///
 /// # Errors
 ///
-/// For a pattern that has no meaning, matches nothing or names what cannot be frozen, and when
-/// the kernel's tables cannot be read.
-pub fn plan(include: &[String], exclude: &[String]) -> Result<Plan, PlanError> {
-    let selection = Selection::parse(include, exclude)?;
+/// When the kernel's tables cannot be read.
+pub fn machine() -> Result<Machine, PlanError> {
     let roots = Roots::default();
-    Plan::make(&namespaces(&roots)?, &device_graph(&roots)?, &selection)
+    Ok(Machine {
+        namespaces: namespaces(&roots)?,
+        devices: device_graph(&roots)?,
+    })
 }
 
 /// Reads the mounts of our own mount namespace, then those of all others that can be seen.
@@ -135,6 +137,7 @@ fn block_device(number: DeviceNumber, link: &Path) -> Option<BlockDevice> {
         parents.extend(device_at(&link.join("..")));
     }
     Some(BlockDevice {
+        directory: fs::canonicalize(link).ok()?,
         number,
         names,
         parents: parents.into_iter().collect(),
@@ -195,6 +198,8 @@ fn unreadable(path: &Path, error: &io::Error) -> PlanError {
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+    use vmsnapshot_core::plan::Selection;
 
     use super::fake_machine::{FakeMachine, DATABASE, ROOT};
     use super::*;
@@ -272,6 +277,7 @@ mod tests {
         fs::create_dir_all(machine.0.join("sys/fs/btrfs/features")).unwrap();
         let device =
             |text: &str, names: &[&str], parents: &[&str], file: Option<&str>| BlockDevice {
+                directory: fs::canonicalize(machine.0.join("sys/dev/block").join(text)).unwrap(),
                 number: number(text),
                 names: names.iter().map(ToString::to_string).collect(),
                 parents: parents.iter().map(|text| number(text)).collect(),
@@ -317,12 +323,11 @@ mod tests {
             "2 1 7:0 / /upper rw - ext4 /dev/loop0 rw\n3 1 8:17 / /srv rw - ext4 /dev/sdb1 rw\n";
         machine.process("self", "mnt:[1]", Some(&format!("{ROOT}{upper}")));
         let roots = machine.roots();
-        let plan = Plan::make(
-            &namespaces(&roots).unwrap(),
-            &device_graph(&roots).unwrap(),
-            &Selection::default(),
-        )
-        .unwrap();
+        let machine = Machine {
+            namespaces: namespaces(&roots).unwrap(),
+            devices: device_graph(&roots).unwrap(),
+        };
+        let plan = machine.plan(&Selection::default()).unwrap();
         let order: Vec<_> = plan
             .filesystems
             .iter()
@@ -333,7 +338,7 @@ mod tests {
 
     #[test]
     fn this_machine_is_planned_without_error() {
-        let plan = plan(&[], &[]).unwrap();
+        let plan = machine().unwrap().plan(&Selection::default()).unwrap();
         let proc = plan
             .skipped
             .iter()

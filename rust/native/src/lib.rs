@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use vmsnapshot_core::blob::{Metadata, OnUnusable};
+use vmsnapshot_core::plan::Selection;
 use vmsnapshot_core::secret::SecretText;
 use vmsnapshot_engine::connect::{ConnectOptions, Proxy};
 use vmsnapshot_engine::error::PrepareError;
@@ -159,9 +160,12 @@ impl Observer for PythonObserver {
 #[pyfunction]
 #[pyo3(signature = (*, include = Vec::new(), exclude = Vec::new()))]
 fn plan(py: Python<'_>, include: Vec<String>, exclude: Vec<String>) -> PyResult<Plan> {
-    py.detach(|| scan::plan(&include, &exclude))
-        .map(Plan::from)
-        .map_err(|error| errors::plan_error(py, &error))
+    py.detach(|| {
+        let selection = Selection::parse(&include, &exclude)?;
+        scan::machine()?.plan(&selection)
+    })
+    .map(Plan::from)
+    .map_err(|error| errors::plan_error(py, &error))
 }
 
 /// Does all that can be done before the window.

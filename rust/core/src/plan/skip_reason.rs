@@ -5,6 +5,8 @@ use std::fmt;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
+use crate::device_number::DeviceNumber;
+
 /// Why a filesystem is not frozen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SkipReason {
@@ -18,6 +20,11 @@ pub enum SkipReason {
     Excluded {
         /// The pattern as it was given.
         pattern: String,
+    },
+    /// The caller excludes the filesystem with this device number.
+    ExcludedDevice {
+        /// mountinfo's major:minor.
+        device: DeviceNumber,
     },
     /// Include patterns were given and none names it.
     NotIncluded,
@@ -38,7 +45,7 @@ impl SkipReason {
             Self::ReadOnly => "read-only",
             Self::NotFreezable => "not-freezable",
             Self::NotOnLocalBlockDevice => "not-on-local-block-device",
-            Self::Excluded { .. } => "excluded",
+            Self::Excluded { .. } | Self::ExcludedDevice { .. } => "excluded",
             Self::NotIncluded => "not-included",
             Self::Covered => "covered",
             Self::BehindAnother => "behind-another",
@@ -55,6 +62,9 @@ impl fmt::Display for SkipReason {
             Self::NotOnLocalBlockDevice => "it is not on a local block device",
             Self::Excluded { pattern } => {
                 return write!(formatter, "it is excluded by `{pattern}`")
+            }
+            Self::ExcludedDevice { device } => {
+                return write!(formatter, "device {device} is excluded")
             }
             Self::NotIncluded => "no include pattern names it",
             Self::Covered => "another mount covers it, so it cannot be opened",
