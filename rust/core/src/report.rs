@@ -3,6 +3,8 @@
 //! Instants are text in UTC with `Z`; lengths of time are milliseconds. Nothing that is printed or
 //! is in the JSON holds a secret: URIs are without their query, and bodies of answers are left out.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::secret::SecretBytes;
@@ -279,4 +281,10 @@ pub fn utc_text(unix_ns: i128) -> String {
         .and_then(|instant| instant.format(&format).ok())
         // Only for an instant outside the years -9999 to 9999.
         .unwrap_or_else(|| format!("{unix_ns} ns since 1970"))
+}
+
+/// A length of time in milliseconds.
+#[must_use]
+pub fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
 }

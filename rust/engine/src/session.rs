@@ -301,7 +301,7 @@ impl Session {
         if let Some(record) = &mut record {
             runtime.block_on(record.read_bodies(BODIES_LIMIT));
         }
-        let report = report::report(Facts {
+        let report = report::make(Facts {
             run_id: &run_id,
             plan: &plan,
             blobs: &blobs,
