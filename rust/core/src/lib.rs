@@ -16,6 +16,7 @@ pub mod host_call;
 pub mod ledger;
 pub mod machine;
 pub mod mountinfo;
+mod names;
 pub mod pattern;
 pub mod plan;
 pub mod report;

@@ -265,7 +265,7 @@ impl Session {
         drop(freezers);
         drop(directories);
         runtime.block_on(calls::read_bodies(callees.calls_mut(), BODIES_LIMIT));
-        let report = report::report(Facts {
+        let report = report::make(Facts {
             run_id: &run_id,
             plan: &plan,
             callees: &callees,

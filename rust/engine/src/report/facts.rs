@@ -1,0 +1,51 @@
+//! All that is known of a run that is over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
+use vmsnapshot_core::ledger::{Entry, FreezeState};
+use vmsnapshot_core::plan::Plan;
+use vmsnapshot_core::report::WatchdogOutcome;
+use vmsnapshot_sys::ledger_file::LedgerFile;
+use vmsnapshot_window::rcu::Rcu;
+use vmsnapshot_window::window::WindowRecord;
+
+use crate::callees::Callees;
+use crate::calls::Waiting;
+use crate::companion::sync::Synced;
+
+/// All that is known of a run that is over.
+pub(crate) struct Facts<'a> {
+    pub(crate) run_id: &'a str,
+    pub(crate) plan: &'a Plan,
+    /// The blobs and the host, with what became of their calls.
+    pub(crate) callees: &'a Callees,
+    pub(crate) thaw_timeout: Duration,
+    pub(crate) deadlines: Deadlines,
+    pub(crate) ledger: &'a Arc<LedgerFile>,
+    pub(crate) synced: &'a [Synced],
+    pub(crate) rcu: &'a Rcu,
+    /// None when the window ended in a panic.
+    pub(crate) record: Option<WindowRecord<Waiting>>,
+    pub(crate) watchdog: WatchdogOutcome,
+}
+
+impl Facts<'_> {
+    /// From the first FIFREEZE called to the last FITHAW returned, whoever called it.
+    pub(super) fn window(&self) -> Option<Duration> {
+        let entries = self.ledger.entries.iter();
+        let last_thaw = entries.filter_map(Entry::thawed_at).max()?;
+        Some(last_thaw.since(self.first_freeze_at()?))
+    }
+
+    /// When the first FIFREEZE was called.
+    pub(super) fn first_freeze_at(&self) -> Option<Monotonic> {
+        self.ledger
+            .entries
+            .iter()
+            .filter(|entry| entry.state() != FreezeState::Revoked)
+            .filter_map(Entry::announced_at)
+            .min()
+    }
+}

@@ -1,0 +1,108 @@
+//! What became of each filesystem, from its entry in the ledger.
+
+use vmsnapshot_core::deadlines::Monotonic;
+use vmsnapshot_core::ledger::{Entry, FreezeState};
+use vmsnapshot_core::plan::PlannedFilesystem;
+use vmsnapshot_core::report::{
+    milliseconds, utc_text, FilesystemOutcome, FilesystemResult, ThawedBy,
+};
+use vmsnapshot_core::text::path_text;
+use vmsnapshot_sys::errno::number_text;
+use vmsnapshot_sys::ledger_file::LedgerFile;
+use vmsnapshot_sys::Errno;
+
+use super::facts::Facts;
+
+/// The outcome of every planned filesystem, in freeze order.
+pub(super) fn filesystem_outcomes(facts: &Facts<'_>) -> Vec<FilesystemOutcome> {
+    facts
+        .plan
+        .filesystems
+        .iter()
+        .zip(&facts.ledger.entries)
+        .map(|(planned, entry)| filesystem_outcome(planned, entry, facts.ledger))
+        .collect()
+}
+
+fn filesystem_outcome(
+    planned: &PlannedFilesystem,
+    entry: &Entry,
+    ledger: &LedgerFile,
+) -> FilesystemOutcome {
+    let refused_with = |errno: Errno| entry.freeze_errno() == errno.raw_os_error().unsigned_abs();
+    let outcome = match entry.state() {
+        FreezeState::Planned | FreezeState::Revoked => FilesystemResult::NotFrozen,
+        FreezeState::Announced => FilesystemResult::FreezeHung,
+        FreezeState::Frozen => FilesystemResult::NotThawed,
+        FreezeState::Refused if refused_with(Errno::BUSY) => FilesystemResult::FrozenByAnother,
+        FreezeState::Refused if refused_with(Errno::OPNOTSUPP) => FilesystemResult::NotFreezable,
+        FreezeState::Refused => FilesystemResult::FreezeFailed,
+        FreezeState::ThawedByRun => FilesystemResult::Thawed,
+        FreezeState::ThawedByWatchdog => FilesystemResult::ThawedByWatchdog,
+        FreezeState::ThawedByAnother | FreezeState::ThawedByOperator => {
+            FilesystemResult::ThawedByAnother
+        }
+    };
+    let thawed_by = match outcome {
+        FilesystemResult::Thawed => Some(ThawedBy::Run),
+        FilesystemResult::ThawedByWatchdog => Some(ThawedBy::Watchdog),
+        FilesystemResult::ThawedByAnother => Some(ThawedBy::Another),
+        FilesystemResult::FrozenByAnother
+        | FilesystemResult::NotFreezable
+        | FilesystemResult::FreezeFailed
+        | FilesystemResult::NotFrozen
+        | FilesystemResult::FreezeHung
+        | FilesystemResult::NotThawed => None,
+    };
+    let was_frozen = thawed_by.is_some() || outcome == FilesystemResult::NotThawed;
+    let announced = entry.announced_at();
+    let returned = entry.freeze_returned_at().filter(|_| was_frozen);
+    let thawed = entry.thawed_at().filter(|_| thawed_by.is_some());
+    let text = |instant: Monotonic| utc_text(ledger.header.realtime_ns(instant));
+    let length =
+        |from: Option<Monotonic>, to: Option<Monotonic>| Some(milliseconds(to?.since(from?)));
+    FilesystemOutcome {
+        mount_point: path_text(&planned.mount_point),
+        device: planned.device.to_string(),
+        filesystem_type: planned.filesystem_type.clone(),
+        level: planned.level,
+        outcome,
+        frozen_at: returned.map(text),
+        freeze_ms: length(announced, entry.freeze_returned_at()),
+        thawed_at: thawed.map(text),
+        frozen_ms: length(announced, thawed),
+        thawed_by,
+        error: error_text(outcome, entry),
+    }
+}
+
+fn error_text(outcome: FilesystemResult, entry: &Entry) -> Option<String> {
+    match outcome {
+        FilesystemResult::ThawedByWatchdog if entry.undid_another() => Some(
+            "a FITHAW of the watchdog, called at the deadline while FIFREEZE waited behind the freeze \
+             of another program, undid that one"
+                .to_owned(),
+        ),
+        FilesystemResult::Thawed | FilesystemResult::ThawedByWatchdog => None,
+        FilesystemResult::ThawedByAnother => {
+            Some("FITHAW: it was not frozen any more: somebody else thawed it".to_owned())
+        }
+        FilesystemResult::FrozenByAnother if entry.undid_another() => Some(
+            "FIFREEZE: device or resource busy: frozen by somebody else; a FITHAW of ours, called \
+             at the deadline while FIFREEZE waited behind that freeze, undid it"
+                .to_owned(),
+        ),
+        FilesystemResult::FrozenByAnother => Some(
+            "FIFREEZE: device or resource busy: frozen or suspended by somebody else".to_owned(),
+        ),
+        FilesystemResult::NotFreezable | FilesystemResult::FreezeFailed => {
+            Some(format!("FIFREEZE: {}", number_text(entry.freeze_errno())))
+        }
+        FilesystemResult::NotFrozen => Some("the run ended before its turn".to_owned()),
+        FilesystemResult::FreezeHung => {
+            Some("FIFREEZE has not returned; the watchdog thaws it when it does".to_owned())
+        }
+        FilesystemResult::NotThawed if entry.thaw_errno() == 0 => Some("FITHAW has not returned".to_owned()),
+        FilesystemResult::NotThawed => Some(format!("FITHAW: {}", number_text(entry.thaw_errno()))),
+    }
+}
