@@ -1,7 +1,12 @@
 //! What an error is about: what a program decides by, where the code only names the error.
 
+use strum::{IntoStaticStr, VariantNames};
+
+use crate::names::stable_names;
+
 /// Who or what has to change for the next try to succeed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 pub enum ErrorKind {
     /// The caller: another argument, another SAS or another privilege is needed.
     Arguments,
@@ -18,7 +23,8 @@ pub enum ErrorKind {
 }
 
 /// What could not be prepared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 pub enum ErrorSubject {
     /// A blob or the host: it cannot be named, asked or reached.
     Callee,
@@ -32,31 +38,4 @@ pub enum ErrorSubject {
     Run,
 }
 
-impl ErrorKind {
-    /// Returns its stable name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Arguments => "arguments",
-            Self::System => "system",
-            Self::Network => "network",
-            Self::AnotherRun => "another-run",
-            Self::LeftFrozen => "left-frozen",
-            Self::Interrupted => "interrupted",
-        }
-    }
-}
-
-impl ErrorSubject {
-    /// Returns its stable name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Callee => "callee",
-            Self::Metadata => "metadata",
-            Self::Filesystem => "filesystem",
-            Self::Watchdog => "watchdog",
-            Self::Run => "run",
-        }
-    }
-}
+stable_names!(ErrorKind, ErrorSubject);

@@ -18,6 +18,7 @@ pub mod machine;
 pub mod mountinfo;
 mod names;
 pub mod pattern;
+pub mod phase;
 pub mod plan;
 pub mod report;
 pub mod secret;

@@ -1,6 +1,10 @@
 //! What `vmsnapshot status` and `vmsnapshot thaw` say, with its JSON form.
 
 use serde::Serialize;
+use strum::{IntoStaticStr, VariantNames};
+
+use crate::ledger::{FireReason, FreezeState};
+use crate::names::stable_names;
 
 /// What is frozen, and by which run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -26,8 +30,8 @@ pub struct UnreadableLedger {
 }
 
 /// How far a run has come, as far as its ledger and its processes tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 pub enum RunState {
     /// The run or its watchdog is alive, and its deadline has not passed.
     AtWork,
@@ -41,6 +45,8 @@ pub enum RunState {
     OfAnotherVersion,
 }
 
+stable_names!(RunState);
+
 /// One filesystem that may be frozen now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FrozenFilesystem {
@@ -53,7 +59,7 @@ pub struct FrozenFilesystem {
     /// When FIFREEZE was called, UTC.
     pub since: Option<String>,
     /// `announced` (FIFREEZE was called and may have succeeded) or `frozen`.
-    pub state: String,
+    pub state: FreezeState,
 }
 
 /// One run.
@@ -76,7 +82,7 @@ pub struct RunStatus {
     /// Whether that process exists.
     pub watchdog_alive: Option<bool>,
     /// Why the watchdog thawed, if it did: `parent-gone`, `deadline` or `told`.
-    pub fired: Option<String>,
+    pub fired: Option<FireReason>,
     /// Whether it is over: its watchdog is gone, and nothing of it can be frozen any more.
     pub finished: bool,
     /// Its filesystems.
@@ -90,8 +96,8 @@ pub struct RunFilesystem {
     pub mount_point: String,
     /// mountinfo's major:minor.
     pub device: String,
-    /// The state's name in the ledger.
-    pub state: String,
+    /// Its state in the ledger.
+    pub state: FreezeState,
     /// `run`, `watchdog`, `another` or `operator`.
     pub thawed_by: Option<String>,
     /// When FIFREEZE was called, UTC.

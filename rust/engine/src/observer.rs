@@ -2,23 +2,10 @@
 
 use std::time::Duration;
 
+use vmsnapshot_core::phase::Phase;
+
 /// How often a preparation asks whether it was interrupted.
 pub(crate) const INTERRUPTION_TICK: Duration = Duration::from_millis(50);
-
-/// What a run is doing. The phases come in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// It opens the planned filesystems.
-    OpenFilesystems,
-    /// It connects to the blobs, to the host, or to both.
-    Connect,
-    /// It starts the watchdog and the freeze threads.
-    StartWatchdog,
-    /// It writes out dirty data.
-    Sync,
-    /// It freezes. From here on the run can no longer be given up.
-    Freeze,
-}
 
 /// Follows a run, and may end it before anything is frozen.
 pub trait Observer {

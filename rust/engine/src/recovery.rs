@@ -62,7 +62,7 @@ pub fn status() -> io::Result<Status> {
                     device: filesystem.device.clone(),
                     run_id: run_status.run_id.clone(),
                     since: filesystem.frozen_at.clone(),
-                    state: filesystem.state.clone(),
+                    state: filesystem.state,
                 }),
         );
         if run.owes_rcu() {
@@ -394,9 +394,7 @@ fn run_status(run: &KeptRun) -> RunStatus {
         alive: own.map(|header| process::is_alive(header.parent())),
         watchdog_pid: own.map(|header| header.watchdog().pid),
         watchdog_alive: own.map(|header| process::is_alive(header.watchdog())),
-        fired: own
-            .and_then(Header::fired)
-            .map(|reason| reason.name().to_owned()),
+        fired: own.and_then(Header::fired),
         finished: run_state(run) == RunState::Over,
         filesystems: run
             .ledger
@@ -412,7 +410,7 @@ fn run_filesystem(run: &KeptRun, entry: &Entry) -> RunFilesystem {
     RunFilesystem {
         mount_point: run.name_of(entry),
         device: entry.device().to_string(),
-        state: entry.state().name().to_owned(),
+        state: entry.state(),
         thawed_by: match entry.state() {
             FreezeState::ThawedByRun => Some("run".to_owned()),
             FreezeState::ThawedByWatchdog => Some("watchdog".to_owned()),

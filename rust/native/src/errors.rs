@@ -1,26 +1,52 @@
-//! Rust errors as the classes of `vmsnapshot.errors`, where they are written, in Python.
+//! Rust errors as the exception classes that `vmsnapshot.errors` defines in Python.
 
 use std::fmt::Display;
 use std::io;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use vmsnapshot_core::error_kind::{ErrorKind, ErrorSubject};
 use vmsnapshot_core::plan::PlanError;
 use vmsnapshot_engine::error::{PrepareError, ThawError};
 
 /// `vmsnapshot.errors.PlanError`.
 pub(crate) fn plan_error(py: Python<'_>, error: &PlanError) -> PyErr {
-    raise(py, "PlanError", error, error.code(), error.hint())
+    raise(
+        py,
+        "PlanError",
+        error,
+        error.code(),
+        error.kind(),
+        error.hint(),
+        None,
+    )
 }
 
 /// `vmsnapshot.errors.PrepareError`.
 pub(crate) fn prepare_error(py: Python<'_>, error: &PrepareError) -> PyErr {
-    raise(py, "PrepareError", error, error.code(), error.hint())
+    let subject = Some(error.subject());
+    raise(
+        py,
+        "PrepareError",
+        error,
+        error.code(),
+        error.kind(),
+        error.hint(),
+        subject,
+    )
 }
 
 /// `vmsnapshot.errors.ThawError`.
 pub(crate) fn thaw_error(py: Python<'_>, error: &ThawError) -> PyErr {
-    raise(py, "ThawError", error, error.code(), error.hint())
+    raise(
+        py,
+        "ThawError",
+        error,
+        error.code(),
+        error.kind(),
+        error.hint(),
+        None,
+    )
 }
 
 /// `vmsnapshot.errors.ThawError` for runs whose state cannot be read.
@@ -33,12 +59,18 @@ fn raise(
     class: &str,
     message: &dyn Display,
     code: &str,
+    kind: ErrorKind,
     hint: Option<String>,
+    subject: Option<ErrorSubject>,
 ) -> PyErr {
     let make = || {
         let keywords = PyDict::new(py);
         keywords.set_item("code", code)?;
+        keywords.set_item("kind", kind.name())?;
         keywords.set_item("hint", hint)?;
+        if let Some(subject) = subject {
+            keywords.set_item("subject", subject.name())?;
+        }
         py.import("vmsnapshot.errors")?
             .getattr(class)?
             .call((message.to_string(),), Some(&keywords))

@@ -1,0 +1,46 @@
+//! Values in the forms that Python gets them in: JSON documents and stable names.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use serde::Serialize;
+use vmsnapshot_core::error_kind::{ErrorKind, ErrorSubject};
+use vmsnapshot_core::ledger::{FireReason, FreezeState};
+use vmsnapshot_core::phase::Phase;
+use vmsnapshot_core::report::{
+    BlobResult, Consistency, FilesystemResult, FreezeDoubt, HostCallResult, ThawedBy,
+};
+use vmsnapshot_core::status::RunState;
+
+/// Returns `value` as JSON. Our own documents hold nothing that JSON cannot.
+pub(crate) fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+}
+
+/// Returns the stable name of a value of one of our enums.
+pub(crate) fn name(value: impl Into<&'static str>) -> String {
+    let name: &'static str = value.into();
+    name.to_owned()
+}
+
+/// Returns the names of all values of every enum that a Python program meets.
+#[pyfunction]
+pub(crate) fn names(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let names = PyDict::new(py);
+    for (of, all) in [
+        ("ErrorKind", ErrorKind::NAMES),
+        ("ErrorSubject", ErrorSubject::NAMES),
+        ("Phase", Phase::NAMES),
+        ("FilesystemResult", FilesystemResult::NAMES),
+        ("ThawedBy", ThawedBy::NAMES),
+        ("BlobResult", BlobResult::NAMES),
+        ("HostCallResult", HostCallResult::NAMES),
+        ("Consistency", Consistency::NAMES),
+        ("FreezeDoubt", FreezeDoubt::NAMES),
+        ("FireReason", FireReason::NAMES),
+        ("FreezeState", FreezeState::NAMES),
+        ("RunState", RunState::NAMES),
+    ] {
+        names.set_item(of, all)?;
+    }
+    Ok(names)
+}

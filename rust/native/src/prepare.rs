@@ -1,0 +1,115 @@
+//! `prepare`: everything that can be done before the window.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use vmsnapshot_core::blob::{Metadata, OnUnusable};
+use vmsnapshot_core::secret::SecretText;
+use vmsnapshot_engine::connect::{ConnectOptions, Proxy};
+use vmsnapshot_engine::error::PrepareError;
+use vmsnapshot_engine::session::{self, Asked, Options};
+
+use crate::errors;
+use crate::host_call::HostCall;
+use crate::observer::PythonObserver;
+use crate::plan::Plan;
+use crate::session::Session;
+use crate::time_limit::time_limit;
+
+/// Does all that can be done before the window.
+#[pyfunction]
+#[pyo3(signature = (
+    plan, blobs = Vec::new(), *, metadata = None, blob_metadata = Vec::new(), host_call = None,
+    unusable_blobs = "refuse", thaw_timeout = 10.0, sync_timeout = Some(30.0), connect_timeout = 10.0,
+    ca_file = None, proxy = None, expedite_rcu = true, progress = None
+))]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "they are the keywords of the Python function"
+)]
+pub(crate) fn prepare(
+    py: Python<'_>,
+    plan: &Plan,
+    blobs: Vec<String>,
+    metadata: Option<Pairs>,
+    blob_metadata: Vec<Pairs>,
+    host_call: Option<Bound<'_, HostCall>>,
+    unusable_blobs: &str,
+    thaw_timeout: f64,
+    sync_timeout: Option<f64>,
+    connect_timeout: f64,
+    ca_file: Option<PathBuf>,
+    proxy: Option<String>,
+    expedite_rcu: bool,
+    progress: Option<Py<PyAny>>,
+) -> PyResult<Session> {
+    let on_unusable = match unusable_blobs {
+        "refuse" => OnUnusable::Refuse,
+        "report" => OnUnusable::Report,
+        _ => {
+            return Err(PyValueError::new_err(
+                "unusable_blobs is neither 'refuse' nor 'report'",
+            ))
+        }
+    };
+    let asked = (|| {
+        Ok(Asked {
+            blobs: with_metadata(blobs, &metadata.unwrap_or_default(), blob_metadata)?,
+            host_call: host_call.map(|host_call| host_call.get().call.clone()),
+            on_unusable,
+        })
+    })()
+    .map_err(|error| errors::prepare_error(py, &error))?;
+    let options = (|| {
+        Ok(Options {
+            thaw_timeout: Duration::try_from_secs_f64(thaw_timeout)
+                .map_err(|_| PrepareError::ThawTimeout(thaw_timeout))?,
+            sync_timeout: sync_timeout
+                .map(|seconds| time_limit("sync timeout", seconds))
+                .transpose()?,
+            connect: ConnectOptions {
+                ca_file,
+                proxy: proxy.as_deref().map(Proxy::parse).transpose()?,
+                time_limit: time_limit("connect timeout", connect_timeout)?,
+            },
+            expedite_rcu,
+        })
+    })()
+    .map_err(|error| errors::prepare_error(py, &error))?;
+    let mut observer = PythonObserver::new(progress.as_ref().map(|call| call.clone_ref(py)));
+    let result = py.detach(|| session::prepare(&plan.plan, asked, options, &mut observer));
+    let session = observer.outcome(py, result)?;
+    Ok(Session::new(session, progress))
+}
+
+/// Names and values, in the order of the names.
+type Pairs = std::collections::BTreeMap<String, String>;
+
+/// Gives each blob the metadata of all, and its own. Either no blob has its own, or every one has.
+fn with_metadata(
+    blobs: Vec<String>,
+    of_all: &Pairs,
+    of_each: Vec<Pairs>,
+) -> Result<Vec<(SecretText, Metadata)>, PrepareError> {
+    let blobs = blobs.into_iter().map(SecretText::new);
+    // Checked even if there is no blob, so that a bad one is reported.
+    let common = Metadata::parse(of_all.clone())?;
+    if of_each.is_empty() {
+        return Ok(blobs.map(|blob| (blob, common.clone())).collect());
+    }
+    if of_each.len() != blobs.len() {
+        return Err(PrepareError::BlobMetadataCount {
+            blobs: blobs.len(),
+            metadata: of_each.len(),
+        });
+    }
+    blobs
+        .zip(of_each)
+        .map(|(blob, own)| {
+            let metadata = Metadata::parse(of_all.clone().into_iter().chain(own))?;
+            Ok((blob, metadata))
+        })
+        .collect()
+}

@@ -1,0 +1,98 @@
+//! `Session`: a prepared run, and `Session.run`.
+
+use std::sync::{Mutex, PoisonError};
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use vmsnapshot_engine::session;
+
+use crate::observer::PythonObserver;
+use crate::report::Report;
+
+/// A prepared run; see `_native.pyi`.
+#[pyclass(frozen)]
+pub(crate) struct Session {
+    run_id: String,
+    /// The process that prepared it. A forked child has a copy of this object and none of its threads.
+    /// What the child does to the copy would be done to the run.
+    owner: u32,
+    /// `None` once it has run or was closed.
+    session: Mutex<Option<session::Session>>,
+    progress: Option<Py<PyAny>>,
+}
+
+#[pymethods]
+impl Session {
+    #[getter]
+    fn run_id(&self) -> &str {
+        &self.run_id
+    }
+
+    fn run(&self, py: Python<'_>) -> PyResult<Report> {
+        if self.is_copy() {
+            return Err(PyRuntimeError::new_err(
+                "this session belongs to the process that prepared it",
+            ));
+        }
+        let Some(session) = self.take() else {
+            return Err(PyRuntimeError::new_err(
+                "this session has run, or was closed",
+            ));
+        };
+        let mut observer =
+            PythonObserver::new(self.progress.as_ref().map(|call| call.clone_ref(py)));
+        let result = py.detach(|| session.run(&mut observer));
+        observer.outcome(py, result).map(Report::from)
+    }
+
+    fn close(&self, py: Python<'_>) {
+        if !self.is_copy() {
+            let session = self.take();
+            py.detach(|| drop(session));
+        }
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exc_info))]
+    fn __exit__(&self, py: Python<'_>, _exc_info: &Bound<'_, pyo3::types::PyTuple>) {
+        self.close(py);
+    }
+
+    fn __repr__(&self) -> String {
+        format!("<vmsnapshot.Session {}>", self.run_id)
+    }
+}
+
+impl Session {
+    /// Wraps a session that this process has just prepared.
+    pub(crate) fn new(session: session::Session, progress: Option<Py<PyAny>>) -> Self {
+        Self {
+            run_id: session.run_id().to_owned(),
+            owner: std::process::id(),
+            session: Mutex::new(Some(session)),
+            progress,
+        }
+    }
+
+    fn is_copy(&self) -> bool {
+        self.owner != std::process::id()
+    }
+
+    fn take(&self) -> Option<session::Session> {
+        self.session
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.is_copy() {
+            std::mem::forget(self.take());
+        }
+    }
+}
