@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.unit import fake_native
+from tests.support import fake_native
 
 fake_native.make_importable()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit import fake_native
-from tests.unit.fake_native import FakeNative
+from tests.support import fake_native
+from tests.support.fake_native import FakeNative
 
 fake_native.make_importable()
 

@@ -13,9 +13,8 @@ from typing import Callable
 
 import pytest
 
-from tests.support.filesystems import REPOSITORY
-from tests.unit.conftest import Command
-from tests.unit.fake_native import (
+from tests.command_line.conftest import Command
+from tests.support.fake_native import (
     FAILED_REPORT,
     NOTHING_THAWED,
     ONE_FROZEN,
@@ -28,6 +27,7 @@ from tests.unit.fake_native import (
     SkippedFilesystem,
     sas_uri,
 )
+from tests.support.filesystems import REPOSITORY
 from vmsnapshot import cli, progress, streams
 from vmsnapshot.errors import PlanError, PrepareError, ThawError, VmsnapshotError
 

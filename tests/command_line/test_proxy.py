@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.conftest import Command
-from tests.unit.fake_native import SIGNATURE, FakeNative, sas_uri
+from tests.command_line.conftest import Command
+from tests.support.fake_native import SIGNATURE, FakeNative, sas_uri
 from vmsnapshot.errors import ArgumentsError
 from vmsnapshot.proxy import proxy_from_environment
 

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.unit.fake_native import FAILED_REPORT, Mode, Report, WatchdogOutcome
+from tests.support.fake_native import FAILED_REPORT, Mode, Report, WatchdogOutcome
 from vmsnapshot import readable, streams, tables
 from vmsnapshot.tables import Cell, Column, Screen, Tone, render
 

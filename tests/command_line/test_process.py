@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import vmsnapshot
-from tests.unit.fake_native import sas_uri
+from tests.support.fake_native import sas_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # the test's own setting of it.
 PROGRAM = """
 import sys
-from tests.unit import fake_native
+from tests.support import fake_native
 native = fake_native.install()
 exec(compile(sys.argv.pop(1), "setting", "exec"))
 from vmsnapshot.__main__ import main
