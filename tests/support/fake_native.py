@@ -1,7 +1,6 @@
 """A stand-in for the compiled engine: the same names as ``_native.pyi``, with answers that a test chooses.
 
-It keeps what it was called with. It is not the engine: what the engine does is tested in tests/native/ and
-tests/system/.
+It keeps what it was called with. It is not the engine: what the engine does is tested in tests/engine.
 """
 
 from __future__ import annotations

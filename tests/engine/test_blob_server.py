@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import THAW_LIMIT_MS, Machine
+from tests.engine.conftest import THAW_LIMIT_MS, Machine
 from tests.support.command import Finished, take_snapshot
 from tests.support.fault_server import (
     Answers,

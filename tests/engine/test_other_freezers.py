@@ -17,7 +17,7 @@ from typing import Any, Callable
 import pytest
 
 from tests.conftest import ArmRescue
-from tests.faults.conftest import THAW_LIMIT_MS, Machine, held_ms, read_rcu
+from tests.engine.conftest import THAW_LIMIT_MS, Machine, held_ms, read_rcu
 from tests.support import freezing
 from tests.support.command import (
     SnapshotRun,

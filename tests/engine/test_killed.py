@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import THAW_LIMIT_MS, Machine, held_ms, read_rcu
+from tests.engine.conftest import THAW_LIMIT_MS, Machine, held_ms, read_rcu
 from tests.support import freezing, processes
 from tests.support.command import (
     SnapshotRun,

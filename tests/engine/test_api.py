@@ -9,12 +9,12 @@ import pytest
 
 import vmsnapshot
 from tests.conftest import ArmRescue
+from tests.engine.test_snapshot import StartFaultServer
 from tests.support import freezing
 from tests.support.azurite import Azurite
 from tests.support.fault_server import Answers
 from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems
 from tests.support.host import Host
-from tests.system.test_snapshot import StartFaultServer
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import THAW_LIMIT_MS, Machine
+from tests.engine.conftest import THAW_LIMIT_MS, Machine
 from tests.support import processes
 from tests.support.command import SnapshotRun, read_status
 from tests.support.fault_server import Creates
