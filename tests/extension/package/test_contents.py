@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from handler import build
-from tests.package.unpacked import Unpacked
+from tests.extension.package.unpacked import Unpacked
 
 COMMANDS = ("installCommand", "enableCommand", "updateCommand", "disableCommand", "uninstallCommand")
 

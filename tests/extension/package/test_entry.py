@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.package.unpacked import NAME, Unpacked, add_program, add_python
+from tests.extension.package.unpacked import NAME, Unpacked, add_program, add_python
 
 SHELLS = [path for path in map(shutil.which, ("dash", "bash", "ksh", "zsh")) if path]
 JOB_7 = {"ConfigSequenceNumber": "7"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.package.unpacked import Unpacked
+from tests.extension.package.unpacked import Unpacked
 from tests.support.azurite import Azurite
 
 ENVIRONMENT = {"PATH": os.defpath}

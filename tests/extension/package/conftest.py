@@ -10,7 +10,7 @@ import pytest
 
 import vmsnapshot
 from tests.conftest import require
-from tests.package.unpacked import Unpacked
+from tests.extension.package.unpacked import Unpacked
 from tests.support.filesystems import REPOSITORY
 
 
