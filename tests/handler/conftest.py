@@ -1,4 +1,4 @@
-"""Lets the properties of the shell be tested without a compiled engine."""
+"""Lets the handler be tested where the engine is not compiled."""
 
 from __future__ import annotations
 

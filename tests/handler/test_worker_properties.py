@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.property.test_settings_properties import ANYTHING, PROTECTED, PUBLIC, USABLE
+from tests.handler.settings.test_settings_properties import ANYTHING, PROTECTED, PUBLIC, USABLE
 from tests.support.protected_settings import key_pair, settings_file_text
 from vmsnapshot.handler import host, worker
 from vmsnapshot.handler.background import Background
