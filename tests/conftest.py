@@ -50,9 +50,15 @@ def require(is_there: bool, reason: str) -> None:
     pytest.skip(reason)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Marks every test that uses the fixture `root`, also through another fixture, with ``needs_root``."""
+    if "root" in getattr(item, "fixturenames", ()):
+        item.add_marker("needs_root")
+
+
 @pytest.fixture(scope="session")
 def root() -> None:
-    """Needs root and the filesystem tools."""
+    """Needs root and the filesystem tools. A test that uses it is marked with ``needs_root``."""
     require(os.geteuid() == 0, "needs root, to mount and freeze scratch filesystems")
     for tool in FILESYSTEM_TOOLS:
         require(shutil.which(tool) is not None, f"needs {tool}: see .ci/system-packages")

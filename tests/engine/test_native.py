@@ -7,6 +7,7 @@ import inspect
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -502,6 +503,7 @@ def test_every_code_that_decides_an_exit_status_is_one_of_the_engine() -> None:
 
 def packages() -> dict[str, set[str]]:
     """Each package of the workspace, with what it depends on outside of its tests and build."""
+    require(shutil.which("cargo") is not None, "needs cargo")
     output = subprocess.run(
         ["cargo", "metadata", "--offline", "--locked", "--no-deps", "--format-version=1"],
         cwd=REPOSITORY,
