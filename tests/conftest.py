@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.azurite import Azurite
 from tests.support.certificates import Certificates, make_certificates
+from tests.support.fake_native import is_compiled
 from tests.support.fault_server import FaultServer
 from tests.support.filesystems import (
     REPOSITORY,
@@ -62,6 +63,12 @@ def root() -> None:
     require(os.geteuid() == 0, "needs root, to mount and freeze scratch filesystems")
     for tool in FILESYSTEM_TOOLS:
         require(shutil.which(tool) is not None, f"needs {tool}: see .ci/system-packages")
+
+
+@pytest.fixture(scope="session")
+def compiled_engine() -> None:
+    """Needs the compiled engine. Without it, tests/command_line puts a stand-in into its place."""
+    require(is_compiled(), "needs the compiled engine: run `make`")
 
 
 @pytest.fixture(scope="session")

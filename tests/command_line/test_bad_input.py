@@ -14,6 +14,8 @@ from tests.support.command import Finished, read_status, run_command
 from tests.support.fault_server import FaultServer
 from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems
 
+pytestmark = pytest.mark.usefixtures("compiled_engine")
+
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
 ROOT_WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set=-sys_admin")
 

@@ -23,6 +23,11 @@ THAW_LIMIT_MS = 100.0
 RESCUE_SECONDS = 12.0
 
 
+@pytest.fixture(scope="session", autouse=True)
+def the_engine_is_compiled(compiled_engine: None) -> None:
+    """Every test here is about the engine itself."""
+
+
 @dataclass
 class Machine:
     """Two filesystems with a writer each, a blob server, and how RCU was set before."""
