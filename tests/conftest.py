@@ -30,6 +30,10 @@ from tests.support.rescue import RCU_EXPEDITED, RescueThaw
 FILESYSTEM_TOOLS = ("mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "losetup", "mount", "umount")
 
 
+StartFaultServer = Callable[..., FaultServer]
+"""What the ``fault_server`` fixture gives: starts a `FaultServer` with its arguments."""
+
+
 class ArmRescue(Protocol):
     """What the ``rescue`` fixture gives: arms a rescue thaw for some mount points."""
 
@@ -130,7 +134,7 @@ def azurite_https(session_directory: Path, certificates: Certificates) -> Iterat
 
 
 @pytest.fixture
-def fault_server() -> Iterator[Callable[..., FaultServer]]:
+def fault_server() -> Iterator[StartFaultServer]:
     """Starts fault servers, with `FaultServer`'s arguments, and ends them after the test."""
     servers: list[FaultServer] = []
 

@@ -9,7 +9,7 @@ from typing import Callable
 
 import pytest
 
-from tests.conftest import ArmRescue
+from tests.conftest import ArmRescue, StartFaultServer
 from tests.support.command import Finished, read_status, run_command
 from tests.support.fault_server import FaultServer
 from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems
@@ -29,7 +29,7 @@ def disk(scratch: ScratchFilesystems, rescue: ArmRescue) -> ScratchFilesystem:
 
 
 @pytest.fixture
-def server(fault_server: Callable[..., FaultServer]) -> FaultServer:
+def server(fault_server: StartFaultServer) -> FaultServer:
     """A blob server that must not be asked for anything."""
     return fault_server()
 

@@ -7,16 +7,21 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import pytest
 
-from tests.conftest import ArmRescue
+from tests.conftest import ArmRescue, StartFaultServer
+from tests.support import fake_native
 from tests.support.command import SnapshotRun, read_status, run_command
 from tests.support.fault_server import FaultServer, NeverAnswers
 from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems
 from tests.support.rescue import RCU_EXPEDITED
 from tests.support.writers import Writer
+
+# Without a compiled engine the tests are skipped with a reason; they have to be collected for that.
+fake_native.make_importable()
+
+import vmsnapshot  # noqa: E402  (needs an engine, real or not)
 
 # The limit that the product promises, for a thaw after its deadline or after the end of its parent.
 THAW_LIMIT_MS = 100.0
@@ -26,6 +31,24 @@ RESCUE_SECONDS = 12.0
 @pytest.fixture(scope="session", autouse=True)
 def the_engine_is_compiled(compiled_engine: None) -> None:
     """Every test here is about the engine itself."""
+
+
+# A plan that cannot be made any smaller has to be asked for by a pattern, so `prepare` is given this one:
+# all arguments are checked before anything of the plan is opened.
+@pytest.fixture(scope="module")
+def plan() -> vmsnapshot.Plan:
+    """A plan of this machine with everything excluded; nothing of it could ever be frozen."""
+    made = vmsnapshot.plan(exclude=["/**"])
+    assert made.filesystems == []
+    return made
+
+
+@pytest.fixture
+def disk(scratch: ScratchFilesystems, rescue: ArmRescue) -> ScratchFilesystem:
+    """An ext4 with the rescue armed."""
+    filesystem = scratch.make_on_loop("disk")
+    rescue([filesystem.mount_point])
+    return filesystem
 
 
 @dataclass
@@ -79,7 +102,7 @@ class Machine:
 
 @pytest.fixture
 def machine(
-    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: Callable[..., FaultServer]
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> Iterator[Machine]:
     """An ext4 and an xfs with a writer each; the rescue is armed for both."""
     filesystems = [scratch.make_on_loop("first"), scratch.make_on_loop("second", "xfs")]

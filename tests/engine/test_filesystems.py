@@ -9,19 +9,17 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 
-from tests.conftest import ArmRescue
+from tests.conftest import ArmRescue, StartFaultServer
 from tests.support import freezing, processes
 from tests.support.command import read_status, run_command, take_snapshot
 from tests.support.fault_server import Creates, FaultServer
 from tests.support.filesystems import REPOSITORY, ScratchFilesystem, ScratchFilesystems
 from tests.support.mounts import mounts_below
 from tests.support.writers import writing
-
-StartFaultServer = Callable[..., FaultServer]
 
 
 def command(*words: str | Path) -> None:

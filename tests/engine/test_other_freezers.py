@@ -12,11 +12,11 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 
-from tests.conftest import ArmRescue
+from tests.conftest import ArmRescue, StartFaultServer
 from tests.engine.conftest import THAW_LIMIT_MS, Machine, held_ms, read_rcu
 from tests.support import freezing
 from tests.support.command import (
@@ -27,7 +27,7 @@ from tests.support.command import (
     take_snapshot,
     wait_until_gone,
 )
-from tests.support.fault_server import Creates, FaultServer
+from tests.support.fault_server import Creates
 from tests.support.filesystems import ScratchFilesystems
 from tests.support.mounts import mounts_below
 from tests.support.rescue import RescueThaw
@@ -131,7 +131,7 @@ def test_a_thaw_by_somebody_else_is_told_of_a_killed_run_too(machine: Machine) -
 
 
 def test_a_lazy_unmount_in_the_window_does_not_keep_it_from_thawing(
-    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: Callable[..., FaultServer]
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> None:
     filesystem = scratch.make_on_loop("disk")
     rescue([filesystem.mount_point])
@@ -147,7 +147,7 @@ def test_a_lazy_unmount_in_the_window_does_not_keep_it_from_thawing(
 
 
 def test_watchdog_thaws_what_was_unmounted_in_the_window(
-    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: Callable[..., FaultServer]
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> None:
     filesystem = scratch.make_on_loop("disk", "xfs")
     rescue([filesystem.mount_point])
@@ -171,7 +171,7 @@ def test_watchdog_thaws_what_was_unmounted_in_the_window(
 
 @pytest.fixture
 def left_frozen(
-    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: Callable[..., FaultServer]
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> Iterator[tuple[Path, RescueThaw]]:
     """A filesystem that a run, which is gone with its watchdog, left frozen; and the rescue for it."""
     filesystem = scratch.make_on_loop("left")
@@ -236,7 +236,7 @@ def test_thaw_forgets_a_filesystem_that_was_thawed_by_somebody_else_and_is_gone(
 
 
 def test_a_freeze_that_hangs_on_a_lower_frozen_filesystem_holds_up_nothing_else(
-    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: Callable[..., FaultServer], tmp_path: Path
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer, tmp_path: Path
 ) -> None:
     lower = scratch.make_on_loop("lower", size_mib=512)
     upper = scratch.make_on_loop("upper", inside=lower)

@@ -11,27 +11,18 @@ import socketserver
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 
-from tests.conftest import ArmRescue
+import vmsnapshot
+from tests.conftest import StartFaultServer
+from tests.engine.api import plan_of
 from tests.support.azurite import Azurite
 from tests.support.certificates import Certificates
 from tests.support.command import SnapshotRun, read_status, run_command, run_of, take_snapshot
-from tests.support.fault_server import Creates, FaultServer, Refuses, Resets
-from tests.support.filesystems import REPOSITORY, ScratchFilesystem, ScratchFilesystems
-
-StartFaultServer = Callable[..., FaultServer]
-
-
-@pytest.fixture
-def disk(scratch: ScratchFilesystems, rescue: ArmRescue) -> ScratchFilesystem:
-    """An ext4 with the rescue armed."""
-    filesystem = scratch.make_on_loop("disk")
-    rescue([filesystem.mount_point])
-    return filesystem
-
+from tests.support.fault_server import Answers, Creates, Refuses, Resets
+from tests.support.filesystems import REPOSITORY, ScratchFilesystem
 
 # Azurite.
 
@@ -386,3 +377,65 @@ def test_only_one_request_a_blob_is_sent_and_nothing_but_the_snapshot(
     names = {header.partition(":")[0].lower() for header in headers}
     assert names == {"host", "content-length", "x-ms-meta-run"}
     assert request.body == b""
+
+
+# Through the Python API.
+
+
+def test_a_plan_without_filesystems_takes_snapshots_and_freezes_nothing(
+    disk: ScratchFilesystem, azurite_http: Azurite
+) -> None:
+    azurite_http.create_page_blob("unfrozen")
+    emptied = plan_of(disk).without_filesystems()
+    report = vmsnapshot.prepare(emptied, [azurite_http.sas_uri("unfrozen")]).run()
+    assert (report.consistency, report.consistent) == ("crash", False)
+    assert (report.freeze_doubt_code, report.filesystems) == ("nothing-frozen", [])
+    assert azurite_http.snapshots("unfrozen") == [report.blobs[0].snapshot]
+
+
+def test_each_snapshot_carries_the_metadata_of_all_and_its_own(
+    disk: ScratchFilesystem, azurite_http: Azurite
+) -> None:
+    names = ["own-0", "own-1"]
+    for name in names:
+        azurite_http.create_page_blob(name)
+    report = vmsnapshot.prepare(
+        plan_of(disk),
+        [azurite_http.sas_uri(name) for name in names],
+        metadata={"Run": "1"},
+        blob_metadata=[{}, {"DiskEncryptionSettings": '[{"a": "b"}]'}],
+    ).run()
+    assert report.consistent, report.why
+    carried = [
+        azurite_http.snapshot_metadata(name, blob.snapshot or "") for name, blob in zip(names, report.blobs)
+    ]
+    assert carried == [{"Run": "1"}, {"Run": "1", "DiskEncryptionSettings": '[{"a": "b"}]'}]
+
+
+def test_the_words_of_a_refusal_are_kept_whole_and_without_signatures(
+    disk: ScratchFilesystem, fault_server: StartFaultServer
+) -> None:
+    server = fault_server()
+    words = "\ufeff<Error><Message>\nThe rate of snapshot blob calls is exceeded\n?sig=c2VjcmV0&se=1"
+    body = words.encode()
+    head = f"HTTP/1.1 409 Conflict\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    server.script("refused", Answers(head + body))
+    report = vmsnapshot.prepare(plan_of(disk), [server.uri("refused"), server.uri("good")]).run()
+    refused, good = report.blobs
+    expected = "<Error><Message>\nThe rate of snapshot blob calls is exceeded\n?sig=...&se=1"
+    assert (refused.outcome, refused.body) == ("refused", expected)
+    assert (good.outcome, good.body) == ("created", None)
+    assert "body" not in json.loads(report.to_json())["blobs"][0]
+
+
+def test_an_answer_of_200_that_names_a_snapshot_is_as_good_as_201(
+    disk: ScratchFilesystem, fault_server: StartFaultServer
+) -> None:
+    server = fault_server()
+    name = "2026-11-22T10:26:21.8190000Z"
+    head = f"HTTP/1.1 200 OK\r\nx-ms-snapshot: {name}\r\nContent-Length: 0\r\n\r\n"
+    server.script("good", Answers(head.encode()))
+    report = vmsnapshot.prepare(plan_of(disk), [server.uri("good")]).run()
+    (good,) = report.blobs
+    assert (good.outcome, good.snapshot, good.http_status) == ("created", name, 200)
+    assert report.consistent, report.why

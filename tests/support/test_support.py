@@ -14,20 +14,18 @@ import textwrap
 import time
 import urllib.parse
 from pathlib import Path
-from typing import Callable
 
 import pytest
 from azure.core.exceptions import HttpResponseError
 from azure.storage.blob import BlobClient
 
-from tests.conftest import ArmRescue
+from tests.conftest import ArmRescue, StartFaultServer
 from tests.support import freezing
 from tests.support.azurite import Azurite
 from tests.support.certificates import Certificates
 from tests.support.fault_server import (
     AnswersByteByByte,
     Creates,
-    FaultServer,
     NeverAnswers,
     Refuses,
     Resets,
@@ -41,8 +39,6 @@ from tests.support.filesystems import (
 from tests.support.mounts import NotAScratchFilesystemError, assert_not_root, mounts_below
 from tests.support.rescue import RCU_EXPEDITED, RescueThaw, thaw_at_once
 from tests.support.writers import Writer, writing
-
-StartFaultServer = Callable[..., FaultServer]
 
 
 def put_snapshot(
