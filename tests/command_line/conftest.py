@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.conftest import ArmRescue
 from tests.support import fake_native
 from tests.support.fake_native import FakeNative
+from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems
 
 fake_native.make_importable()
 
@@ -41,3 +43,15 @@ def native(monkeypatch: pytest.MonkeyPatch) -> FakeNative:
 def command(native: FakeNative, capsys: pytest.CaptureFixture[str]) -> Command:
     assert native.calls == []
     return Command(capsys)
+
+
+@pytest.fixture
+def disk(
+    compiled_engine: None,  # noqa: ARG001 (asked for its effect)
+    scratch: ScratchFilesystems,
+    rescue: ArmRescue,
+) -> ScratchFilesystem:
+    """An ext4 for the real command, with the rescue armed."""
+    filesystem = scratch.make_on_loop("disk")
+    rescue([filesystem.mount_point])
+    return filesystem

@@ -9,23 +9,13 @@ from typing import Callable
 
 import pytest
 
-from tests.conftest import ArmRescue, StartFaultServer
+from tests.conftest import StartFaultServer
 from tests.support.command import Finished, read_status, run_command
 from tests.support.fault_server import FaultServer
-from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems
-
-pytestmark = pytest.mark.usefixtures("compiled_engine")
+from tests.support.filesystems import ScratchFilesystem
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
 ROOT_WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set=-sys_admin")
-
-
-@pytest.fixture
-def disk(scratch: ScratchFilesystems, rescue: ArmRescue) -> ScratchFilesystem:
-    """An ext4 with the rescue armed, should anything be frozen after all."""
-    filesystem = scratch.make_on_loop("disk")
-    rescue([filesystem.mount_point])
-    return filesystem
 
 
 @pytest.fixture
