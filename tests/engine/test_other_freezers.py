@@ -10,11 +10,8 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.conftest import ArmRescue, StartFaultServer
 from tests.engine.conftest import THAW_LIMIT_MS, Machine, held_ms, read_rcu
@@ -29,8 +26,6 @@ from tests.support.command import (
 )
 from tests.support.fault_server import Creates
 from tests.support.filesystems import ScratchFilesystems
-from tests.support.mounts import mounts_below
-from tests.support.rescue import RescueThaw
 from tests.support.writers import Writer
 
 
@@ -164,72 +159,6 @@ def test_watchdog_thaws_what_was_unmounted_in_the_window(
     assert item["thawed_by"] == "watchdog"
     subprocess.run(["mount", filesystem.device, filesystem.mount_point], check=True, timeout=10)
     assert not freezing.is_frozen(filesystem.mount_point)
-
-
-# What the watchdog and the run both left, when others have been at it since.
-
-
-@pytest.fixture
-def left_frozen(
-    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
-) -> Iterator[tuple[Path, RescueThaw]]:
-    """A filesystem that a run, which is gone with its watchdog, left frozen; and the rescue for it."""
-    filesystem = scratch.make_on_loop("left")
-    armed = rescue([filesystem.mount_point])
-    server = fault_server()
-    server.script("disk", Creates(after_ms=5000))
-    with SnapshotRun([filesystem.mount_point], [server.uri("disk")]) as run:
-        run.wait_until_open(server)
-        watchdog_pid = run_of(read_status(), run.run_id())["watchdog_pid"]
-        run.send(signal.SIGSTOP)
-        os.kill(watchdog_pid, signal.SIGKILL)
-        run.send(signal.SIGKILL)
-        run.finish()
-    wait_until_gone(watchdog_pid)
-    yield filesystem.mount_point, armed
-    run_command("thaw")
-
-
-def test_thaw_finds_thawed_what_somebody_else_has_thawed_since(left_frozen: tuple[Path, RescueThaw]) -> None:
-    freezing.thaw(left_frozen[0])
-    thaw = run_command("thaw", "--json")
-    assert (thaw.status, len(thaw.document["thawed"]), thaw.document["failed"]) == (0, 1, [])
-    assert run_command("status").status == 0
-
-
-def test_thaw_thaws_what_is_mounted_elsewhere_since(
-    left_frozen: tuple[Path, RescueThaw], scratch: ScratchFilesystems, rescue: ArmRescue
-) -> None:
-    mount_point, armed = left_frozen
-    (device,) = (mount.source for mount in mounts_below(mount_point))
-    assert armed.cancel() == []
-    # With no descriptor left it stays frozen and keeps its device, and cannot be thawed before it is mounted.
-    subprocess.run(["umount", mount_point], check=True, timeout=10)
-    elsewhere = scratch.directory / "elsewhere"
-    elsewhere.mkdir()
-    try:
-        refused = run_command("thaw", "--json")
-        assert (refused.status, len(refused.document["failed"])) == (3, 1)
-        assert run_command("status").status == 3
-    finally:
-        subprocess.run(["mount", device, elsewhere], check=True, timeout=10)
-        rescue([elsewhere])
-    assert freezing.is_frozen(elsewhere)
-    thaw = run_command("thaw", "--json")
-    assert (thaw.status, thaw.document["failed"]) == (0, [])
-    assert not freezing.is_frozen(elsewhere)
-
-
-def test_thaw_forgets_a_filesystem_that_was_thawed_by_somebody_else_and_is_gone(
-    left_frozen: tuple[Path, RescueThaw], scratch: ScratchFilesystems
-) -> None:
-    freezing.thaw(left_frozen[0])
-    left_frozen[1].cancel()
-    scratch.close()
-    thaw = run_command("thaw", "--json")
-    assert (thaw.status, thaw.document["failed"]) == (0, [])
-    status = run_command("status", "--json")
-    assert (status.status, status.document["frozen"], status.document["runs"]) == (0, [], [])
 
 
 # A freeze that hangs.

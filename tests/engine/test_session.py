@@ -8,6 +8,11 @@ import pytest
 
 import vmsnapshot
 from tests.engine.api import assert_frozen
+from tests.engine.conftest import Machine
+from tests.engine.runs import read_line, start_program
+from tests.support import processes
+from tests.support.command import SnapshotRun, read_status, run_command, take_snapshot, wait_until_gone
+from tests.support.fault_server import Creates
 from tests.support.processes import run_bounded
 
 
@@ -80,3 +85,55 @@ plan = vmsnapshot.plan(include=[], exclude=["/**"])
 assert vmsnapshot.prepare(plan, thaw_timeout=1.0).run().watchdog.released
 """
     run_bounded([sys.executable, "-c", program], limit_seconds=30.0)
+
+
+def test_a_second_run_is_refused_before_it_freezes_anything(machine: Machine) -> None:
+    machine.server.script("disk", Creates(after_ms=1500))
+    with SnapshotRun(machine.mount_points, [machine.server.uri("disk")]) as run:
+        run.wait_until_open(machine.server)
+        second = take_snapshot(machine.mount_points, [machine.server.uri("other")])
+        assert (second.status, second.error_code) == (1, "another-run")
+        finished = run.finish()
+    assert (finished.status, finished.document["consistent"]) == (0, True)
+    assert [request.blob for request in machine.server.requests()] == ["disk"]
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["session.close()", "del session", "sys.exit()", "with session: pass"],
+    ids=["closed", "dropped", "never run", "left"],
+)
+def test_a_session_that_is_only_prepared_leaves_nothing(machine: Machine, ending: str) -> None:
+    process = start_program(machine, f"session = prepare()\ntold(session)\n{ending}\nsys.stdin.read()")
+    watchdog_pid = int(read_line(process))
+    # Standard input is still open: except for "never run", the process is alive, so that it was not its end.
+    wait_until_gone(watchdog_pid)
+    if "exit" not in ending:
+        assert process.poll() is None
+    process.communicate(timeout=10)
+    assert read_status()["runs"] == []
+    assert_next_run_is_consistent(machine)
+
+
+def test_a_run_that_is_killed_when_it_is_only_prepared_has_frozen_nothing(machine: Machine) -> None:
+    process = start_program(machine, "session = prepare()\ntold(session)\nsys.stdin.read()")
+    watchdog_pid = int(read_line(process))
+    processes.kill(process)
+    wait_until_gone(watchdog_pid)
+    # For people too: its window never began, so there is no time to show.
+    assert run_command("status").status == 0
+    told = run_command("status", "--json")
+    assert (told.status, told.document["frozen"]) == (0, [])
+    assert [(run["alive"], run["fired"], run["finished"]) for run in told.document["runs"]] == [
+        (False, None, True)
+    ]
+    for writer in machine.writers:
+        assert writer.longest_stall_ms() < 1000.0
+    assert_next_run_is_consistent(machine)
+
+
+def assert_next_run_is_consistent(machine: Machine) -> None:
+    machine.server.script("disk", Creates())
+    finished = take_snapshot(machine.mount_points, [machine.server.uri("disk")])
+    assert (finished.status, finished.document["consistent"]) == (0, True)
+    assert read_status()["runs"] == []
