@@ -1,4 +1,4 @@
-"""Gives every test of the shell an engine that does what it is told, and an environment without a proxy."""
+"""Fixtures: the command line in this process, a stand-in for the engine, and a disk for the real command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vmsnapshot import cli, recovery  # noqa: E402  (needs an engine, real or no
 
 
 class Command:
-    """Runs the command line in this process and keeps what it wrote."""
+    """Runs the command line in this process and stores what it wrote."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
@@ -30,6 +30,7 @@ class Command:
 
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> FakeNative:
+    """Puts a stand-in into the engine's place and removes every proxy from the environment."""
     fake = FakeNative()
     monkeypatch.setattr(cli, "_native", fake)
     monkeypatch.setattr(recovery, "_native", fake)
@@ -47,11 +48,11 @@ def command(native: FakeNative, capsys: pytest.CaptureFixture[str]) -> Command:
 
 @pytest.fixture
 def disk(
-    compiled_engine: None,  # noqa: ARG001 (asked for its effect)
+    compiled_engine: None,  # noqa: ARG001 (requested for its effect)
     scratch: ScratchFilesystems,
     rescue: ArmRescue,
 ) -> ScratchFilesystem:
-    """An ext4 for the real command, with the rescue armed."""
+    """Returns an ext4 for the real command, with the rescue armed."""
     filesystem = scratch.make_on_loop("disk")
     rescue([filesystem.mount_point])
     return filesystem

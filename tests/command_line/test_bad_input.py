@@ -1,4 +1,4 @@
-"""Bad input: each a clear error, with its code and exit status, before anything is frozen."""
+"""Bad input gives an error with a code and exit status 2, before anything is frozen."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.support.command import Finished, read_status, run_command
 from tests.support.fault_server import FaultServer
 from tests.support.filesystems import ScratchFilesystem
 
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
+ORDINARY_USER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all")
 ROOT_WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set=-sys_admin")
 
 
 @pytest.fixture
 def server(fault_server: StartFaultServer) -> FaultServer:
-    """A blob server that must not be asked for anything."""
+    """Returns a blob server that must not receive a request."""
     return fault_server()
 
 
@@ -32,7 +32,7 @@ def refuse(
     mounts: Sequence[str] | None = None,
     before: Sequence[str] = (),
 ) -> Finished:
-    """Runs a snapshot that has to be refused; checks that no request was made and nothing was frozen."""
+    """Runs a snapshot that must be refused. Checks that it sent no request and froze nothing."""
     patterns = [f"mount={disk.mount_point}"] if mounts is None else mounts
     assert patterns, "a snapshot without a mount would freeze this machine"
     finished = run_command(
@@ -50,7 +50,7 @@ def refuse(
     assert str(disk.mount_point) not in left
     assert finished.errors.startswith("vmsnapshot: error: "), finished
     assert finished.status == 2, finished
-    # One sentence in lower case, without a full stop, and no secret.
+    # The message is one sentence in lower case, without a full stop and without a secret.
     message = finished.document["error"]["message"]
     assert message[0].islower() or message[0] in "`'"
     assert not message.endswith(".")
@@ -58,17 +58,17 @@ def refuse(
     return finished
 
 
-def test_nobody_is_refused(disk: ScratchFilesystem, server: FaultServer) -> None:
-    finished = refuse(disk, server, before=NOBODY)
+def test_snapshot_refuses_an_ordinary_user(disk: ScratchFilesystem, server: FaultServer) -> None:
+    finished = refuse(disk, server, before=ORDINARY_USER)
     assert finished.error_code == "not-privileged"
     assert finished.document["error"]["hint"] == "run as root"
 
 
-def test_root_without_the_capability_is_refused(disk: ScratchFilesystem, server: FaultServer) -> None:
+def test_snapshot_refuses_root_without_the_capability(disk: ScratchFilesystem, server: FaultServer) -> None:
     assert refuse(disk, server, before=ROOT_WITHOUT_SYS_ADMIN).error_code == "not-privileged"
 
 
-@pytest.mark.parametrize("before", [NOBODY, ()], ids=["nobody", "root"])
+@pytest.mark.parametrize("before", [ORDINARY_USER, ()], ids=["ordinary user", "root"])
 def test_plan_needs_no_privilege(disk: ScratchFilesystem, before: tuple[str, ...]) -> None:
     finished = run_command("plan", "--json", f"--include={disk.mount_point}", before=before)
     assert finished.status == 0, finished
@@ -112,7 +112,7 @@ def expired(uri: str) -> str:
     ],
     ids=["no query", "no signature", "not HTTP", "no scheme", "expired", "may only read"],
 )
-def test_a_uri_that_can_not_work_is_refused_by_its_position(
+def test_an_unusable_uri_is_refused_and_named_by_its_position(
     disk: ScratchFilesystem, server: FaultServer, change: Callable[[str], str], code: str
 ) -> None:
     finished = refuse(disk, server, uris=[server.uri("first"), change(server.uri("second"))])
@@ -126,7 +126,7 @@ def test_two_equal_blobs_are_refused(disk: ScratchFilesystem, server: FaultServe
 
 
 @pytest.mark.parametrize("content", [None, b"", b"-----BEGIN NONSENSE-----\n"])
-def test_a_ca_file_that_can_not_be_used_is_refused(
+def test_an_unusable_ca_file_is_refused(
     disk: ScratchFilesystem, server: FaultServer, tmp_path: Path, content: bytes | None
 ) -> None:
     path = tmp_path / "ca.pem"
@@ -139,20 +139,18 @@ def test_a_ca_file_that_can_not_be_used_is_refused(
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "3600.5", "1e99", "ten", ""])
-def test_a_thaw_timeout_that_is_none_is_refused(
+def test_a_thaw_timeout_out_of_range_is_refused(
     disk: ScratchFilesystem, server: FaultServer, seconds: str
 ) -> None:
     assert "--thaw-timeout" in refuse(disk, server, f"--thaw-timeout={seconds}").errors
 
 
-def test_a_thaw_timeout_below_what_the_kernel_can_keep_is_refused(
-    disk: ScratchFilesystem, server: FaultServer
-) -> None:
+def test_a_thaw_timeout_below_10_ms_is_refused(disk: ScratchFilesystem, server: FaultServer) -> None:
     assert refuse(disk, server, "--thaw-timeout=0.001").error_code == "timeout-out-of-range"
 
 
 @pytest.mark.parametrize("metadata", ["a-b=1", "1a=1", "=1", "novalue", "a=\u00e9"])
-def test_metadata_that_the_service_does_not_take_is_refused(
+def test_metadata_that_the_service_would_refuse_is_refused(
     disk: ScratchFilesystem, server: FaultServer, metadata: str
 ) -> None:
     finished = refuse(disk, server, f"--metadata={metadata}")
@@ -163,12 +161,12 @@ def test_an_empty_list_of_blobs_is_refused(disk: ScratchFilesystem, server: Faul
     assert refuse(disk, server, uris=["# nothing"]).error_code == "blob-list-empty"
 
 
-def test_a_report_that_can_not_be_written_is_refused(disk: ScratchFilesystem, server: FaultServer) -> None:
+def test_an_unwritable_report_file_is_refused(disk: ScratchFilesystem, server: FaultServer) -> None:
     assert refuse(disk, server, "--report=/no/such/directory/report").error_code == "report-unwritable"
 
 
 @pytest.mark.parametrize("command", ["status", "thaw"])
-def test_nobody_may_not_look_at_runs_nor_thaw(command: str, disk: ScratchFilesystem) -> None:  # noqa: ARG001
-    finished = run_command(command, "--json", before=NOBODY)
+def test_status_and_thaw_refuse_an_ordinary_user(command: str, disk: ScratchFilesystem) -> None:  # noqa: ARG001
+    finished = run_command(command, "--json", before=ORDINARY_USER)
     assert finished.status in (1, 3)
     assert finished.error_code == "not-privileged"

@@ -1,4 +1,4 @@
-"""The list of blobs that ``--blobs-from`` names."""
+"""The file of ``--blobs-from``: its forms, and errors that name the place without repeating the content."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vmsnapshot.blob_list import LIST_LIMIT_BYTES, parse_blob_list, read_blob_li
 from vmsnapshot.errors import ArgumentsError
 
 
-def test_lines_are_uris_and_blank_lines_and_comments_are_passed_over() -> None:
+def test_blank_lines_and_comments_are_skipped() -> None:
     text = f"\ufeff# disks\r\n\r\n  {sas_uri(0)}  \r\n#{sas_uri(1)}\r\n{sas_uri(2)}"
     assert parse_blob_list(text.encode(), "`disks`") == [sas_uri(0), sas_uri(2)]
 
 
 @pytest.mark.parametrize("form", ['["%s", "%s"]', ' {"blobSASUri": ["%s", "%s"], "backupMetadata": []}'])
-def test_json_forms_are_taken(form: str) -> None:
+def test_json_forms_are_accepted(form: str) -> None:
     assert parse_blob_list((form % (sas_uri(0), sas_uri(1))).encode(), "`disks`") == [sas_uri(0), sas_uri(1)]
 
 
@@ -50,14 +50,14 @@ def test_malformed_list_names_the_place_and_not_the_content(content: bytes, code
 
 
 @pytest.mark.parametrize("name", ["missing", ".", "nul\0"])
-def test_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
+def test_error_names_a_file_that_cannot_be_read(name: str, tmp_path: Path) -> None:
     with pytest.raises(ArgumentsError) as caught:
         read_blob_list(f"{tmp_path}/{name}")
     assert caught.value.code == "blob-list-unreadable"
     assert str(tmp_path) in str(caught.value)
 
 
-def test_file_without_end_is_refused() -> None:
+def test_endless_file_is_refused() -> None:
     with pytest.raises(ArgumentsError) as caught:
         read_blob_list("/dev/zero")
     assert caught.value.code == "blob-list-too-long"

@@ -1,7 +1,7 @@
-"""Properties of the two texts that people write by hand: lists of blobs, and metadata.
+"""Properties of what users write by hand: lists of blobs, metadata and command lines.
 
-Whatever is given, the answer is a value or an `ArgumentsError`, never another exception; what was given is in
-no message; what is well formed is understood as it was meant.
+Every input gives a value or an `ArgumentsError`, never another exception. No message repeats the
+input. Well-formed input is read back unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vmsnapshot.errors import ArgumentsError
 
 MARK = "nobody-may-see-this"
 
-# What a URI may be made of; a line that begins with `#` would be a comment, one with `[` or `{` JSON.
+# Characters of a URI. A line that begins with `#` is a comment, and one with `[` or `{` is JSON.
 URIS = st.builds(
     lambda rest: f"https://{rest}",
     st.text(alphabet=string.ascii_letters + string.digits + "/?&=%.-_~:#", min_size=1),
@@ -55,13 +55,13 @@ def test_no_error_repeats_what_was_read(before: bytes, after: bytes, form: bytes
 
 
 @given(st.lists(st.tuples(URIS, BLANKS), min_size=1), st.sampled_from(["\n", "\r\n"]))
-def test_lines_give_back_the_uris_that_were_written(lines: list[tuple[str, str]], ending: str) -> None:
+def test_uris_written_as_lines_are_read_back(lines: list[tuple[str, str]], ending: str) -> None:
     text = "".join(f"{uri}{ending}{blank}{ending}" for uri, blank in lines)
     assert outcome(text.encode()) == [uri for uri, _ in lines]
 
 
 @given(st.lists(URIS, min_size=1), st.booleans(), st.sampled_from([None, 2]))
-def test_json_gives_back_the_uris_that_were_written(uris: list[str], named: bool, indent: int | None) -> None:
+def test_uris_written_as_json_are_read_back(uris: list[str], named: bool, indent: int | None) -> None:
     document = {"blobSASUri": uris} if named else uris
     assert outcome(json.dumps(document, indent=indent).encode()) == uris
 
@@ -71,12 +71,12 @@ VALUES = st.text(alphabet=[chr(code) for code in range(0x20, 0x7F)])
 
 
 @given(st.dictionaries(NAMES.map(str.lower), VALUES))
-def test_metadata_gives_back_what_was_written(metadata: dict[str, str]) -> None:
+def test_metadata_is_read_back_as_it_was_written(metadata: dict[str, str]) -> None:
     assert parse_metadata([f"{name}={value}" for name, value in metadata.items()]) == metadata
 
 
 @given(st.lists(st.text()), st.text(), st.text())
-def test_any_metadata_is_understood_or_refused_without_repeating_it(
+def test_any_metadata_is_parsed_or_refused_without_repeating_it(
     pairs: list[str], before: str, after: str
 ) -> None:
     try:
@@ -95,7 +95,7 @@ def test_any_metadata_is_understood_or_refused_without_repeating_it(
         | st.sampled_from(["plan", "snapshot", "--json", "--blob", "--mount", "--thaw-timeout", "--"])
     )
 )
-def test_any_command_line_is_understood_or_refused_without_repeating_it(arguments: list[str]) -> None:
+def test_any_command_line_is_parsed_or_refused_without_repeating_it(arguments: list[str]) -> None:
     try:
         parse_arguments([*arguments, "https://x/?sig=" + MARK], "0")
     except ArgumentsError as error:
@@ -105,6 +105,6 @@ def test_any_command_line_is_understood_or_refused_without_repeating_it(argument
 
 
 @pytest.mark.parametrize("seconds", ["0", "-0", "nan", "inf", "-inf", "3600.0000001", "1e400"])
-def test_no_timeout_out_of_range_is_taken(seconds: str) -> None:
+def test_timeout_out_of_range_is_refused(seconds: str) -> None:
     with pytest.raises(ArgumentsError):
         parse_arguments(["snapshot", "--blobs-from", "-", f"--thaw-timeout={seconds}"], "0")

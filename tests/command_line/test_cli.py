@@ -1,4 +1,4 @@
-"""The command line: exit statuses, options, what is printed where."""
+"""The command line: exit statuses, options, and what goes to which stream."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_plan_lists_pseudo_filesystems_when_asked_for_all(command: Command, nati
     assert "no device" in command.out
 
 
-def test_plan_prints_the_engines_document_as_json(command: Command, native: FakeNative) -> None:
+def test_plan_prints_the_document_of_the_engine_as_json(command: Command, native: FakeNative) -> None:
     assert command("plan", "--json") == 0
     assert json.loads(command.out) == json.loads(native.plan_result.to_json())
 
@@ -94,9 +94,7 @@ def test_plan_exits_1_when_the_system_cannot_be_read(command: Command, native: F
     assert command("plan") == 1
 
 
-def test_plan_shows_bytes_of_a_mount_point_that_are_not_text_harmlessly(
-    command: Command, native: FakeNative
-) -> None:
+def test_plan_escapes_bytes_of_a_mount_point_that_are_not_text(command: Command, native: FakeNative) -> None:
     native.plan_result = Plan(filesystems=[PlannedFilesystem(mount_point="/d\udcff\x1b[31m\n")])
     assert command("plan") == 0
     assert "/d\\xff\\x1b[31m\\x0a" in command.out
@@ -134,7 +132,7 @@ def test_snapshot_exits_3_when_not_thawed(command: Command, native: FakeNative, 
     assert "run `vmsnapshot thaw`" in command.out.splitlines()[0]
 
 
-def test_snapshot_exits_3_when_not_thawed_although_it_calls_itself_consistent(
+def test_snapshot_exits_3_when_not_thawed_even_if_the_report_says_consistent(
     command: Command, native: FakeNative, blob_list: str
 ) -> None:
     native.report = replace(native.report, all_thawed=False)
@@ -142,7 +140,7 @@ def test_snapshot_exits_3_when_not_thawed_although_it_calls_itself_consistent(
 
 
 @pytest.mark.parametrize("code", ["not-root", "expired-sas", "duplicate-blob", "a-code-of-a-later-version"])
-def test_snapshot_exits_2_when_prepare_refuses_what_was_asked(
+def test_snapshot_exits_2_when_prepare_refuses_the_arguments(
     command: Command, native: FakeNative, blob_list: str, code: str
 ) -> None:
     native.prepare_error = PrepareError("could not prepare", code=code)
@@ -150,7 +148,7 @@ def test_snapshot_exits_2_when_prepare_refuses_what_was_asked(
 
 
 @pytest.mark.parametrize("code", sorted(cli.NOT_THE_ARGUMENTS_CODES))
-def test_snapshot_exits_1_when_prepare_fails_for_no_fault_of_the_arguments(
+def test_snapshot_exits_1_when_prepare_fails_for_another_reason_than_the_arguments(
     command: Command, native: FakeNative, blob_list: str, code: str
 ) -> None:
     native.prepare_error = PrepareError("could not connect", code=code)
@@ -170,7 +168,7 @@ def test_snapshot_exits_3_when_an_earlier_run_left_something_frozen(
     native.prepare_error = PrepareError("an earlier run left `/data` frozen", code="left-frozen")
     report = tmp_path / "report"
     assert command("snapshot", "--blobs-from", blob_list, "--report", str(report)) == 3
-    # It may lie on what is frozen.
+    # The file may lie on a frozen filesystem.
     assert not report.exists()
 
 
@@ -187,7 +185,7 @@ def test_snapshot_exits_3_when_the_run_ends_without_a_report(
     assert SIGNATURE not in command.out + command.err
 
 
-def test_snapshot_exits_1_when_the_run_refuses_to_begin(
+def test_snapshot_exits_1_when_the_run_fails_before_its_window(
     command: Command, native: FakeNative, blob_list: str
 ) -> None:
     def refuse() -> None:
@@ -210,7 +208,7 @@ def test_json_and_report_file_hold_the_same_document(
     assert [entry.name for entry in tmp_path.iterdir() if "vmsnapshot" in entry.name] == []
 
 
-def test_json_of_an_error_goes_to_standard_output_and_to_the_report_file(
+def test_error_as_json_goes_to_standard_output_and_to_the_report_file(
     command: Command, native: FakeNative, blob_list: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "report.json"
@@ -226,7 +224,7 @@ def test_json_of_an_error_goes_to_standard_output_and_to_the_report_file(
 # snapshot: options
 
 
-def test_snapshot_passes_every_option_on(command: Command, native: FakeNative) -> None:
+def test_snapshot_passes_every_option_to_the_engine(command: Command, native: FakeNative) -> None:
     status = command(
         "snapshot", "--blob", sas_uri(0), sas_uri(1), "--blob", sas_uri(2),
         "--mount", "/data*", "--mount", "xfs", "--exclude", "/data2",
@@ -267,14 +265,12 @@ def test_snapshot_has_the_defaults_that_the_readme_states(
     }
 
 
-def test_sync_timeout_of_zero_leaves_the_sync_out(
-    command: Command, native: FakeNative, blob_list: str
-) -> None:
+def test_sync_timeout_of_zero_skips_the_sync(command: Command, native: FakeNative, blob_list: str) -> None:
     assert command("snapshot", "--blobs-from", blob_list, "--sync-timeout", "0") == 0
     assert native.prepare_arguments["sync_timeout"] is None
 
 
-def test_sas_uri_on_the_command_line_is_warned_of(command: Command) -> None:
+def test_sas_uri_on_the_command_line_causes_a_warning(command: Command) -> None:
     assert command("snapshot", "--blob", sas_uri()) == 0
     assert "every user" in command.err
     assert "--blobs-from" in command.err
@@ -290,7 +286,7 @@ def test_thaw_timeout_out_of_range_exits_2_before_anything_is_done(
 
 
 @pytest.mark.parametrize("seconds", ["0.01", "3600"])
-def test_thaw_timeout_at_the_edge_is_taken(
+def test_thaw_timeout_at_either_limit_is_accepted(
     command: Command, native: FakeNative, blob_list: str, seconds: str
 ) -> None:
     assert command("snapshot", "--blobs-from", blob_list, "--thaw-timeout", seconds) == 0
@@ -349,7 +345,7 @@ def test_unknown_option_is_named(command: Command) -> None:
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["plan", "--help"], ["snapshot", "--help"], ["thaw", "--help"]]
 )
-def test_help_teaches_with_examples_and_exit_statuses(command: Command, arguments: list[str]) -> None:
+def test_help_has_examples_and_exit_statuses(command: Command, arguments: list[str]) -> None:
     assert command(*arguments) == 0
     assert "examples:" in command.out or "exit status" in command.out
 
@@ -360,7 +356,7 @@ def test_help_of_patterns_names_every_form(command: Command) -> None:
         assert form in command.out
 
 
-def test_version_is_the_engines(command: Command) -> None:
+def test_version_is_that_of_the_engine(command: Command) -> None:
     assert command("--version") == 0
     assert command.out == "vmsnapshot 0.1.0\n"
 
@@ -394,7 +390,7 @@ def test_report_onto_a_directory_exits_2_before_the_freeze(
     assert native.calls == []
 
 
-def test_report_that_cannot_be_written_after_all_exits_1_and_is_printed(
+def test_report_file_that_becomes_unwritable_in_the_run_exits_1_and_prints_the_report(
     command: Command, native: FakeNative, blob_list: str, tmp_path: Path
 ) -> None:
     directory = tmp_path / "reports"
@@ -419,7 +415,7 @@ def test_report_is_not_written_to_a_filesystem_that_is_still_frozen(
 
 
 def mountinfo_device_of(directory: Path) -> str:
-    """The device of `directory` as mountinfo has it, found by the mount id of an open file."""
+    """Returns the device of `directory` as mountinfo has it, found by the mount id of an open file."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         information = Path(f"/proc/self/fdinfo/{descriptor}").read_text()
@@ -454,7 +450,7 @@ def test_interrupt_before_the_window_exits_130_and_says_that_nothing_was_frozen(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_while_dirty_data_is_written_ends_the_run_before_the_window(
+def test_signal_in_the_sync_phase_ends_the_run_before_the_window(
     command: Command, native: FakeNative, blob_list: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     path = tmp_path / "report"
@@ -468,7 +464,7 @@ def test_signal_while_dirty_data_is_written_ends_the_run_before_the_window(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_during_the_run_leaves_report_and_exit_status_whole(
+def test_signal_in_the_window_changes_neither_report_nor_exit_status(
     command: Command, native: FakeNative, blob_list: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     path = tmp_path / "report"
@@ -488,7 +484,7 @@ def test_signal_during_the_run_leaves_report_and_exit_status_whole(
 # snapshot: progress
 
 
-def test_phase_is_named_when_it_lasts(
+def test_phase_is_printed_when_it_lasts(
     command: Command, native: FakeNative, blob_list: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = threading.Event()
@@ -508,13 +504,13 @@ def test_phase_is_named_when_it_lasts(
     assert command.err == "vmsnapshot: connecting to 2 blobs\nvmsnapshot: freezing\n"
 
 
-def test_short_phases_leave_no_trace_in_a_pipe(command: Command, native: FakeNative, blob_list: str) -> None:
+def test_short_phases_are_not_printed_to_a_pipe(command: Command, native: FakeNative, blob_list: str) -> None:
     native.on_prepare = lambda tell: tell("connecting to 2 blobs")
     assert command("snapshot", "--blobs-from", blob_list) == 0
     assert command.err == ""
 
 
-def test_every_phase_is_named_on_a_terminal(
+def test_every_phase_is_printed_to_a_terminal(
     command: Command, native: FakeNative, blob_list: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "is_terminal", lambda _name: True)
@@ -523,16 +519,14 @@ def test_every_phase_is_named_on_a_terminal(
     assert command.err == "vmsnapshot: connecting to 2 blobs\nvmsnapshot: freezing\n"
 
 
-def test_nothing_of_the_progress_is_running_in_the_window(
-    command: Command, native: FakeNative, blob_list: str
-) -> None:
+def test_no_progress_thread_runs_in_the_window(command: Command, native: FakeNative, blob_list: str) -> None:
     before = threading.active_count()
     running: list[int] = []
     tellers: list[Callable[[str], None]] = []
     native.on_prepare = tellers.append
 
     def run() -> None:
-        # The engine tells this just before the window, from inside `run`.
+        # The engine reports these phases from inside `run`, the second just before the window.
         tellers[0]("writing out dirty data")
         tellers[0](progress.FREEZING)
         running.append(threading.active_count())
@@ -543,7 +537,7 @@ def test_nothing_of_the_progress_is_running_in_the_window(
     assert command.err == ""
 
 
-def test_freezing_is_named_at_once_when_an_earlier_phase_was(
+def test_freezing_is_printed_at_once_when_an_earlier_phase_was_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = threading.Event()
@@ -561,7 +555,7 @@ def test_freezing_is_named_at_once_when_an_earlier_phase_was(
     assert capsys.readouterr().err == "vmsnapshot: writing out dirty data\nvmsnapshot: freezing\n"
 
 
-def test_the_last_phase_has_the_engines_name() -> None:
+def test_last_phase_has_the_name_that_the_engine_gives_it() -> None:
     session = (REPOSITORY / "rust/engine/src/session.rs").read_text()
     assert f'pub const FREEZING: &str = "{progress.FREEZING}";' in session
 
@@ -584,15 +578,13 @@ def test_status_exits_3_and_shows_what_is_frozen(command: Command, native: FakeN
     assert json.loads(command.out) == ONE_FROZEN
 
 
-def test_status_does_not_send_people_to_thaw_under_a_run_at_work(
-    command: Command, native: FakeNative
-) -> None:
+def test_status_does_not_suggest_thaw_while_the_run_is_alive(command: Command, native: FakeNative) -> None:
     native.status_document = {**ONE_FROZEN, "runs": [{**ONE_FROZEN["runs"][0], "alive": True}]}
     assert command("status") == 3
     assert "vmsnapshot thaw" not in command.out
 
 
-def test_status_exits_1_when_it_cannot_tell(command: Command, native: FakeNative) -> None:
+def test_status_exits_1_when_it_cannot_read_the_state(command: Command, native: FakeNative) -> None:
     native.status_error = VmsnapshotError("could not read `/run/vmsnapshot`", code="state-unreadable")
     assert command("status") == 1
     assert command.out == ""
@@ -619,7 +611,7 @@ LEFT_ALONE = {"mount_point": "/srv", "run_id": "run-2", "why": "the run is at wo
         ),
     ],
 )
-def test_thaw_tells_what_it_did(
+def test_thaw_prints_what_it_thawed_and_what_it_left_alone(
     command: Command, native: FakeNative, changes: dict[str, object], status: int, first_line: str
 ) -> None:
     native.thaw_document = {**NOTHING_THAWED, **changes}
@@ -629,25 +621,19 @@ def test_thaw_tells_what_it_did(
     assert json.loads(command.out) == native.thaw_document
 
 
-def test_thaw_that_could_not_be_tried_exits_1_when_nothing_is_frozen(
-    command: Command, native: FakeNative
-) -> None:
+def test_failed_thaw_exits_1_when_nothing_is_frozen(command: Command, native: FakeNative) -> None:
     native.thaw_error = ThawError("not root", code="not-root")
     assert command("thaw") == 1
 
 
-def test_thaw_that_could_not_be_tried_exits_3_when_something_is_frozen(
-    command: Command, native: FakeNative
-) -> None:
+def test_failed_thaw_exits_3_when_something_is_frozen(command: Command, native: FakeNative) -> None:
     native.thaw_error = ThawError("not root", code="not-root")
     native.status_document = ONE_FROZEN
     assert command("thaw", "--json") == 3
     assert json.loads(command.out)["error"]["code"] == "not-root"
 
 
-def test_thaw_that_could_not_be_tried_exits_3_when_nobody_can_tell(
-    command: Command, native: FakeNative
-) -> None:
+def test_failed_thaw_exits_3_when_the_status_fails_too(command: Command, native: FakeNative) -> None:
     native.thaw_error = ThawError("not root", code="not-root")
     native.status_error = VmsnapshotError("unreadable", code="state-unreadable")
     assert command("thaw") == 3

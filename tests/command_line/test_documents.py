@@ -1,4 +1,4 @@
-"""The JSON documents: every key that the documentation names, with a value of its type, and no other."""
+"""The JSON documents have every documented key, with a value of the documented type, and no other key."""
 
 from __future__ import annotations
 

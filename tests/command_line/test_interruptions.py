@@ -1,4 +1,4 @@
-"""Signals that ask for an end are obeyed, or held, and never lost."""
+"""SIGINT, SIGTERM and SIGHUP interrupt the program, or are held until the window is over. None is lost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from vmsnapshot.interruptions import Interruptions
 
 
-def test_signal_is_obeyed_and_the_next_one_does_not_interrupt_what_that_has_begun() -> None:
+def test_first_signal_interrupts_and_the_second_does_not_interrupt_the_clean_up() -> None:
     with Interruptions() as interruptions:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
@@ -17,7 +17,7 @@ def test_signal_is_obeyed_and_the_next_one_does_not_interrupt_what_that_has_begu
         assert interruptions.noted == ["SIGTERM", "SIGTERM"]
 
 
-def test_signal_that_came_while_held_is_obeyed_at_the_release() -> None:
+def test_held_signal_interrupts_at_the_release() -> None:
     with Interruptions() as interruptions:
         interruptions.hold()
         signal.raise_signal(signal.SIGHUP)
@@ -27,7 +27,7 @@ def test_signal_that_came_while_held_is_obeyed_at_the_release() -> None:
         assert interruptions.noted == ["SIGHUP", "SIGINT"]
 
 
-def test_release_without_a_signal_goes_on_and_obeys_again() -> None:
+def test_signal_after_the_release_interrupts() -> None:
     with Interruptions() as interruptions:
         interruptions.hold()
         interruptions.release()
@@ -35,7 +35,7 @@ def test_release_without_a_signal_goes_on_and_obeys_again() -> None:
             signal.raise_signal(signal.SIGTERM)
 
 
-def test_handlers_are_as_before_in_the_end() -> None:
+def test_signal_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Interruptions():
         assert signal.getsignal(signal.SIGTERM) != before

@@ -1,4 +1,4 @@
-"""What is mounted, from texts as the kernel writes them, and from this machine's own."""
+"""mountinfo is parsed as the kernel writes it, on examples and on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def points(mounts: tuple[Mount, ...]) -> list[str]:
     return [mount.mount_point for mount in mounts]
 
 
-def test_every_field_is_read() -> None:
+def test_every_field_is_parsed() -> None:
     line = b"36 35 98:0 /mnt1 /mnt2 rw,noatime shared:1 master:2 - ext3 /dev/root rw,errors=continue\n"
     assert parse_mountinfo(line) == (Mount(36, 35, "98:0", "/mnt2", "rw,noatime", "ext3", "/dev/root"),)
 
@@ -38,7 +38,7 @@ def test_escaped_mount_points_are_decoded() -> None:
     assert (mounts[0].mount_point, mounts[0].source) == ("/a b\tc\nd\\040", "/dev/disk one")
 
 
-def test_a_mount_with_an_empty_source_is_read() -> None:
+def test_a_mount_with_an_empty_source_is_parsed() -> None:
     assert parse_mountinfo(b"5 1 0:5 / /t rw - tmpfs  rw,size=1k")[0].source == ""
 
 
@@ -46,7 +46,7 @@ def test_a_mount_with_an_empty_source_is_read() -> None:
     "line",
     [b"5 1 8:1 / /x rw ext4 /dev/sda rw", b"x 1 8:1 / /x rw - ext4 /dev/sda rw", b"5 1 8 / /x rw - a b c"],
 )
-def test_a_line_that_is_not_mountinfo_is_refused_by_its_number(line: bytes) -> None:
+def test_the_error_for_a_malformed_line_gives_its_number(line: bytes) -> None:
     with pytest.raises(ValueError, match="line 2 "):
         parse_mountinfo(b"5 1 8:1 / / rw - ext4 /dev/sda rw\n" + line)
 
@@ -56,12 +56,12 @@ def test_partition_count_is_three_for_root_efi_and_resource_disk() -> None:
     assert partition_count(parse_mountinfo(UBUNTU)) == 3
 
 
-def test_partition_count_knows_a_btrfs_by_its_subvolumes_common_number() -> None:
+def test_partition_count_counts_the_subvolumes_of_a_btrfs_once() -> None:
     line = b"%d 1 0:40 /%s /%s rw - btrfs /dev/sdc rw,subvol=/%s\n"
     assert partition_count(parse_mountinfo(line % (7, b"a", b"a", b"a") + line % (8, b"b", b"b", b"b"))) == 1
 
 
-def test_what_is_covered_is_not_visible() -> None:
+def test_a_covered_mount_is_not_visible() -> None:
     mounts = parse_mountinfo(
         b"1 1 0:2 / / rw - rootfs rootfs rw\n"
         b"20 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
@@ -74,19 +74,19 @@ def test_what_is_covered_is_not_visible() -> None:
 
 
 def test_visible_ends_when_parents_go_in_a_circle() -> None:
-    # No kernel says this: two mounts of one id, of which one lies on what is mounted on the other.
+    # No kernel writes this: two mounts with one id, one of which lies on a mount on the other.
     line = b"%d %d 8:1 / /a rw - ext4 /dev/sda rw\n"
     mounts = parse_mountinfo(line % (2, 1) + line % (3, 2) + line % (2, 3))
     assert set(visible(mounts)) <= set(mounts)
 
 
-def test_this_machines_mounts_are_those_that_the_kernel_tells_by_stat() -> None:
+def test_the_mounts_of_this_machine_have_the_device_numbers_of_stat() -> None:
     mounts = read_mounts()
     roots = [mount for mount in visible(mounts) if mount.mount_point == "/"]
     assert len(roots) == 1
     assert len(mounts) == len(Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n"))
     proc = next(mount for mount in visible(mounts) if mount.mount_point == "/proc")
-    device = os.stat("/proc").st_dev  # noqa: PTH116  (the number, as the kernel has it)
+    device = os.stat("/proc").st_dev  # noqa: PTH116  (the number that the kernel gives)
     assert proc.device == f"{os.major(device)}:{os.minor(device)}"
 
 
@@ -110,7 +110,7 @@ def escaped(name: bytes) -> bytes:
 
 
 @given(st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS, NAMES, NAMES.filter(bool), NAMES, st.booleans())))
-def test_mounts_are_read_back_as_the_kernel_has_written_them(
+def test_mounts_written_as_the_kernel_does_are_read_back(
     mounts: list[tuple[int, int, int, bytes, bytes, bytes, bool]],
 ) -> None:
     lines = [

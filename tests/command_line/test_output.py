@@ -12,7 +12,9 @@ from tests.support.fault_server import Creates, Refuses, Resets
 from tests.support.filesystems import ScratchFilesystem
 
 
-def test_words_for_people_say_the_same(disk: ScratchFilesystem, fault_server: StartFaultServer) -> None:
+def test_tables_state_the_outcome_that_the_exit_status_gives(
+    disk: ScratchFilesystem, fault_server: StartFaultServer
+) -> None:
     server = fault_server()
     server.script("refused", Refuses(409, "SnapshotCountExceeded"))
 
@@ -36,7 +38,9 @@ def test_words_for_people_say_the_same(disk: ScratchFilesystem, fault_server: St
     assert "thawed" in text
 
 
-def test_no_secret_is_shown_anywhere(disk: ScratchFilesystem, fault_server: StartFaultServer) -> None:
+def test_no_secret_is_in_output_status_ledger_or_the_watchdog(
+    disk: ScratchFilesystem, fault_server: StartFaultServer
+) -> None:
     server = fault_server()
     server.script("slow", Creates(after_ms=800))
     server.script("refused", Refuses(403, "AuthorizationFailure"))
@@ -66,7 +70,7 @@ def test_no_secret_is_shown_anywhere(disk: ScratchFilesystem, fault_server: Star
     assert all(b"c2lnbmF0dXJl" in head and b"metas3cret" in head for head in heads)
 
 
-def test_uris_on_the_command_line_work_and_are_warned_of(
+def test_uris_on_the_command_line_work_and_cause_a_warning(
     disk: ScratchFilesystem, fault_server: StartFaultServer
 ) -> None:
     finished = run_command(

@@ -1,4 +1,4 @@
-"""The command as a process of its own: streams that are closed, full or gone, and signals from outside."""
+"""The command as a process: closed, full and broken streams, and signals from outside."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.support.fake_native import sas_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# The stand-in is put in the compiled module's place before the package is imported; the first argument is
-# the test's own setting of it.
+# The stand-in takes the compiled module's place before the package is imported. The first argument
+# is code with which the test sets the stand-in up.
 PROGRAM = """
 import sys
 from tests.support import fake_native
@@ -37,7 +37,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     packages = Path(vmsnapshot.__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{packages}:{ROOT}", "PYTHONDONTWRITEBYTECODE": "1"}
-    # Buffered output is what people have, and what fails a second time when the interpreter ends.
+    # Users have buffered output. Its write fails a second time when the interpreter ends.
     environment.pop("PYTHONUNBUFFERED", None)
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, setting, *arguments],
@@ -62,7 +62,7 @@ def finish(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_reader_that_went_away_costs_neither_report_nor_status(
+def test_broken_pipe_changes_neither_report_nor_exit_status(
     snapshot: list[str], tmp_path: Path, form: list[str]
 ) -> None:
     reader, writer = os.pipe()
@@ -73,7 +73,7 @@ def test_reader_that_went_away_costs_neither_report_nor_status(
     assert json.loads((tmp_path / "report").read_text())["consistent"] is True
 
 
-def test_closed_streams_cost_neither_report_nor_status(snapshot: list[str], tmp_path: Path) -> None:
+def test_closed_streams_change_neither_report_nor_exit_status(snapshot: list[str], tmp_path: Path) -> None:
     setting = (
         "import os; [os.close(number) for number in (0, 1, 2)]; sys.stdin = sys.stdout = sys.stderr = None"
     )
@@ -82,7 +82,7 @@ def test_closed_streams_cost_neither_report_nor_status(snapshot: list[str], tmp_
     assert json.loads((tmp_path / "report").read_text())["consistent"] is True
 
 
-def test_full_disk_behind_standard_output_is_a_failure_without_traceback(
+def test_full_disk_under_standard_output_exits_1_without_a_traceback(
     snapshot: list[str], tmp_path: Path
 ) -> None:
     with Path("/dev/full").open("wb") as full:
@@ -93,7 +93,7 @@ def test_full_disk_behind_standard_output_is_a_failure_without_traceback(
     assert json.loads((tmp_path / "report").read_text())["consistent"] is True
 
 
-def test_full_disk_does_not_hide_that_nothing_thawed(snapshot: list[str]) -> None:
+def test_full_disk_does_not_replace_exit_status_3(snapshot: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
         process = start(
             *snapshot,
@@ -104,7 +104,7 @@ def test_full_disk_does_not_hide_that_nothing_thawed(snapshot: list[str]) -> Non
     assert finish(process)[0] == 3
 
 
-def test_ctrl_c_while_preparing_exits_130_without_traceback(snapshot: list[str], tmp_path: Path) -> None:
+def test_ctrl_c_before_the_window_exits_130_without_a_traceback(snapshot: list[str], tmp_path: Path) -> None:
     setting = (
         "import os, time; native.on_prepare = lambda tell: (os.write(1, b'preparing\\n'), time.sleep(30))"
     )
@@ -118,7 +118,7 @@ def test_ctrl_c_while_preparing_exits_130_without_traceback(snapshot: list[str],
     assert json.loads((tmp_path / "report").read_text())["error"]["code"] == "interrupted"
 
 
-def test_ctrl_c_in_the_window_waits_for_the_report(snapshot: list[str], tmp_path: Path) -> None:
+def test_ctrl_c_in_the_window_does_not_prevent_the_report(snapshot: list[str], tmp_path: Path) -> None:
     setting = (
         "import os, sys\n"
         "native.on_run = lambda: (os.write(1, b'running\\n'), sys.stdin.readline())\n"

@@ -1,4 +1,4 @@
-"""Which proxy the environment asks for."""
+"""The proxy: from the environment, or from the options, which win."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def proxies(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> pytest.Monke
 
 
 @pytest.mark.usefixtures("proxies")
-def test_proxy_goes_by_the_blobs_scheme() -> None:
+def test_proxy_is_chosen_by_the_scheme_of_the_blob() -> None:
     assert proxy_from_environment([sas_uri()]) == "http://secure:3128"
     assert proxy_from_environment(["http://acct.blob.example/a"]) == "http://plain:3128"
 
@@ -43,14 +43,14 @@ def test_loopback_is_reached_directly(blob: str) -> None:
 
 
 @pytest.mark.usefixtures("proxies")
-def test_different_answers_for_different_blobs_are_refused() -> None:
+def test_different_proxies_for_different_blobs_are_refused() -> None:
     with pytest.raises(ArgumentsError) as caught:
         proxy_from_environment([sas_uri(), LOCAL[0]])
     assert caught.value.code == "proxy-ambiguous"
 
 
 @pytest.mark.usefixtures("proxies")
-def test_text_that_is_no_uri_is_left_to_the_engine() -> None:
+def test_malformed_uri_is_left_to_the_engine() -> None:
     assert proxy_from_environment(["https://[half", "no-uri"]) is None
 
 
@@ -63,14 +63,14 @@ def test_text_that_is_no_uri_is_left_to_the_engine() -> None:
         (["--proxy", "http://other:1"], "http://other:1"),
     ],
 )
-def test_options_go_before_the_environment(
+def test_options_win_over_the_environment(
     command: Command, native: FakeNative, options: list[str], proxy: str | None
 ) -> None:
     assert command("snapshot", "--blob", sas_uri(), *options) == 0
     assert native.prepare_arguments["proxy"] == proxy
 
 
-def test_proxy_password_on_the_command_line_is_warned_of(command: Command) -> None:
+def test_proxy_password_on_the_command_line_causes_a_warning(command: Command) -> None:
     assert command("snapshot", "--blob", sas_uri(), "--proxy", f"http://u:{SIGNATURE}@p") == 0
     assert "proxy's password" in command.err
     assert SIGNATURE not in command.err
@@ -78,5 +78,5 @@ def test_proxy_password_on_the_command_line_is_warned_of(command: Command) -> No
 
 @pytest.mark.usefixtures("proxies")
 @pytest.mark.parametrize("host", ["168.63.129.16", "169.254.169.254"])
-def test_platform_is_reached_directly(host: str) -> None:
+def test_azure_platform_address_is_reached_directly(host: str) -> None:
     assert proxy_from_environment([f"http://{host}/a/b?sig=x"]) is None

@@ -1,4 +1,4 @@
-"""Tables: aligned and whole in a pipe, fitted and restrained on a terminal."""
+"""Tables: aligned and complete in a pipe, cut to the width of a terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_flexible_columns_are_cut_in_the_middle_to_fit_a_terminal() -> None:
     assert "..." in lines[1]
 
 
-def test_flexible_columns_keep_a_readable_width_on_a_tiny_terminal() -> None:
+def test_flexible_columns_have_a_minimum_width_on_a_narrow_terminal() -> None:
     lines = render(COLUMNS, [["n" * 100, "1", "x"]], Screen(width=5)).splitlines()
     assert lines[1].split()[0] == "nnnnn...nnnnnn"
 
@@ -68,7 +68,7 @@ class Terminal(io.StringIO):
 
 
 def use_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Not a fixture: pytest puts its own standard output in place between set-up and test.
+    # This is not a fixture, because pytest replaces standard output between set-up and test.
     monkeypatch.setattr("sys.stdout", Terminal())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "72")
@@ -99,7 +99,7 @@ def test_pipe_has_neither_width_nor_colour(monkeypatch: pytest.MonkeyPatch) -> N
     assert Screen.of_standard_output() == Screen()
 
 
-def test_closed_standard_output_has_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_standard_output_has_neither_width_nor_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", None)
     assert Screen.of_standard_output() == Screen()
     assert streams.write_out("text") is None
@@ -123,7 +123,7 @@ def test_report_says_why_rcu_was_not_expedited_and_who_thawed() -> None:
     assert "fired: deadline" in text
 
 
-def test_errors_are_told_in_full_however_narrow_the_terminal() -> None:
+def test_errors_are_printed_in_full_on_a_narrow_terminal() -> None:
     text = readable.report_text(FAILED_REPORT, Screen(width=40))  # type: ignore[arg-type]
     assert (
         "https://acct.blob.example/vhds/disk0.vhd: SnapshotCountExceeded:"
@@ -131,24 +131,24 @@ def test_errors_are_told_in_full_however_narrow_the_terminal() -> None:
     ) in " ".join(text.split())
 
 
-def test_output_that_the_encoding_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_characters_that_the_encoding_lacks_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     binary = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(binary, encoding="ascii", write_through=True))
     assert streams.write_out("/données\n") is None
     assert binary.getvalue() == b"/donn\\xe9es\n"
 
 
-def test_full_disk_behind_standard_output_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_under_standard_output_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with os.fdopen(os.open("/dev/full", os.O_WRONLY), "w") as full:
         monkeypatch.setattr("sys.stdout", full)
         assert streams.write_out("text") == "no space left on device"
 
 
-def test_screen_paints_nothing_plain() -> None:
+def test_plain_screen_has_no_colour() -> None:
     assert tables.Screen(colour=True).paint("text", Tone.PLAIN) == "text"
 
 
-def test_sentences_are_folded_between_words_on_a_terminal_and_whole_in_a_pipe() -> None:
+def test_sentences_are_folded_on_a_terminal_and_not_in_a_pipe() -> None:
     whole = readable.report_text(FAILED_REPORT, Screen())  # type: ignore[arg-type]
     folded = readable.report_text(FAILED_REPORT, Screen(width=60))  # type: ignore[arg-type]
     first = readable.headline(FAILED_REPORT)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""An open window to break things in: real filesystems, held writers, and a blob server that keeps it open."""
+"""Fixtures: plans, a disk, and a machine whose window stays open while a test breaks something."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems
 from tests.support.rescue import RCU_EXPEDITED
 from tests.support.writers import Writer
 
-# Without a compiled engine the tests are skipped with a reason; they have to be collected for that.
+# Without a compiled engine, pytest must still be able to collect these tests in order to skip them.
 fake_native.make_importable()
 
 import vmsnapshot  # noqa: E402  (needs an engine, real or not)
 
-# The limit that the product promises, for a thaw after its deadline or after the end of its parent.
+# The watchdog thaws within this time after the deadline, and after the end of the run.
 THAW_LIMIT_MS = 100.0
 RESCUE_SECONDS = 12.0
 
 
 @pytest.fixture(scope="session", autouse=True)
 def the_engine_is_compiled(compiled_engine: None) -> None:
-    """Every test here is about the engine itself."""
+    """Skips every test of this folder where there is no compiled engine."""
 
 
-# A plan that cannot be made any smaller has to be asked for by a pattern, so `prepare` is given this one:
-# all arguments are checked before anything of the plan is opened.
 @pytest.fixture(scope="module")
 def plan() -> vmsnapshot.Plan:
-    """A plan of this machine with everything excluded; nothing of it could ever be frozen."""
+    """Returns a plan of this machine with everything excluded, so that no test can freeze anything of it.
+
+    It suffices for tests of arguments: `prepare` checks them before it opens anything of the plan."""
     made = vmsnapshot.plan(exclude=["/**"])
     assert made.filesystems == []
     return made
@@ -45,7 +45,7 @@ def plan() -> vmsnapshot.Plan:
 
 @pytest.fixture
 def disk(scratch: ScratchFilesystems, rescue: ArmRescue) -> ScratchFilesystem:
-    """An ext4 with the rescue armed."""
+    """Returns an ext4 with the rescue armed."""
     filesystem = scratch.make_on_loop("disk")
     rescue([filesystem.mount_point])
     return filesystem
@@ -53,7 +53,7 @@ def disk(scratch: ScratchFilesystems, rescue: ArmRescue) -> ScratchFilesystem:
 
 @dataclass
 class Machine:
-    """Two filesystems with a writer each, a blob server, and how RCU was set before."""
+    """Two filesystems with a writer on each, a blob server, and the setting of RCU before the test."""
 
     filesystems: list[ScratchFilesystem]
     writers: list[Writer]
@@ -74,7 +74,7 @@ class Machine:
         output: int = -1,
         errors: int = -1,
     ) -> Iterator[SnapshotRun]:
-        """A run whose window is open, and stays so: its blob server never answers."""
+        """Starts a run, and waits until its window is open; its blob server never answers."""
         self.server.script("disk", NeverAnswers())
         self.server.forget_requests()
         with SnapshotRun(
@@ -90,13 +90,13 @@ class Machine:
             yield run
 
     def assert_thawed_within(self, limit_ms: float, *, since_ns: int) -> None:
-        """Every writer that was held at ``since_ns`` went on within the limit, and RCU is as it was."""
+        """Checks that every writer resumed within the limit after ``since_ns``, and that RCU was restored."""
         for writer in self.writers:
             assert held_ms(writer, since_ns=since_ns) < limit_ms
         self.assert_rcu_is_back()
 
     def assert_rcu_is_back(self) -> None:
-        """``rcu_expedited`` is what it was before the run."""
+        """Checks that ``rcu_expedited`` has the value from before the run."""
         assert read_rcu() == self.rcu_before
 
 
@@ -104,7 +104,7 @@ class Machine:
 def machine(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> Iterator[Machine]:
-    """An ext4 and an xfs with a writer each; the rescue is armed for both."""
+    """Makes an ext4 and an xfs, starts a writer on each, and arms the rescue for both."""
     filesystems = [scratch.make_on_loop("first"), scratch.make_on_loop("second", "xfs")]
     with contextlib.ExitStack() as stack:
         writers = [
@@ -119,25 +119,25 @@ def machine(
 
 
 def held_ms(writer: Writer, *, since_ns: int, limit_seconds: float = 10.0) -> float:
-    """How long after ``since_ns`` the writer, which was held then, finished its write."""
+    """Returns how long after ``since_ns`` a writer that was stuck then finished its write."""
     until = time.monotonic() + limit_seconds
     while time.monotonic() < until:
-        # A writer counts its write under way among its stalls; a later one says that it has ended.
+        # `stalls` includes the write in progress. Only a later write proves that this one has ended.
         stalls = writer.stalls(since_ns=since_ns)
         held = [stall for stall in stalls if stall.start_ns <= since_ns]
         if held and stalls[-1].start_ns > since_ns:
             return (held[-1].start_ns - since_ns) / 1e6 + held[-1].length_ms
         time.sleep(0.002)
-    raise AssertionError(f"the writer in {writer.directory} is still held, or was not held at all")
+    raise AssertionError(f"the writer in {writer.directory} is still stuck, or was not stuck at all")
 
 
 def forget_what_was_left_frozen(mount_points: Sequence[Path]) -> None:
-    """Thaws by the product's own means what a failed test left: its next run would refuse to begin."""
+    """Runs ``vmsnapshot thaw`` on what a failed test left frozen: the next run would refuse to start."""
     names = set(map(str, mount_points))
     if any(item["mount_point"] in names for item in read_status()["frozen"]):
         run_command("thaw")
 
 
 def read_rcu() -> str:
-    """The machine's setting of expedited RCU."""
+    """Returns the machine's setting of expedited RCU."""
     return RCU_EXPEDITED.read_text()

@@ -1,4 +1,4 @@
-"""What the tests of runs in trouble share: a run of the Python API in a process, and what came of a run."""
+"""What the tests of killed and stopped runs share: a program that uses the Python API, and outcomes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from tests.support.filesystems import REPOSITORY
 
 
 def outcomes(report: Any) -> set[str]:
+    """Returns the different outcomes of the filesystems in a report."""
     return {filesystem["outcome"] for filesystem in report["filesystems"]}
 
 
 def kill(pid: int) -> int:
-    """Kills a process of ours by its id; returns the instant just before."""
+    """Kills a process of this test by its id. Returns the instant just before."""
     now_ns = time.monotonic_ns()
     os.kill(pid, signal.SIGKILL)
     return now_ns
 
 
 def start_program(machine: Machine, program: str) -> subprocess.Popen[bytes]:
-    """Runs ``program`` with ``prepare()``, for a run, and ``told(session)``, which tells its watchdog."""
+    """Starts ``program``, which can call ``prepare()``, and ``told(session)`` to print the watchdog's pid."""
     machine.server.script("disk", NeverAnswers())
     prologue = f"""
 import os, signal, sys, textwrap, vmsnapshot
@@ -48,6 +49,7 @@ exec(textwrap.dedent({program!r}))
 
 
 def read_line(process: subprocess.Popen[bytes]) -> str:
+    """Reads one line of its output. Fails with its standard error if it has ended."""
     assert process.stdout is not None
     line = process.stdout.readline().decode()
     if not line:

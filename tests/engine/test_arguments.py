@@ -1,4 +1,4 @@
-"""What the Python API refuses before it opens anything: a code per mistake, no secret in a message."""
+"""The Python API refuses bad arguments before it opens anything, each with a code and without a secret."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.engine.api import SIGNATURE, refusal, uri
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf, -math.inf, 3600.1, 1e300, 0.009])
-def test_a_thaw_timeout_that_is_none_is_refused(plan: vmsnapshot.Plan, seconds: float) -> None:
+def test_a_thaw_timeout_out_of_range_is_refused(plan: vmsnapshot.Plan, seconds: float) -> None:
     assert refusal(plan, thaw_timeout=seconds).code == "bad-thaw-timeout"
 
 
 @pytest.mark.parametrize("name", ["sync_timeout", "connect_timeout"])
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf, 3600.1])
-def test_another_limit_that_is_none_is_refused(plan: vmsnapshot.Plan, name: str, seconds: float) -> None:
+def test_another_time_limit_out_of_range_is_refused(plan: vmsnapshot.Plan, name: str, seconds: float) -> None:
     error = refusal(plan, None, **{name: seconds})
     assert error.code == "bad-time-limit"
     assert name.replace("_", " ") in str(error)
@@ -37,7 +37,7 @@ def test_another_limit_that_is_none_is_refused(plan: vmsnapshot.Plan, name: str,
         (uri(query="sv=1&sr=b&sp=rw"), "unsigned-uri"),
     ],
 )
-def test_a_bad_uri_is_named_by_its_position(plan: vmsnapshot.Plan, bad: str, code: str) -> None:
+def test_a_bad_uri_is_refused_and_named_by_its_position(plan: vmsnapshot.Plan, bad: str, code: str) -> None:
     error = refusal(plan, [uri("first"), bad, uri("third")])
     assert error.code == code
     assert "blob 2 of 3" in str(error)
@@ -52,19 +52,19 @@ def test_two_equal_blobs_are_refused(plan: vmsnapshot.Plan) -> None:
     assert refusal(plan, [uri("disk"), uri("disk")]).code == "duplicate-blob"
 
 
-def test_a_choice_for_unusable_blobs_that_is_none_is_a_value_error(plan: vmsnapshot.Plan) -> None:
+def test_an_unknown_choice_for_unusable_blobs_is_a_value_error(plan: vmsnapshot.Plan) -> None:
     with pytest.raises(ValueError, match="unusable_blobs"):
         vmsnapshot.prepare(plan, unusable_blobs="ignore")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("metadata", [{"a-b": "1"}, {"": "1"}, {"a": "x\ny"}, {"a": "1", "A": "2"}])
-def test_metadata_that_the_service_does_not_take_is_refused(
+def test_metadata_that_the_service_would_refuse_is_refused(
     plan: vmsnapshot.Plan, metadata: dict[str, str]
 ) -> None:
     assert refusal(plan, metadata=metadata).code == "bad-metadata"
 
 
-def test_metadata_of_each_blob_is_for_every_blob_and_checked_with_that_of_all(
+def test_metadata_per_blob_must_cover_every_blob_and_fit_beside_the_common_metadata(
     plan: vmsnapshot.Plan,
 ) -> None:
     blobs = [uri("first"), uri("second")]
@@ -72,7 +72,7 @@ def test_metadata_of_each_blob_is_for_every_blob_and_checked_with_that_of_all(
         error = refusal(plan, blobs, blob_metadata=[{}] * count)
         assert error.code == "bad-metadata"
         assert f"metadata of {count} blobs" in str(error)
-    # A name of all and of one blob is one too many; so is more than the service takes of one.
+    # A name may not be in both. Together they may not exceed what the service accepts for one blob.
     assert refusal(plan, blobs, metadata={"a": "1"}, blob_metadata=[{}, {"A": "2"}]).code == "bad-metadata"
     too_much = [{}, {"b": "x" * 8000}]
     assert refusal(plan, blobs, metadata={"a": "x" * 500}, blob_metadata=too_much).code == "bad-metadata"
@@ -86,7 +86,7 @@ def test_a_bad_proxy_is_refused_without_its_password(plan: vmsnapshot.Plan, prox
 
 
 @pytest.mark.parametrize("arguments", [{"blobs": 1}, {"thaw_timeout": "1"}, {"no_such_argument": 1}])
-def test_an_argument_of_another_type_is_a_type_error(plan: vmsnapshot.Plan, arguments: Any) -> None:
+def test_an_argument_of_the_wrong_type_is_a_type_error(plan: vmsnapshot.Plan, arguments: Any) -> None:
     with pytest.raises(TypeError):
         vmsnapshot.prepare(plan, **arguments)
 
@@ -94,7 +94,7 @@ def test_an_argument_of_another_type_is_a_type_error(plan: vmsnapshot.Plan, argu
 @pytest.mark.parametrize(
     ("pattern", "code"), [("/no/such", "no-such-mount"), ("/no/*", "pattern-matches-nothing"), ("[", None)]
 )
-def test_a_pattern_that_names_nothing_is_a_plan_error(pattern: str, code: str | None) -> None:
+def test_a_pattern_that_matches_nothing_is_a_plan_error(pattern: str, code: str | None) -> None:
     with pytest.raises(vmsnapshot.PlanError) as raised:
         vmsnapshot.plan(include=[pattern])
     assert raised.value.code == (code or "bad-pattern")

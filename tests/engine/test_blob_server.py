@@ -1,4 +1,4 @@
-"""Blob servers that misbehave: the window ends by its deadline, and each request's fate is told as it is."""
+"""Blob servers that misbehave: the window ends by its deadline, and the report states each outcome."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ def test_a_request_without_an_answer_by_the_deadline_is_unknown(
     assert unanswered["uri"] in report["why"]
 
 
-def test_an_answer_byte_by_byte_that_ends_in_time_is_taken(machine: Machine) -> None:
+def test_an_answer_byte_by_byte_that_ends_in_time_is_accepted(machine: Machine) -> None:
     finished = take(machine, AnswersByteByByte(pause_ms=0.5))
     assert (finished.status, finished.document["consistent"]) == (0, True)
     assert_all_thawed_in_time(machine, finished.document)
 
 
 @pytest.mark.parametrize("behaviour", [Resets(), CLOSES], ids=["resets", "closes"])
-def test_a_request_that_was_lost_is_sent_once_more(machine: Machine, behaviour: Behaviour) -> None:
+def test_a_lost_request_is_sent_once_more(machine: Machine, behaviour: Behaviour) -> None:
     finished = take(machine, behaviour, Creates())
     assert (finished.status, finished.document["consistent"]) == (0, True)
     assert_all_thawed_in_time(machine, finished.document)
@@ -81,7 +81,7 @@ def test_a_request_that_was_lost_is_sent_once_more(machine: Machine, behaviour: 
 
 
 @pytest.mark.parametrize("behaviour", [Resets(), CLOSES], ids=["resets", "closes"])
-def test_a_request_that_was_lost_twice_is_unknown(machine: Machine, behaviour: Behaviour) -> None:
+def test_a_request_lost_twice_is_unknown(machine: Machine, behaviour: Behaviour) -> None:
     finished = take(machine, behaviour)
     assert finished.status == 1
     assert_all_thawed_in_time(machine, finished.document)
@@ -90,7 +90,7 @@ def test_a_request_that_was_lost_twice_is_unknown(machine: Machine, behaviour: B
     assert len(machine.server.requests()) == 2
 
 
-def test_a_request_that_was_lost_and_then_refused_is_unknown(machine: Machine) -> None:
+def test_a_request_lost_and_then_refused_is_unknown(machine: Machine) -> None:
     finished = take(machine, Resets(), Refuses(409, "SnapshotOperationRateExceeded"))
     assert finished.status == 1
     (blob,) = finished.document["blobs"]
@@ -98,14 +98,14 @@ def test_a_request_that_was_lost_and_then_refused_is_unknown(machine: Machine) -
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
-def test_a_request_that_the_server_was_too_busy_for_is_sent_once_more(machine: Machine, status: int) -> None:
+def test_a_request_to_a_busy_server_is_sent_once_more(machine: Machine, status: int) -> None:
     finished = take(machine, Refuses(status, "ServerBusy"), Creates())
     assert (finished.status, finished.document["consistent"]) == (0, True)
     (blob,) = finished.document["blobs"]
     assert (blob["outcome"], blob["attempts"], blob["http_status"]) == ("created", 2, 201)
 
 
-def test_a_server_that_is_busy_twice_has_refused_and_another_run_may_succeed(machine: Machine) -> None:
+def test_a_request_to_a_server_that_is_busy_twice_is_refused_and_retryable(machine: Machine) -> None:
     finished = take(machine, Refuses(429, "TooManyRequests"))
     assert finished.status == 1
     assert_all_thawed_in_time(machine, finished.document)
@@ -125,7 +125,9 @@ def test_a_server_that_is_busy_twice_has_refused_and_another_run_may_succeed(mac
         (412, "ConditionNotMet"),
     ],
 )
-def test_a_refusal_is_final_and_told_with_its_code(machine: Machine, status: int, code: str) -> None:
+def test_a_refusal_is_not_retried_and_reported_with_its_code(
+    machine: Machine, status: int, code: str
+) -> None:
     finished = take(machine, Refuses(status, code, message="No & <never>."), Creates())
     assert finished.status == 1
     assert_all_thawed_in_time(machine, finished.document)
@@ -141,15 +143,15 @@ def test_a_refusal_is_final_and_told_with_its_code(machine: Machine, status: int
     [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"],
     ids=["not HTTP", "without a snapshot's time"],
 )
-def test_an_answer_that_makes_no_sense_is_unknown(machine: Machine, raw: bytes) -> None:
+def test_a_malformed_answer_is_unknown(machine: Machine, raw: bytes) -> None:
     finished = take(machine, Answers(raw))
     assert finished.status == 1
     assert_all_thawed_in_time(machine, finished.document)
     assert finished.document["blobs"][0]["outcome"] == "unknown"
 
 
-def test_connections_that_the_server_closed_before_the_run_are_replaced(machine: Machine) -> None:
-    """Azurite closes idle connections after some seconds, and so does the real service."""
+def test_connections_that_the_server_closed_before_the_window_are_replaced(machine: Machine) -> None:
+    # Azurite closes idle connections after some seconds, and so does the real service.
     uris = [machine.server.uri(blob) for blob in ("disk", "other")]
     program = """
         import sys, vmsnapshot
@@ -177,10 +179,10 @@ def test_connections_that_the_server_closed_before_the_run_are_replaced(machine:
     assert len(machine.server.requests()) == 2
 
 
-def test_a_server_that_closes_idle_connections_in_the_window_loses_nothing(
+def test_a_connection_closed_after_its_answer_does_not_spoil_the_window(
     machine: Machine, fault_server: Any
 ) -> None:
-    # The first answer keeps the window open for longer than the second server keeps an idle connection.
+    # The first server answers late. Meanwhile the second one closes its idle connection.
     server: FaultServer = fault_server(idle_close_seconds=0.1)
     machine.server.script("disk", Creates(after_ms=400))
     uris = [machine.server.uri("disk"), server.uri("other")]
@@ -188,7 +190,7 @@ def test_a_server_that_closes_idle_connections_in_the_window_loses_nothing(
     assert (finished.status, finished.document["consistent"]) == (0, True)
 
 
-def test_an_unreachable_server_is_told_before_anything_is_frozen(machine: Machine) -> None:
+def test_an_unreachable_server_is_an_error_before_anything_is_frozen(machine: Machine) -> None:
     server_port = machine.server.port
     machine.server.stop()
     start = time.monotonic()

@@ -1,4 +1,4 @@
-"""The classes of the compiled module: as the stub says, made by the engine only, and frozen."""
+"""The compiled module has what its stub declares. Only the engine makes objects, and they are immutable."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_stub_has_the_parameters_and_defaults_of_every_function() -> None:
             if "__new__" not in node:
                 continue
             node = node["__new__"]
-            # inspect leaves out the class as it leaves out `self`.
+            # inspect omits `cls`, as it omits `self`.
             del node.args.args[0]
         parameters = inspect.signature(getattr(_native, name)).parameters
         arguments = [*node.args.args, *node.args.kwonlyargs]
@@ -63,7 +63,7 @@ def test_the_stub_has_the_parameters_and_defaults_of_every_function() -> None:
         for argument, default in defaults.items():
             value = ast.literal_eval(default) if default is not None else inspect.Parameter.empty
             real = parameters[argument].default
-            # PyO3 writes only the simplest defaults into the signature, and an ellipsis for the rest.
+            # PyO3 puts only simple defaults into the signature, and an ellipsis in place of the others.
             assert real == value or (real is ... and argument in NOT_WRITTEN), (name, argument)
 
 
@@ -71,7 +71,7 @@ def test_the_stub_has_the_parameters_and_defaults_of_every_function() -> None:
     "name",
     [name for name, node in stub_names().items() if isinstance(node, dict) and "__new__" not in node],
 )
-def test_a_class_is_made_by_the_engine_only(name: str) -> None:
+def test_only_the_engine_can_make_an_object(name: str) -> None:
     with pytest.raises(TypeError):
         getattr(_native, name)()
 
@@ -79,7 +79,7 @@ def test_a_class_is_made_by_the_engine_only(name: str) -> None:
 def test_a_plan_cannot_be_changed(plan: vmsnapshot.Plan) -> None:
     assert_frozen(plan)
     assert_frozen(plan.skipped[0])
-    # A list that was given out is a copy.
+    # The attribute returns a copy of the list.
     plan.skipped.clear()
     assert plan.skipped
     document = json.loads(plan.to_json())
@@ -87,7 +87,7 @@ def test_a_plan_cannot_be_changed(plan: vmsnapshot.Plan) -> None:
     assert [item["mount_point"] for item in document["skipped"]]
 
 
-def test_a_plan_without_filesystems_freezes_nothing_and_says_of_each_why() -> None:
+def test_a_plan_without_filesystems_gives_a_reason_for_each_that_is_left_out() -> None:
     planned = vmsnapshot.plan()
     emptied = planned.without_filesystems()
     assert emptied.filesystems == []
@@ -96,7 +96,7 @@ def test_a_plan_without_filesystems_freezes_nothing_and_says_of_each_why() -> No
     assert len(emptied.skipped) == len(planned.skipped) + len(planned.filesystems)
 
 
-def test_the_package_offers_all_that_it_says() -> None:
+def test_the_package_has_every_name_of_its_all() -> None:
     for name in vmsnapshot.__all__:
         assert hasattr(vmsnapshot, name), name
     assert vmsnapshot.__version__ == _native.version()

@@ -1,4 +1,4 @@
-"""A process that leaves its control group, so that it outlives what is ended with that group."""
+"""A process leaves its control group, so that it is not killed together with that group."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ else:
         )
     require(process.stdout == b"left\n", "needs cgroup v2, and root, to make a control group")
     left = [path for hierarchy in hierarchies for path in hierarchy.glob("vmsnapshot-test-leave-*")]
-    # That of the second process stays; the second removed that of the first.
+    # The second process removed the group of the first. Its own group stays.
     assert 1 <= len(left) <= 2
     assert len({path.name for path in left}) == 1
     for path in left:
@@ -43,6 +43,6 @@ else:
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a\0b", "\u00e4"])
-def test_a_name_that_is_not_one_of_a_control_group_is_refused(name: str) -> None:
+def test_an_invalid_name_for_a_control_group_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="the name of a control group"):
         _native.leave_control_group(name)

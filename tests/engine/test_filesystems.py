@@ -1,4 +1,4 @@
-"""What is frozen, and in which order, on real filesystems: types, stacks, binds, subvolumes, namespaces."""
+"""Which filesystems are frozen, and in which order: types, stacks, bind mounts, subvolumes, namespaces."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def snapshot_ok(mount_points: Sequence[Path], server: FaultServer, *options: str
 
 
 def empty_fat12() -> bytes:
-    """A 4 MiB FAT12: one reserved sector, two tables of 6 sectors, 512 root entries, 2 KiB a cluster."""
+    """A 4 MiB FAT12: 1 reserved sector, 2 tables of 6 sectors, 512 root entries, clusters of 2 KiB."""
     parameters = struct.pack("<HBHBHHBH", 512, 4, 1, 2, 512, 8192, 0xF8, 6)
     boot_sector = (b"\xeb\x3c\x90vmsnapsh" + parameters).ljust(510, b"\0") + b"\x55\xaa"
     table = b"\xf8\xff\xff".ljust(6 * 512, b"\0")
@@ -58,7 +58,7 @@ def plan_of(*patterns: str) -> Any:
     [["ext4"], ["xfs"], ["btrfs"], ["ext4", "ext4", "xfs", "btrfs", "ext4"]],
     ids=lambda types: "+".join(types),
 )
-def test_filesystems_are_held_over_every_snapshot(
+def test_filesystems_are_frozen_over_every_snapshot(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer, types: list[str]
 ) -> None:
     server = fault_server(default=Creates(after_ms=200))
@@ -68,7 +68,7 @@ def test_filesystems_are_held_over_every_snapshot(
         report = snapshot_ok(mount_points, server)
         for writer in writers:
             writer.wait_until_writing()
-            # From before the request until after its answer; writers pass until the freeze is nearly done.
+            # The stall covers the request. Writers can still write until the freeze is nearly done.
             assert 190.0 < writer.longest_stall_ms() < 1500.0
     assert sorted(item["filesystem_type"] for item in report["filesystems"]) == sorted(types)
     for item in report["filesystems"]:
@@ -104,7 +104,7 @@ def test_a_stack_freezes_from_the_top_and_thaws_from_the_bottom(
     assert at_ms["thawed", from_the_top[2]] <= at_ms["thaw called", from_the_top[1]]
 
 
-def test_bind_mounts_are_frozen_once_and_a_read_only_one_hides_nothing(
+def test_a_filesystem_with_bind_mounts_is_frozen_once_even_by_its_read_only_mount(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> None:
     filesystem = scratch.make_on_loop("disk")
@@ -120,14 +120,14 @@ def test_bind_mounts_are_frozen_once_and_a_read_only_one_hides_nothing(
     )
     report = snapshot_ok([filesystem.mount_point, *bound], fault_server())
     assert len(report["filesystems"]) == 1
-    # What is only there read-only, by that name, is frozen all the same: others write to it.
+    # The remaining pattern names the read-only bind mount only. Other mounts can write, so it is frozen.
     command("umount", bound[0])
     report = snapshot_ok([bound[1]], fault_server())
     assert [item["outcome"] for item in report["filesystems"]] == ["thawed"]
     command("umount", bound[1])
 
 
-def test_subvolumes_are_frozen_once(
+def test_a_btrfs_with_two_subvolumes_is_frozen_once(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> None:
     filesystem = scratch.make_on_loop("disk", "btrfs")
@@ -141,7 +141,9 @@ def test_subvolumes_are_frozen_once(
     command("umount", elsewhere)
 
 
-def test_vfat_is_skipped_with_a_reason_and_an_error_when_named(scratch: ScratchFilesystems) -> None:
+def test_vfat_is_skipped_with_a_reason_and_is_an_error_when_a_pattern_names_it(
+    scratch: ScratchFilesystems,
+) -> None:
     image, mount_point = scratch.directory / "efi.img", scratch.directory / "efi"
     image.write_bytes(empty_fat12())
     mount_point.mkdir()
@@ -154,7 +156,7 @@ def test_vfat_is_skipped_with_a_reason_and_an_error_when_named(scratch: ScratchF
     assert_skipped(scratch, mount_point, "not-freezable")
 
 
-def test_what_is_read_only_is_skipped_with_a_reason_and_an_error_when_named(
+def test_a_read_only_filesystem_is_skipped_and_is_an_error_when_a_pattern_names_it(
     scratch: ScratchFilesystems,
 ) -> None:
     filesystem = scratch.make_on_loop("disk")
@@ -174,7 +176,7 @@ def assert_skipped(scratch: ScratchFilesystems, mount_point: Path, reason: str) 
     assert str(mount_point) in refused.errors
 
 
-def test_patterns_choose_by_mount_point_glob_type_and_device(scratch: ScratchFilesystems) -> None:
+def test_patterns_select_by_mount_point_glob_type_and_device(scratch: ScratchFilesystems) -> None:
     first, second, third = make_all(scratch, ["ext4", "xfs", "ext4"])
     everything = f"{scratch.directory}/*"
 
@@ -195,7 +197,7 @@ def test_patterns_choose_by_mount_point_glob_type_and_device(scratch: ScratchFil
     assert (unmatched.status, "/no/such/*" in unmatched.errors) == (0, True)
 
 
-def test_what_is_mounted_in_another_namespace_only_is_frozen_too(
+def test_a_filesystem_mounted_only_in_another_namespace_is_frozen_too(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> None:
     filesystem = scratch.make_on_loop("disk")
@@ -209,7 +211,7 @@ def test_what_is_mounted_in_another_namespace_only_is_frozen_too(
     try:
         assert container.stdout is not None
         assert container.stdout.readline() == b"there\n"
-        # Lazily, because the rescue has it open.
+        # The unmount is lazy because the rescue has it open.
         command("umount", "--lazy", filesystem.mount_point)
         (planned,) = plan_of(f"mount={filesystem.mount_point}")["filesystems"]
         assert planned["open_path"] == f"/proc/{container.pid}/root{filesystem.mount_point}"
@@ -223,7 +225,7 @@ def test_what_is_mounted_in_another_namespace_only_is_frozen_too(
 
 
 def run_between(program_after_plan: str, mount_point: Path) -> tuple[str, Any]:
-    """Plans ``mount_point``, runs some code, prepares; returns the error's code and the status then."""
+    """Plans ``mount_point``, runs some code, prepares. Returns the error's code and the status afterwards."""
     program = f"""
 import os, subprocess, sys, vmsnapshot
 mount_point = {str(mount_point)!r}
@@ -240,15 +242,15 @@ except vmsnapshot.PrepareError as error:
     return output.decode().strip(), read_status()
 
 
-def test_a_mount_that_vanished_since_the_plan_is_noticed(scratch: ScratchFilesystems) -> None:
+def test_a_mount_that_vanished_since_the_plan_is_refused(scratch: ScratchFilesystems) -> None:
     filesystem = scratch.make_on_loop("disk")
     code, status = run_between('subprocess.run(["umount", mount_point], check=True)', filesystem.mount_point)
-    # The directory below is there, and is on another filesystem.
+    # The directory still exists, but on the filesystem below.
     assert code == "mount-vanished"
     assert status["frozen"] == []
 
 
-def test_another_filesystem_at_the_same_place_since_the_plan_is_noticed(scratch: ScratchFilesystems) -> None:
+def test_a_mount_point_with_another_filesystem_since_the_plan_is_refused(scratch: ScratchFilesystems) -> None:
     planned, other = make_all(scratch, ["ext4", "ext4"])
     code, status = run_between(
         f'subprocess.run(["mount", "--bind", {str(other.mount_point)!r}, mount_point], check=True)',
@@ -267,13 +269,13 @@ def test_dirty_data_is_written_before_the_window(
     (filesystem.mount_point / "dirty").write_bytes(os.urandom(64 * 1024 * 1024))
     report = snapshot_ok([filesystem.mount_point], fault_server())
     assert filesystem.image is not None
-    # The loop device wrote it to its file, and the freeze had nothing left to do.
+    # The loop device has written the data to its file, and the freeze had nothing left to write.
     assert filesystem.image.stat().st_blocks * 512 > 64 * 1024 * 1024
     assert report["filesystems"][0]["freeze_ms"] < 200.0
     assert "not synced in time" not in [item["event"] for item in report["timeline"]]
 
 
-def test_a_mount_point_that_is_not_utf8_goes_all_the_way(
+def test_a_mount_point_that_is_not_utf8_is_planned_frozen_and_thawed(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> None:
     filesystem = scratch.make_on_loop("disk")
@@ -298,15 +300,15 @@ def test_a_mount_point_that_is_not_utf8_goes_all_the_way(
     (item,) = finished.document["filesystems"]
     assert item["mount_point"] == planned["mount_point"]
     assert not freezing.is_frozen(odd)
-    # The name that the plan shows is one that a pattern understands.
+    # A pattern can use the name as the plan shows it.
     assert len(plan_of(f"mount={planned['mount_point']}")["filesystems"]) == 1
 
 
 @pytest.mark.timeout(120)
-def test_more_filesystems_than_go_into_one_message_are_frozen_and_thawed(
+def test_more_filesystems_than_fit_into_one_frame_are_frozen_and_thawed(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> None:
-    # 128 descriptors go with one frame. One image is made and copied: ext4 minds no copies of itself.
+    # One frame carries 128 descriptors. Copies of one image suffice: ext4 accepts a repeated UUID.
     count = 132
     template = scratch.directory / "template.img"
     with template.open("xb") as file:

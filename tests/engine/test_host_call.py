@@ -1,4 +1,4 @@
-"""A call to a host that takes the snapshots by itself: its arguments, its place in the window, its answer."""
+"""A call to a host that takes the snapshots itself: its arguments, its place in the window, its answer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_host_call_that_cannot_be_made_is_refused_without_its_secrets(
     assert "t0ken" not in str(raised.value) + repr(raised.value)
 
 
-def test_a_host_call_shows_its_uri_without_the_query_and_no_more() -> None:
+def test_the_repr_of_a_host_call_shows_its_uri_without_the_query_and_nothing_else() -> None:
     call = vmsnapshot.HostCall(f"{HOST_URI}?api-version=t0ken", headers=[("Token", "t0ken")], body=b"t0ken")
     assert call.uri == HOST_URI
     assert repr(call) == str(call) == f"<vmsnapshot.HostCall {HOST_URI}>"
@@ -49,10 +49,10 @@ def test_a_host_call_shows_its_uri_without_the_query_and_no_more() -> None:
 
 
 @pytest.mark.usefixtures("root")
-def test_a_run_that_freezes_nothing_sends_its_host_call_and_gives_the_answer(plan: vmsnapshot.Plan) -> None:
+def test_a_run_that_freezes_nothing_sends_its_host_call_and_reports_the_answer(plan: vmsnapshot.Plan) -> None:
     with Host(200, b'{"token": "t0ken"}') as host:
         call = vmsnapshot.HostCall(f"{host.uri}?v=1", headers=HOST_HEADERS, body=b'{"taskId": "1"}')
-        # Nobody listens on port 9: what went through the proxy would not arrive.
+        # No proxy listens on port 9: a call through the proxy would fail.
         report = vmsnapshot.prepare(plan, host_call=call, proxy="http://127.0.0.1:9").run()
     assert (report.consistency, report.freeze_doubt_code) == ("crash", "nothing-frozen")
     (request,) = host.requests
@@ -81,7 +81,7 @@ def test_a_run_that_freezes_nothing_sends_its_host_call_and_gives_the_answer(pla
 @pytest.mark.parametrize(
     ("status", "attempts", "word"), [(500, 1, "unknown"), (404, 1, "refused"), (503, 2, "refused")]
 )
-def test_a_host_that_does_not_take_the_snapshots_leaves_none(
+def test_a_host_that_refuses_makes_the_set_of_snapshots_incomplete(
     plan: vmsnapshot.Plan, status: int, attempts: int, word: str
 ) -> None:
     with Host(status, b'{ "error": 1}') as host:
@@ -96,7 +96,7 @@ def test_a_host_that_does_not_take_the_snapshots_leaves_none(
 
 
 @pytest.mark.usefixtures("root")
-def test_a_host_that_never_answers_is_left_at_its_own_limit(plan: vmsnapshot.Plan) -> None:
+def test_a_host_that_never_answers_is_given_up_at_the_time_limit_of_the_call(plan: vmsnapshot.Plan) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}/dosnapshot"
         call = vmsnapshot.HostCall(uri, headers=[], body=b"", time_limit=0.2)
@@ -110,8 +110,8 @@ def test_a_host_that_never_answers_is_left_at_its_own_limit(plan: vmsnapshot.Pla
 
 
 @pytest.mark.usefixtures("root")
-def test_a_host_that_cannot_be_reached_is_told_apart_from_a_blob(plan: vmsnapshot.Plan) -> None:
-    # Bound and not listening: nobody can connect.
+def test_the_error_for_an_unreachable_host_names_the_host_call(plan: vmsnapshot.Plan) -> None:
+    # The socket is bound but does not listen, so that a connection is refused.
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{bound.getsockname()[1]}/dosnapshot"

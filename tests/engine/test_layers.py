@@ -1,4 +1,4 @@
-"""What each layer may know: dependencies of the crates, unsafe code, and codes that cross the border."""
+"""The layers: which crate may depend on what, where unsafe code may be, which codes Python may rely on."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.support.filesystems import REPOSITORY
 from vmsnapshot import cli
 
 
-def test_every_code_that_decides_an_exit_status_is_one_of_the_engine() -> None:
+def test_every_code_that_decides_an_exit_status_exists_in_the_engine() -> None:
     sources = "".join(path.read_text() for path in Path(REPOSITORY / "rust").glob("*/src/**/*.rs"))
     for code in {*cli.NOT_THE_ARGUMENTS_CODES, cli.LEFT_FROZEN_CODE}:
         assert f'=> "{code}"' in sources, code
 
 
 def packages() -> dict[str, set[str]]:
-    """Each package of the workspace, with what it depends on outside of its tests and build."""
+    """Returns each package of the workspace with its dependencies, without those of tests and build."""
     require(shutil.which("cargo") is not None, "needs cargo")
     output = subprocess.run(
         ["cargo", "metadata", "--offline", "--locked", "--no-deps", "--format-version=1"],
@@ -34,7 +34,7 @@ def packages() -> dict[str, set[str]]:
     }
 
 
-def test_only_the_engine_knows_the_network_and_only_native_knows_python() -> None:
+def test_only_the_engine_depends_on_the_network_and_only_native_on_python() -> None:
     found = packages()
     network = {"hyper", "hyper-util", "tokio", "rustls", "tokio-rustls", "rustls-native-certs"}
     for name, dependencies in found.items():
@@ -46,11 +46,11 @@ def test_only_the_engine_knows_the_network_and_only_native_knows_python() -> Non
     assert "pyo3" in found["vmsnapshot-native"]
 
 
-def test_the_core_knows_nothing_of_the_machine() -> None:
+def test_the_core_depends_on_three_crates_that_do_no_input_or_output() -> None:
     assert packages()["vmsnapshot-core"] == {"serde", "thiserror", "time"}
 
 
-def test_the_layers_depend_on_what_is_below_them_only() -> None:
+def test_each_layer_depends_only_on_those_below_it() -> None:
     own = {
         name: {item for item in dependencies if item.startswith("vmsnapshot-")}
         for name, dependencies in packages().items()

@@ -1,4 +1,4 @@
-"""Other programs that freeze, thaw and unmount what a run works on."""
+"""Other programs freeze, thaw and unmount the filesystems of a run."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def outcome_of(report: Any, mount_point: Path) -> Any:
     return found
 
 
-# A second freezer.
+# Another program freezes.
 
 
-def test_what_somebody_else_froze_before_is_left_alone_and_nothing_is_sent(machine: Machine) -> None:
+def test_a_freeze_of_another_program_is_left_alone_and_nothing_is_sent(machine: Machine) -> None:
     theirs, ours = machine.mount_points
     with freezing.frozen(theirs):
         finished = take_snapshot([theirs, ours], [machine.server.uri("disk")], "--sync-timeout=0.5")
@@ -55,7 +55,7 @@ def test_what_somebody_else_froze_before_is_left_alone_and_nothing_is_sent(machi
     machine.assert_rcu_is_back()
 
 
-def test_what_somebody_else_froze_before_is_not_thawed_by_the_watchdog_either(machine: Machine) -> None:
+def test_watchdog_does_not_thaw_the_freeze_of_another_program(machine: Machine) -> None:
     theirs, ours = machine.mount_points
     with freezing.frozen(theirs):
         finished = take_snapshot([theirs], [machine.server.uri("disk")], "--sync-timeout=0", thaw_timeout=0.3)
@@ -65,7 +65,7 @@ def test_what_somebody_else_froze_before_is_not_thawed_by_the_watchdog_either(ma
     assert not freezing.is_frozen(ours)
 
 
-def test_a_freeze_by_somebody_else_during_ours_is_busy_and_ours_is_unaffected(machine: Machine) -> None:
+def test_a_freeze_by_another_program_in_the_window_gets_ebusy_and_changes_nothing(machine: Machine) -> None:
     machine.server.script("disk", Creates(after_ms=500))
     with SnapshotRun(machine.mount_points, [machine.server.uri("disk")]) as run:
         run.wait_until_open(machine.server)
@@ -77,7 +77,7 @@ def test_a_freeze_by_somebody_else_during_ours_is_busy_and_ours_is_unaffected(ma
         assert not freezing.is_frozen(mount_point)
 
 
-def test_a_freeze_by_somebody_else_after_ours_is_theirs_alone(machine: Machine) -> None:
+def test_a_freeze_by_another_program_after_the_window_is_not_in_the_status(machine: Machine) -> None:
     finished = take_snapshot(machine.mount_points, [machine.server.uri("disk")], thaw_timeout=0.5)
     assert finished.status == 0
     with freezing.frozen(machine.mount_points[0]):
@@ -86,10 +86,10 @@ def test_a_freeze_by_somebody_else_after_ours_is_theirs_alone(machine: Machine) 
         assert read_status()["frozen"] == []
 
 
-# A thaw by somebody else.
+# Another program thaws.
 
 
-def test_a_thaw_by_somebody_else_in_the_window_is_not_consistent(machine: Machine) -> None:
+def test_a_thaw_by_another_program_in_the_window_makes_the_report_inconsistent(machine: Machine) -> None:
     behind, other = machine.mount_points
     machine.server.script("disk", Creates(after_ms=500))
     with SnapshotRun([behind, other], [machine.server.uri("disk")]) as run:
@@ -106,7 +106,7 @@ def test_a_thaw_by_somebody_else_in_the_window_is_not_consistent(machine: Machin
     assert str(behind) in report["why"]
 
 
-def test_a_thaw_by_somebody_else_is_told_of_a_killed_run_too(machine: Machine) -> None:
+def test_the_status_of_a_killed_run_names_a_thaw_by_another_program(machine: Machine) -> None:
     behind, other = machine.mount_points
     with machine.open_window() as run:
         run_id = run.run_id()
@@ -122,10 +122,10 @@ def test_a_thaw_by_somebody_else_is_told_of_a_killed_run_too(machine: Machine) -
     }
 
 
-# An unmount.
+# Another program unmounts.
 
 
-def test_a_lazy_unmount_in_the_window_does_not_keep_it_from_thawing(
+def test_a_lazy_unmount_in_the_window_does_not_prevent_the_thaw(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> None:
     filesystem = scratch.make_on_loop("disk")
@@ -141,7 +141,7 @@ def test_a_lazy_unmount_in_the_window_does_not_keep_it_from_thawing(
     assert (finished.status, finished.document["filesystems"][0]["outcome"]) == (0, "thawed")
 
 
-def test_watchdog_thaws_what_was_unmounted_in_the_window(
+def test_watchdog_thaws_a_filesystem_that_was_unmounted_in_the_window(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> None:
     filesystem = scratch.make_on_loop("disk", "xfs")
@@ -164,7 +164,7 @@ def test_watchdog_thaws_what_was_unmounted_in_the_window(
 # A freeze that hangs.
 
 
-def test_a_freeze_that_hangs_on_a_lower_frozen_filesystem_holds_up_nothing_else(
+def test_a_freeze_that_hangs_on_a_lower_frozen_filesystem_does_not_delay_the_others(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer, tmp_path: Path
 ) -> None:
     lower = scratch.make_on_loop("lower", size_mib=512)
@@ -188,7 +188,7 @@ def test_a_freeze_that_hangs_on_a_lower_frozen_filesystem_holds_up_nothing_else(
                 thaw_timeout=1.0,
             )
         )
-        # The process cannot end before its thread has left FIFREEZE, so its end is not waited for.
+        # The process cannot end before FIFREEZE returns, so the test does not wait for its end.
         report = json.loads(read_document(run))
         assert json.loads((tmp_path / "report").read_text()) == report
         assert outcome_of(report, upper.mount_point)["outcome"] == "freeze-hung"
@@ -213,14 +213,14 @@ def test_a_freeze_that_hangs_on_a_lower_frozen_filesystem_holds_up_nothing_else(
     wait_until_gone(dead["watchdog_pid"])
     assert read_status()["frozen"] == []
     dead = run_of(read_status(), report["run_id"])
-    # The run gave up at its own, earlier deadline, and told the watchdog.
+    # The run gave up at its own deadline, which is earlier, and released the watchdog.
     assert dead["fired"] == "told"
     states = {item["mount_point"]: item["thawed_by"] for item in dead["filesystems"]}
     assert states == {str(upper.mount_point): "watchdog", str(third.mount_point): "run"}
 
 
 def read_document(run: SnapshotRun, *, limit_seconds: float = 10.0) -> bytes:
-    """Reads standard output until it holds a whole JSON document; its other end may stay open."""
+    """Reads a whole JSON document from standard output, which may stay open."""
     assert run.process.stdout is not None
     descriptor = run.process.stdout.fileno()
     until = time.monotonic() + limit_seconds

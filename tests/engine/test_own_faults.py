@@ -1,4 +1,4 @@
-"""Faults of the run itself: panics and errors in the middle, and writing to what it has frozen."""
+"""Faults of the run itself: panics and errors in the window, and writes to what it has frozen."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.support.command import SnapshotRun, read_status
 from tests.support.fault_server import Creates
 from tests.support.filesystems import REPOSITORY
 
-# The thaw timeout that the example is written with.
+# The thaw timeout in the source of the example.
 EXAMPLE_TIMEOUT_MS = 1000.0
 
 
 @pytest.fixture(scope="session")
 def faulty_run() -> Path:
-    """The example program that puts a fault into a real run; built as `make test` builds it."""
+    """Builds the example program that puts a fault into a real run, as `make test` builds it."""
     flags = ["--workspace", "--exclude", "vmsnapshot-native", "--release", "--locked"]
     subprocess.run(
         ["cargo", "build", "--quiet", "--examples", *flags], cwd=REPOSITORY, check=True, timeout=300
@@ -48,7 +48,7 @@ def run_with(program: Path, fault: str, machine: Machine) -> Any:
 
 @pytest.mark.timeout(360)  # the first one may have to compile
 @pytest.mark.parametrize("fault", ["panic-in-freeze", "panic-in-thaw", "eio-in-thaw"])
-def test_a_fault_in_the_window_with_standard_error_on_what_is_frozen_does_not_keep_it_from_thawing(
+def test_a_fault_in_the_window_with_standard_error_on_a_frozen_filesystem_does_not_prevent_the_thaw(
     machine: Machine, faulty_run: Path, fault: str
 ) -> None:
     report = run_with(faulty_run, fault, machine)
@@ -61,16 +61,16 @@ def test_a_fault_in_the_window_with_standard_error_on_what_is_frozen_does_not_ke
     if fault == "eio-in-thaw":
         assert (outcomes, report["consistent"]) == ({"thawed"}, True)
     elif fault == "panic-in-freeze":
-        # Whether it froze was not known, so the window ended there.
+        # The run did not know whether it froze, so it ended the window.
         assert (outcomes, report["consistent"]) == ({"thawed"}, False)
     else:
-        # Whether it thawed was not known: the next FITHAW found it thawed, and doubt is no success.
+        # The run did not know whether it thawed. The next FITHAW found it thawed, and doubt is a failure.
         assert (outcomes, report["consistent"]) == ({"thawed-by-another"}, False)
 
 
 @pytest.mark.timeout(360)
 @pytest.mark.parametrize("fault", ["panic-in-every-thaw", "eio-in-every-thaw"])
-def test_watchdog_thaws_what_the_run_can_not(machine: Machine, faulty_run: Path, fault: str) -> None:
+def test_watchdog_thaws_what_the_run_cannot(machine: Machine, faulty_run: Path, fault: str) -> None:
     report = run_with(faulty_run, fault, machine)
     assert {filesystem["outcome"] for filesystem in report["filesystems"]} == {"thawed-by-watchdog"}
     assert (report["all_thawed"], report["consistent"]) == (True, False)
@@ -130,7 +130,7 @@ def test_a_process_that_writes_to_what_it_freezes_thaws_and_reports(machine: Mac
     assert report["filesystems"][0]["thawed_by"] == "run"
 
 
-def test_the_command_with_all_its_output_on_what_it_freezes_reports(machine: Machine) -> None:
+def test_the_command_reports_when_all_its_output_is_on_a_frozen_filesystem(machine: Machine) -> None:
     machine.server.script("disk", Creates(after_ms=100))
     directory = machine.mount_points[1]
     report_file = directory / "report"

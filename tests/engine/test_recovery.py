@@ -1,4 +1,4 @@
-"""What a run and its watchdog both left frozen: `status` tells of it, and `thaw` thaws it."""
+"""A run and its watchdog are both dead and left something frozen: `status` shows it, and `thaw` thaws it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from tests.support.mounts import mounts_below
 from tests.support.rescue import RescueThaw
 
 
-def test_what_both_left_frozen_is_told_and_thawed_on_request(machine: Machine) -> None:
+def test_status_shows_and_thaw_thaws_what_a_killed_run_and_its_watchdog_left_frozen(machine: Machine) -> None:
     with machine.open_window() as run:
         run_id = run.run_id()
         watchdog_pid = run_of(read_status(), run_id)["watchdog_pid"]
-        # The run is stopped first: it would see its watchdog end, and thaw.
+        # Stop the run first. Otherwise it would notice the end of its watchdog, and thaw.
         run.send(signal.SIGSTOP)
         kill(watchdog_pid)
         run.send(signal.SIGKILL)
@@ -67,7 +67,7 @@ def test_what_both_left_frozen_is_told_and_thawed_on_request(machine: Machine) -
     assert run_command("status").status == 0
 
 
-def test_thaw_leaves_a_run_alone_that_is_at_work(machine: Machine) -> None:
+def test_thaw_leaves_a_live_run_alone(machine: Machine) -> None:
     machine.server.script("disk", Creates(after_ms=1500))
     with SnapshotRun(machine.mount_points, [machine.server.uri("disk")]) as run:
         run.wait_until_open(machine.server)
@@ -81,7 +81,7 @@ def test_thaw_leaves_a_run_alone_that_is_at_work(machine: Machine) -> None:
 def left_frozen(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> Iterator[tuple[Path, RescueThaw]]:
-    """A filesystem that a run, which is gone with its watchdog, left frozen; and the rescue for it."""
+    """Yields a filesystem that a killed run with a killed watchdog left frozen, and the rescue for it."""
     filesystem = scratch.make_on_loop("left")
     armed = rescue([filesystem.mount_point])
     server = fault_server()
@@ -98,20 +98,20 @@ def left_frozen(
     run_command("thaw")
 
 
-def test_thaw_finds_thawed_what_somebody_else_has_thawed_since(left_frozen: tuple[Path, RescueThaw]) -> None:
+def test_thaw_succeeds_when_another_program_has_thawed_since(left_frozen: tuple[Path, RescueThaw]) -> None:
     freezing.thaw(left_frozen[0])
     thaw = run_command("thaw", "--json")
     assert (thaw.status, len(thaw.document["thawed"]), thaw.document["failed"]) == (0, 1, [])
     assert run_command("status").status == 0
 
 
-def test_thaw_thaws_what_is_mounted_elsewhere_since(
+def test_thaw_finds_a_filesystem_that_is_mounted_elsewhere_since(
     left_frozen: tuple[Path, RescueThaw], scratch: ScratchFilesystems, rescue: ArmRescue
 ) -> None:
     mount_point, armed = left_frozen
     (device,) = (mount.source for mount in mounts_below(mount_point))
     assert armed.cancel() == []
-    # With no descriptor left it stays frozen and keeps its device, and cannot be thawed before it is mounted.
+    # Unmounted and with no open file it stays frozen, and only a new mount makes FITHAW possible.
     subprocess.run(["umount", mount_point], check=True, timeout=10)
     elsewhere = scratch.directory / "elsewhere"
     elsewhere.mkdir()
@@ -128,7 +128,7 @@ def test_thaw_thaws_what_is_mounted_elsewhere_since(
     assert not freezing.is_frozen(elsewhere)
 
 
-def test_thaw_forgets_a_filesystem_that_was_thawed_by_somebody_else_and_is_gone(
+def test_thaw_drops_a_filesystem_that_another_program_thawed_and_unmounted(
     left_frozen: tuple[Path, RescueThaw], scratch: ScratchFilesystems
 ) -> None:
     freezing.thaw(left_frozen[0])

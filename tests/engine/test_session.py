@@ -1,4 +1,4 @@
-"""A session: it runs once, and leaves nothing behind when it does not run."""
+"""A session runs once, and leaves nothing behind if it does not run. A machine has one at a time."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.support.processes import run_bounded
 
 
 @pytest.mark.usefixtures("root")
-def test_a_session_runs_once_and_not_after_it_was_closed(plan: vmsnapshot.Plan) -> None:
+def test_a_session_runs_once_and_not_after_close(plan: vmsnapshot.Plan) -> None:
     session = vmsnapshot.prepare(plan, thaw_timeout=1.0)
     report = session.run()
-    # There was nothing to freeze, so nothing is consistent, and nothing is wrong.
+    # There was nothing to freeze. The set is not consistent, and nothing failed.
     assert (report.filesystems, report.consistent, report.all_thawed) == ([], False, True)
     assert report.why is not None
     assert (report.freeze_doubt_code, report.freeze_doubt) == ("nothing-frozen", report.why)
@@ -38,18 +38,18 @@ def test_a_session_runs_once_and_not_after_it_was_closed(plan: vmsnapshot.Plan) 
 
 
 @pytest.mark.usefixtures("root")
-def test_what_progress_raises_ends_the_preparation(plan: vmsnapshot.Plan) -> None:
+def test_an_exception_of_the_progress_callback_ends_the_preparation(plan: vmsnapshot.Plan) -> None:
     def stop(sentence: str) -> None:
         raise ValueError(sentence)
 
     with pytest.raises(ValueError, match="opening the filesystems"):
         vmsnapshot.prepare(plan, progress=stop)
-    # Everything was given back: the next one finds no other run.
+    # The lock was released: the next session can be prepared.
     vmsnapshot.prepare(plan).close()
 
 
 @pytest.mark.usefixtures("root")
-def test_a_forked_child_that_closes_its_copy_of_a_session_leaves_the_run_alone() -> None:
+def test_a_forked_child_that_closes_its_copy_of_a_session_does_not_end_the_run() -> None:
     program = """
 import os, vmsnapshot
 plan = vmsnapshot.plan(include=[], exclude=["/**"])
@@ -103,10 +103,11 @@ def test_a_second_run_is_refused_before_it_freezes_anything(machine: Machine) ->
     ["session.close()", "del session", "sys.exit()", "with session: pass"],
     ids=["closed", "dropped", "never run", "left"],
 )
-def test_a_session_that_is_only_prepared_leaves_nothing(machine: Machine, ending: str) -> None:
+def test_a_session_that_is_only_prepared_leaves_nothing_behind(machine: Machine, ending: str) -> None:
     process = start_program(machine, f"session = prepare()\ntold(session)\n{ending}\nsys.stdin.read()")
     watchdog_pid = int(read_line(process))
-    # Standard input is still open: except for "never run", the process is alive, so that it was not its end.
+    # Standard input is still open, so except for "never run" the process is alive: its end did not
+    # end the watchdog.
     wait_until_gone(watchdog_pid)
     if "exit" not in ending:
         assert process.poll() is None
@@ -120,7 +121,7 @@ def test_a_run_that_is_killed_when_it_is_only_prepared_has_frozen_nothing(machin
     watchdog_pid = int(read_line(process))
     processes.kill(process)
     wait_until_gone(watchdog_pid)
-    # For people too: its window never began, so there is no time to show.
+    # The table has no time to show, because the window never began.
     assert run_command("status").status == 0
     told = run_command("status", "--json")
     assert (told.status, told.document["frozen"]) == (0, [])

@@ -1,4 +1,4 @@
-"""Real snapshots: on Azurite, through a proxy, with metadata; the requests and the answers."""
+"""Real snapshots: on Azurite, over HTTPS, through a proxy, with metadata; requests and answers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_snapshots_over_https_need_the_ca_file(disk: ScratchFilesystem, azurite_
     assert azurite_https.snapshots("secure") == [finished.document["blobs"][0]["snapshot"]]
 
 
-def test_azurite_refuses_what_is_not_there(disk: ScratchFilesystem, azurite_http: Azurite) -> None:
+def test_a_missing_blob_is_refused_and_the_other_snapshot_is_created(
+    disk: ScratchFilesystem, azurite_http: Azurite
+) -> None:
     azurite_http.create_page_blob("there")
     uris = [azurite_http.sas_uri("there"), azurite_http.sas_uri("not-there")]
     finished = take_snapshot([disk.mount_point], uris)
@@ -70,7 +72,7 @@ def test_azurite_refuses_what_is_not_there(disk: ScratchFilesystem, azurite_http
 
 
 class ConnectProxy(socketserver.ThreadingTCPServer):
-    """An HTTP proxy that knows CONNECT and nothing else, and keeps the heads of its requests."""
+    """An HTTP proxy that supports only CONNECT and records the heads of its requests."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -108,7 +110,7 @@ class _ConnectHandler(socketserver.StreamRequestHandler):
 
 @pytest.fixture
 def proxy() -> Iterator[ConnectProxy]:
-    """A running `ConnectProxy`."""
+    """Runs a `ConnectProxy`."""
     with ConnectProxy() as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -143,7 +145,9 @@ def test_snapshots_go_through_a_proxy_whose_password_is_never_shown(
     assert "tops3cret" not in finished.output + finished.errors
 
 
-def test_rcu_is_left_alone_when_told_so(disk: ScratchFilesystem, fault_server: StartFaultServer) -> None:
+def test_no_expedite_rcu_leaves_the_setting_alone(
+    disk: ScratchFilesystem, fault_server: StartFaultServer
+) -> None:
     server = fault_server(default=Creates(after_ms=500))
     before = Path("/sys/kernel/rcu_expedited").read_text()
     with SnapshotRun([disk.mount_point], [server.uri("disk")], "--no-expedite-rcu") as run:
@@ -155,7 +159,7 @@ def test_rcu_is_left_alone_when_told_so(disk: ScratchFilesystem, fault_server: S
     assert finished.document["mode"]["rcu_why_not"]
 
 
-def test_only_one_request_a_blob_is_sent_and_nothing_but_the_snapshot(
+def test_exactly_one_request_is_sent_per_blob(
     disk: ScratchFilesystem, fault_server: StartFaultServer
 ) -> None:
     server = fault_server()
@@ -180,7 +184,7 @@ def test_a_plan_without_filesystems_takes_snapshots_and_freezes_nothing(
     assert azurite_http.snapshots("unfrozen") == [report.blobs[0].snapshot]
 
 
-def test_each_snapshot_carries_the_metadata_of_all_and_its_own(
+def test_each_snapshot_has_the_common_metadata_and_its_own(
     disk: ScratchFilesystem, azurite_http: Azurite
 ) -> None:
     names = ["own-0", "own-1"]
@@ -199,7 +203,7 @@ def test_each_snapshot_carries_the_metadata_of_all_and_its_own(
     assert carried == [{"Run": "1"}, {"Run": "1", "DiskEncryptionSettings": '[{"a": "b"}]'}]
 
 
-def test_the_words_of_a_refusal_are_kept_whole_and_without_signatures(
+def test_the_body_of_a_refusal_is_reported_without_signatures(
     disk: ScratchFilesystem, fault_server: StartFaultServer
 ) -> None:
     server = fault_server()
@@ -215,7 +219,7 @@ def test_the_words_of_a_refusal_are_kept_whole_and_without_signatures(
     assert "body" not in json.loads(report.to_json())["blobs"][0]
 
 
-def test_an_answer_of_200_that_names_a_snapshot_is_as_good_as_201(
+def test_an_answer_200_that_names_a_snapshot_counts_as_created(
     disk: ScratchFilesystem, fault_server: StartFaultServer
 ) -> None:
     server = fault_server()

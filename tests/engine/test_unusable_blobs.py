@@ -1,4 +1,4 @@
-"""Blobs that cannot be used: an error, or a report beside the snapshots of the others."""
+"""An unusable blob is an error, or with `unusable_blobs="report"` a refusal beside the other snapshots."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_first_error_is_raised_when_no_blob_is_usable(
 @pytest.mark.parametrize(
     "argument", [{"metadata": {"a-b": "1"}}, {"blob_metadata": [{}]}, {"proxy": "proxy"}]
 )
-def test_what_concerns_every_blob_is_refused_even_if_unusable_blobs_are_reported(
+def test_a_mistake_that_concerns_every_blob_is_an_error_even_if_unusable_blobs_are_reported(
     plan: vmsnapshot.Plan, argument: dict[str, Any]
 ) -> None:
     error = refusal(plan, [uri("first"), uri("second")], unusable_blobs="report", **argument)
@@ -42,7 +42,7 @@ def test_what_concerns_every_blob_is_refused_even_if_unusable_blobs_are_reported
 
 
 @pytest.mark.usefixtures("root")
-def test_unusable_blobs_are_reported_in_their_places_and_the_others_are_asked(plan: vmsnapshot.Plan) -> None:
+def test_unusable_blobs_are_reported_in_order_and_the_others_are_snapshotted(plan: vmsnapshot.Plan) -> None:
     expired = f"sv=2018-03-28&sr=b&sig={SIGNATURE}%3D&se=2020-01-01T00%3A00%3A00Z&sp=r"
     with FaultServer() as server, socket.create_server(("127.0.0.1", 0)) as silent:
         not_tls = f"https://127.0.0.1:{silent.getsockname()[1]}/disks/silent?sig={SIGNATURE}"
@@ -78,7 +78,7 @@ def test_unusable_blobs_are_reported_in_their_places_and_the_others_are_asked(pl
 
 
 @pytest.mark.usefixtures("root")
-def test_a_blob_whose_server_goes_away_before_the_run_is_reported(plan: vmsnapshot.Plan) -> None:
+def test_a_blob_whose_server_vanishes_before_the_window_is_reported(plan: vmsnapshot.Plan) -> None:
     with FaultServer() as server:
         with socket.create_server(("127.0.0.1", 0)) as going:
             gone = f"http://127.0.0.1:{going.getsockname()[1]}/disks/gone?sig={SIGNATURE}"
@@ -92,7 +92,7 @@ def test_a_blob_whose_server_goes_away_before_the_run_is_reported(plan: vmsnapsh
 
 
 @pytest.mark.usefixtures("root")
-def test_a_run_ends_before_its_window_when_its_only_blob_goes_away(plan: vmsnapshot.Plan) -> None:
+def test_a_run_whose_only_server_vanishes_ends_before_its_window(plan: vmsnapshot.Plan) -> None:
     with socket.create_server(("127.0.0.1", 0)) as going:
         gone = f"http://127.0.0.1:{going.getsockname()[1]}/disks/gone?sig={SIGNATURE}"
         phases: list[str] = []
@@ -104,11 +104,11 @@ def test_a_run_ends_before_its_window_when_its_only_blob_goes_away(plan: vmsnaps
     assert "freezing" not in phases
 
 
-def test_a_blob_that_cannot_be_reached_does_not_keep_another_from_its_snapshot(
+def test_an_unreachable_blob_does_not_prevent_the_other_snapshot(
     disk: ScratchFilesystem, fault_server: StartFaultServer
 ) -> None:
     server = fault_server()
-    # Bound and not listening: nobody can connect.
+    # The socket is bound but does not listen, so that a connection is refused.
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         unreachable = f"http://127.0.0.1:{bound.getsockname()[1]}/disks/unreachable"
@@ -119,7 +119,7 @@ def test_a_blob_that_cannot_be_reached_does_not_keep_another_from_its_snapshot(
     assert (refused.uri, refused.outcome, refused.error_code) == (unreachable, "refused", "connect-failed")
     assert (refused.attempts, refused.http_status, refused.retryable) == (0, None, True)
     assert (good.outcome, good.http_status) == ("created", 201)
-    # The good one is as consistent as it would be alone; the set is none.
+    # The freeze was flawless. The set is incomplete all the same.
     assert (report.freeze_doubt_code, report.all_thawed) == (None, True)
     assert [filesystem.outcome for filesystem in report.filesystems] == ["thawed"]
     at_ms = {event.event: event.at_ms for event in report.timeline}

@@ -1,4 +1,4 @@
-"""Signals to the run, its group, its control group and its watchdog, inside the window and before it."""
+"""The run or its watchdog is killed, stopped or asked to end, in the window and before it."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def test_watchdog_thaws_at_once_when_the_control_group_of_the_run_is_killed(mach
         assert_watchdog_thawed_all(run_id, "parent-gone")
 
 
-def test_watchdog_thaws_a_stopped_run_at_its_deadline_and_the_run_reports_it(machine: Machine) -> None:
+def test_watchdog_thaws_at_the_deadline_of_a_stopped_run_and_the_run_reports_it(machine: Machine) -> None:
     with machine.open_window(thaw_timeout=1.0) as run:
         stopped_ns = run.send(signal.SIGSTOP)
-        # The window began before the signal, so its deadline is at most a second after it.
+        # The window opened before the signal, so its deadline is at most a second after the signal.
         machine.assert_thawed_within(1000.0 + THAW_LIMIT_MS, since_ns=stopped_ns)
         assert [run["fired"] for run in read_status()["runs"]] == ["deadline"]
         assert read_status()["frozen"] == []
@@ -82,7 +82,7 @@ def test_a_stopped_run_whose_snapshots_were_all_created_is_not_consistent(machin
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_run_asked_to_end_in_its_window_finishes_and_reports(
+def test_a_run_that_gets_a_signal_in_its_window_finishes_and_reports(
     machine: Machine, number: signal.Signals
 ) -> None:
     machine.server.script("disk", Creates(after_ms=400))
@@ -99,7 +99,7 @@ def test_a_run_asked_to_end_in_its_window_finishes_and_reports(
 # The watchdog.
 
 
-def test_a_run_whose_watchdog_is_killed_ends_its_window_early(machine: Machine) -> None:
+def test_a_run_thaws_at_once_when_its_watchdog_is_killed(machine: Machine) -> None:
     with machine.open_window(thaw_timeout=8.0) as run:
         run_id = run.run_id()
         killed_ns = kill(run_of(read_status(), run_id)["watchdog_pid"])
@@ -114,7 +114,7 @@ def test_a_run_whose_watchdog_is_killed_ends_its_window_early(machine: Machine) 
     assert read_status()["frozen"] == []
 
 
-def test_nothing_is_frozen_when_the_watchdog_is_gone_before_the_window(machine: Machine) -> None:
+def test_a_run_freezes_nothing_when_its_watchdog_is_gone_before_the_window(machine: Machine) -> None:
     program = """
         session = prepare()
         (run,) = (run for run in vmsnapshot.status()["runs"] if run["run_id"] == session.run_id)
