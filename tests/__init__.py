@@ -1,1 +1,1 @@
-"""The tests; ``tests.support`` is shared with the demo and the benchmarks."""
+"""The tests. README.md says which folder has what; the demo and the benchmarks use ``tests.support`` too."""

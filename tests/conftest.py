@@ -1,7 +1,7 @@
 """Fixtures for every test: scratch filesystems, the rescue thaw, blob services, and what they need.
 
-Tests of the real thing need root and filesystem tools. Where those are missing they fail on CI (the variable
-CI is set) and are skipped, with the reason, on a person's machine.
+Many tests need root and filesystem tools. Where something is missing, a test fails on CI (where the
+variable CI is set). Elsewhere it is skipped with the reason.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import pytest
 
 from tests.support.azurite import Azurite
 from tests.support.certificates import Certificates, make_certificates
+from tests.support.fake_native import is_compiled
 from tests.support.fault_server import FaultServer
-from tests.support.filesystems import (
-    REPOSITORY,
-    ScratchFilesystems,
-    loop_devices_below,
-    scratch_directory,
-)
+from tests.support.filesystems import REPOSITORY, ScratchFilesystems, loop_devices_below, scratch_directory
 from tests.support.mounts import mounts_below
 from tests.support.rescue import RCU_EXPEDITED, RescueThaw
 
 FILESYSTEM_TOOLS = ("mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "losetup", "mount", "umount")
+
+
+StartFaultServer = Callable[..., FaultServer]
+"""What the ``fault_server`` fixture gives: starts a `FaultServer` with its arguments."""
 
 
 class ArmRescue(Protocol):
@@ -35,14 +35,14 @@ class ArmRescue(Protocol):
     def __call__(
         self, paths: Sequence[Path], after_seconds: float = 10.0, *, linger_seconds: float = 5.0
     ) -> RescueThaw:
-        """Arms it; it is cancelled after the test, which fails if the rescue had to thaw anything.
+        """Arms the rescue. The fixture cancels it after the test, and fails the test if it had to thaw.
 
-        A test that means it to fire calls ``wait`` or ``cancel`` itself, and looks at the answer.
+        A test that wants the rescue to fire calls ``wait`` or ``cancel`` itself and checks the result.
         """
 
 
 def require(is_there: bool, reason: str) -> None:
-    """Goes on if ``is_there``; otherwise fails on CI, and skips with the reason elsewhere."""
+    """Returns if ``is_there``. Otherwise fails the test on CI and skips it elsewhere, with the reason."""
     if is_there:
         return
     if os.environ.get("CI"):
@@ -50,24 +50,36 @@ def require(is_there: bool, reason: str) -> None:
     pytest.skip(reason)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Marks a test with ``needs_root`` if it uses the fixture `root`, directly or through another."""
+    if "root" in getattr(item, "fixturenames", ()):
+        item.add_marker("needs_root")
+
+
 @pytest.fixture(scope="session")
 def root() -> None:
-    """Needs root and the filesystem tools."""
+    """Needs root and the filesystem tools. A test that uses it is marked with ``needs_root``."""
     require(os.geteuid() == 0, "needs root, to mount and freeze scratch filesystems")
     for tool in FILESYSTEM_TOOLS:
         require(shutil.which(tool) is not None, f"needs {tool}: see .ci/system-packages")
 
 
 @pytest.fixture(scope="session")
+def compiled_engine() -> None:
+    """Needs the compiled engine. Without it, `fake_native` may be imported in its place."""
+    require(is_compiled(), "needs the compiled engine: run `make`")
+
+
+@pytest.fixture(scope="session")
 def session_directory() -> Iterator[Path]:
-    """A directory on disk for the servers of the session."""
+    """Yields a directory on disk for the servers of the session."""
     with scratch_directory() as directory:
         yield directory
 
 
 @pytest.fixture
-def scratch(root: None) -> Iterator[ScratchFilesystems]:  # noqa: ARG001 (asked for its effect)
-    """Makes filesystems; all are taken down after the test, and RCU must be as it was before."""
+def scratch(root: None) -> Iterator[ScratchFilesystems]:  # noqa: ARG001 (requested for its effect)
+    """Makes filesystems and takes them down after the test, which fails if it left expedited RCU changed."""
     rcu_before = RCU_EXPEDITED.read_text() if RCU_EXPEDITED.exists() else ""
     with scratch_directory() as directory, ScratchFilesystems(directory) as filesystems:
         yield filesystems
@@ -88,7 +100,7 @@ def rescue(scratch: ScratchFilesystems) -> Iterator[ArmRescue]:  # noqa: ARG001 
         return thaw
 
     yield arm
-    # A test that looked at it itself has its answer in `thawed`.
+    # After `wait` or `cancel` in the test itself, `thawed` is set.
     unexpected = [path for thaw in armed if thaw.thawed is None for path in thaw.cancel()]
     if unexpected:
         pytest.fail(f"the rescue had to thaw {', '.join(map(str, unexpected))}")
@@ -96,13 +108,13 @@ def rescue(scratch: ScratchFilesystems) -> Iterator[ArmRescue]:  # noqa: ARG001 
 
 @pytest.fixture(scope="session")
 def certificates(session_directory: Path) -> Certificates:
-    """A certificate authority and a server certificate for this machine."""
+    """Returns a certificate authority and a server certificate for this machine."""
     return make_certificates(session_directory)
 
 
 @pytest.fixture(scope="session")
 def azurite_http(session_directory: Path) -> Iterator[Azurite]:
-    """One Azurite over HTTP for the session: use a blob of your own."""
+    """Runs one Azurite over HTTP for the whole session. Each test uses blobs of its own."""
     require_azurite()
     with Azurite(session_directory) as azurite:
         yield azurite
@@ -110,15 +122,15 @@ def azurite_http(session_directory: Path) -> Iterator[Azurite]:
 
 @pytest.fixture(scope="session")
 def azurite_https(session_directory: Path, certificates: Certificates) -> Iterator[Azurite]:
-    """One Azurite over HTTPS for the session: use a blob of your own."""
+    """Runs one Azurite over HTTPS for the whole session. Each test uses blobs of its own."""
     require_azurite()
     with Azurite(session_directory, certificates) as azurite:
         yield azurite
 
 
 @pytest.fixture
-def fault_server() -> Iterator[Callable[..., FaultServer]]:
-    """Starts fault servers, with `FaultServer`'s arguments, and ends them after the test."""
+def fault_server() -> Iterator[StartFaultServer]:
+    """Starts fault servers and ends them after the test. See `StartFaultServer`."""
     servers: list[FaultServer] = []
 
     def start(*arguments: object, **options: object) -> FaultServer:
@@ -133,10 +145,10 @@ def fault_server() -> Iterator[Callable[..., FaultServer]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_left_over() -> Iterator[None]:
-    """Fails the session if a filesystem or a loop device of its own outlives it."""
+    """Fails the session if one of its filesystems or loop devices is left over."""
     yield
     work = REPOSITORY / ".work"
-    # Another session may be under way beside this one.
+    # Another test session may run at the same time.
     ours = f"{work}/run-{os.getpid()}-"
     left = [str(mount.mount_point) for mount in mounts_below(work) if str(mount.mount_point).startswith(ours)]
     left += [f"{device} on {file}" for device, file in loop_devices_below(work) if str(file).startswith(ours)]

@@ -1,5 +1,5 @@
 //! The watchdog's rules, with a kernel that answers what the test says. What a real one does is in
-//! `tests/faults`.
+//! `tests/engine`.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 

@@ -1,0 +1,202 @@
+"""Blob servers that misbehave: the window ends by its deadline, and the report states each outcome."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import THAW_LIMIT_MS, Machine
+from tests.support.command import Finished, take_snapshot
+from tests.support.fault_server import (
+    Answers,
+    AnswersByteByByte,
+    Behaviour,
+    Creates,
+    FaultServer,
+    NeverAnswers,
+    Refuses,
+    Resets,
+)
+from tests.support.filesystems import REPOSITORY
+
+THAW_TIMEOUT_SECONDS = 1.0
+
+CLOSES = Answers(b"", then_closes=True)
+
+
+def take(machine: Machine, *script: Behaviour, more: Sequence[str] = ()) -> Finished:
+    machine.server.script("disk", *script)
+    uris = [machine.server.uri(blob) for blob in ("disk", *more)]
+    return take_snapshot(machine.mount_points, uris, thaw_timeout=THAW_TIMEOUT_SECONDS)
+
+
+def assert_all_thawed_in_time(machine: Machine, report: Any) -> None:
+    assert report["all_thawed"] is True
+    assert {filesystem["thawed_by"] for filesystem in report["filesystems"]} == {"run"}
+    for writer in machine.writers:
+        assert writer.longest_stall_ms() < THAW_TIMEOUT_SECONDS * 1e3 + THAW_LIMIT_MS
+    machine.assert_rcu_is_back()
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [NeverAnswers(), AnswersByteByByte(pause_ms=20.0)],
+    ids=["never answers", "answers byte by byte"],
+)
+def test_a_request_without_an_answer_by_the_deadline_is_unknown(
+    machine: Machine, behaviour: Behaviour
+) -> None:
+    finished = take(machine, behaviour, more=["answered"])
+    assert finished.status == 1
+    report = finished.document
+    assert_all_thawed_in_time(machine, report)
+    unanswered, answered = report["blobs"]
+    assert (unanswered["outcome"], unanswered["error_code"]) == ("unknown", "NoAnswer")
+    assert (unanswered["attempts"], unanswered["snapshot"]) == (1, None)
+    assert answered["outcome"] == "created"
+    assert (report["consistent"], report["consistency"]) == (False, "none")
+    assert unanswered["uri"] in report["why"]
+
+
+def test_an_answer_byte_by_byte_that_ends_in_time_is_accepted(machine: Machine) -> None:
+    finished = take(machine, AnswersByteByByte(pause_ms=0.5))
+    assert (finished.status, finished.document["consistent"]) == (0, True)
+    assert_all_thawed_in_time(machine, finished.document)
+
+
+@pytest.mark.parametrize("behaviour", [Resets(), CLOSES], ids=["resets", "closes"])
+def test_a_lost_request_is_sent_once_more(machine: Machine, behaviour: Behaviour) -> None:
+    finished = take(machine, behaviour, Creates())
+    assert (finished.status, finished.document["consistent"]) == (0, True)
+    assert_all_thawed_in_time(machine, finished.document)
+    (blob,) = finished.document["blobs"]
+    assert (blob["outcome"], blob["attempts"]) == ("created", 2)
+    assert len(machine.server.requests()) == 2
+
+
+@pytest.mark.parametrize("behaviour", [Resets(), CLOSES], ids=["resets", "closes"])
+def test_a_request_lost_twice_is_unknown(machine: Machine, behaviour: Behaviour) -> None:
+    finished = take(machine, behaviour)
+    assert finished.status == 1
+    assert_all_thawed_in_time(machine, finished.document)
+    (blob,) = finished.document["blobs"]
+    assert (blob["outcome"], blob["error_code"], blob["attempts"]) == ("unknown", "ConnectionLost", 2)
+    assert len(machine.server.requests()) == 2
+
+
+def test_a_request_lost_and_then_refused_is_unknown(machine: Machine) -> None:
+    finished = take(machine, Resets(), Refuses(409, "SnapshotOperationRateExceeded"))
+    assert finished.status == 1
+    (blob,) = finished.document["blobs"]
+    assert (blob["outcome"], blob["error_code"]) == ("unknown", "SnapshotOperationRateExceeded")
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_a_request_to_a_busy_server_is_sent_once_more(machine: Machine, status: int) -> None:
+    finished = take(machine, Refuses(status, "ServerBusy"), Creates())
+    assert (finished.status, finished.document["consistent"]) == (0, True)
+    (blob,) = finished.document["blobs"]
+    assert (blob["outcome"], blob["attempts"], blob["http_status"]) == ("created", 2, 201)
+
+
+def test_a_request_to_a_server_that_is_busy_twice_is_refused_and_retryable(machine: Machine) -> None:
+    finished = take(machine, Refuses(429, "TooManyRequests"))
+    assert finished.status == 1
+    assert_all_thawed_in_time(machine, finished.document)
+    (blob,) = finished.document["blobs"]
+    assert (blob["outcome"], blob["http_status"], blob["error_code"]) == ("refused", 429, "TooManyRequests")
+    assert (blob["attempts"], blob["retryable"]) == (2, True)
+    assert finished.document["window_ms"] < 500
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (403, "AuthorizationFailure"),
+        (404, "BlobNotFound"),
+        (409, "SnapshotCountExceeded"),
+        (409, "SnapshotOperationRateExceeded"),
+        (412, "ConditionNotMet"),
+    ],
+)
+def test_a_refusal_is_not_retried_and_reported_with_its_code(
+    machine: Machine, status: int, code: str
+) -> None:
+    finished = take(machine, Refuses(status, code, message="No & <never>."), Creates())
+    assert finished.status == 1
+    assert_all_thawed_in_time(machine, finished.document)
+    (blob,) = finished.document["blobs"]
+    assert (blob["outcome"], blob["http_status"], blob["error_code"]) == ("refused", status, code)
+    assert (blob["attempts"], blob["message"]) == (1, "No & <never>.")
+    assert len(machine.server.requests()) == 1
+    assert code in finished.document["why"]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"],
+    ids=["not HTTP", "without a snapshot's time"],
+)
+def test_a_malformed_answer_is_unknown(machine: Machine, raw: bytes) -> None:
+    finished = take(machine, Answers(raw))
+    assert finished.status == 1
+    assert_all_thawed_in_time(machine, finished.document)
+    assert finished.document["blobs"][0]["outcome"] == "unknown"
+
+
+def test_connections_that_the_server_closed_before_the_window_are_replaced(machine: Machine) -> None:
+    # Azurite closes idle connections after some seconds, and so does the real service.
+    uris = [machine.server.uri(blob) for blob in ("disk", "other")]
+    program = """
+        import sys, vmsnapshot
+        mounts, uris = eval(sys.argv[1]), eval(sys.argv[2])
+        plan = vmsnapshot.plan(include=mounts)
+        session = vmsnapshot.prepare(plan, blobs=uris, thaw_timeout=2.0)
+        print("prepared", flush=True)
+        sys.stdin.readline()
+        print(session.run().to_json())
+    """
+    mounts = [f"mount={path}" for path in machine.mount_points]
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), repr(mounts), repr(uris)],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"prepared\n"
+    assert machine.server.connections() == 2
+    machine.server.close_idle_connections()
+    output, _ = process.communicate(b"go\n", timeout=20)
+    assert b'"consistent":true' in output
+    assert machine.server.connections() == 4
+    assert len(machine.server.requests()) == 2
+
+
+def test_a_connection_closed_after_its_answer_does_not_spoil_the_window(
+    machine: Machine, fault_server: Any
+) -> None:
+    # The first server answers late. Meanwhile the second one closes its idle connection.
+    server: FaultServer = fault_server(idle_close_seconds=0.1)
+    machine.server.script("disk", Creates(after_ms=400))
+    uris = [machine.server.uri("disk"), server.uri("other")]
+    finished = take_snapshot(machine.mount_points, uris, thaw_timeout=2.0)
+    assert (finished.status, finished.document["consistent"]) == (0, True)
+
+
+def test_an_unreachable_server_is_an_error_before_anything_is_frozen(machine: Machine) -> None:
+    server_port = machine.server.port
+    machine.server.stop()
+    start = time.monotonic()
+    finished = take_snapshot(machine.mount_points, [machine.server.uri("disk")])
+    assert (finished.status, finished.error_code) == (1, "connect-failed")
+    assert str(server_port) in finished.errors
+    assert time.monotonic() - start < 5.0
+    for writer in machine.writers:
+        assert writer.longest_stall_ms() < 1000.0

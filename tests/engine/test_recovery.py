@@ -1,0 +1,140 @@
+"""A run and its watchdog are both dead and left something frozen: `status` shows it, and `thaw` thaws it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ArmRescue, StartFaultServer
+from tests.engine.conftest import Machine, held_ms, read_rcu
+from tests.engine.runs import kill, outcomes
+from tests.support import freezing
+from tests.support.command import (
+    SnapshotRun,
+    read_status,
+    run_command,
+    run_of,
+    take_snapshot,
+    wait_until_gone,
+)
+from tests.support.fault_server import Creates
+from tests.support.filesystems import ScratchFilesystems
+from tests.support.mounts import mounts_below
+from tests.support.rescue import RescueThaw
+
+
+def test_status_shows_and_thaw_thaws_what_a_killed_run_and_its_watchdog_left_frozen(machine: Machine) -> None:
+    with machine.open_window() as run:
+        run_id = run.run_id()
+        watchdog_pid = run_of(read_status(), run_id)["watchdog_pid"]
+        # Stop the run first. Otherwise it would notice the end of its watchdog, and thaw.
+        run.send(signal.SIGSTOP)
+        kill(watchdog_pid)
+        run.send(signal.SIGKILL)
+        run.finish()
+    wait_until_gone(watchdog_pid)
+    assert read_rcu() == "1\n"
+    for mount_point in machine.mount_points:
+        assert freezing.is_frozen(mount_point)
+
+    told = run_command("status", "--json")
+    assert told.status == 3
+    assert {item["mount_point"] for item in told.document["frozen"]} == set(map(str, machine.mount_points))
+    for item in told.document["frozen"]:
+        assert (item["run_id"], item["state"]) == (run_id, "frozen")
+        assert item["since"].endswith("Z")
+    assert told.document["rcu_expedited"]["held_by"] == run_id
+    dead = run_of(told.document, run_id)
+    assert (dead["alive"], dead["watchdog_alive"], dead["finished"]) == (False, False, False)
+
+    refused = take_snapshot(machine.mount_points, [machine.server.uri("disk")])
+    assert (refused.status, refused.error_code) == (3, "left-frozen")
+
+    thawed_ns = time.monotonic_ns()
+    thaw = run_command("thaw", "--json")
+    assert thaw.status == 0
+    assert {item["mount_point"] for item in thaw.document["thawed"]} == set(map(str, machine.mount_points))
+    assert (thaw.document["failed"], thaw.document["rcu_restored"]) == ([], True)
+    for writer in machine.writers:
+        assert held_ms(writer, since_ns=thawed_ns) > 0
+    machine.assert_rcu_is_back()
+    assert run_command("status").status == 0
+
+
+def test_thaw_leaves_a_live_run_alone(machine: Machine) -> None:
+    machine.server.script("disk", Creates(after_ms=1500))
+    with SnapshotRun(machine.mount_points, [machine.server.uri("disk")]) as run:
+        run.wait_until_open(machine.server)
+        thaw = run_command("thaw", "--json")
+        assert (thaw.status, thaw.document["thawed"], len(thaw.document["left_alone"])) == (1, [], 1)
+        finished = run.finish()
+    assert (finished.status, outcomes(finished.document)) == (0, {"thawed"})
+
+
+@pytest.fixture
+def left_frozen(
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
+) -> Iterator[tuple[Path, RescueThaw]]:
+    """Yields a filesystem that a killed run with a killed watchdog left frozen, and the rescue for it."""
+    filesystem = scratch.make_on_loop("left")
+    armed = rescue([filesystem.mount_point])
+    server = fault_server()
+    server.script("disk", Creates(after_ms=5000))
+    with SnapshotRun([filesystem.mount_point], [server.uri("disk")]) as run:
+        run.wait_until_open(server)
+        watchdog_pid = run_of(read_status(), run.run_id())["watchdog_pid"]
+        run.send(signal.SIGSTOP)
+        os.kill(watchdog_pid, signal.SIGKILL)
+        run.send(signal.SIGKILL)
+        run.finish()
+    wait_until_gone(watchdog_pid)
+    yield filesystem.mount_point, armed
+    run_command("thaw")
+
+
+def test_thaw_succeeds_when_another_program_has_thawed_since(left_frozen: tuple[Path, RescueThaw]) -> None:
+    freezing.thaw(left_frozen[0])
+    thaw = run_command("thaw", "--json")
+    assert (thaw.status, len(thaw.document["thawed"]), thaw.document["failed"]) == (0, 1, [])
+    assert run_command("status").status == 0
+
+
+def test_thaw_finds_a_filesystem_that_is_mounted_elsewhere_since(
+    left_frozen: tuple[Path, RescueThaw], scratch: ScratchFilesystems, rescue: ArmRescue
+) -> None:
+    mount_point, armed = left_frozen
+    (device,) = (mount.source for mount in mounts_below(mount_point))
+    assert armed.cancel() == []
+    # Unmounted and with no open file it stays frozen, and only a new mount makes FITHAW possible.
+    subprocess.run(["umount", mount_point], check=True, timeout=10)
+    elsewhere = scratch.directory / "elsewhere"
+    elsewhere.mkdir()
+    try:
+        refused = run_command("thaw", "--json")
+        assert (refused.status, len(refused.document["failed"])) == (3, 1)
+        assert run_command("status").status == 3
+    finally:
+        subprocess.run(["mount", device, elsewhere], check=True, timeout=10)
+        rescue([elsewhere])
+    assert freezing.is_frozen(elsewhere)
+    thaw = run_command("thaw", "--json")
+    assert (thaw.status, thaw.document["failed"]) == (0, [])
+    assert not freezing.is_frozen(elsewhere)
+
+
+def test_thaw_drops_a_filesystem_that_another_program_thawed_and_unmounted(
+    left_frozen: tuple[Path, RescueThaw], scratch: ScratchFilesystems
+) -> None:
+    freezing.thaw(left_frozen[0])
+    left_frozen[1].cancel()
+    scratch.close()
+    thaw = run_command("thaw", "--json")
+    assert (thaw.status, thaw.document["failed"]) == (0, [])
+    status = run_command("status", "--json")
+    assert (status.status, status.document["frozen"], status.document["runs"]) == (0, [], [])

@@ -1,1 +1,0 @@
-"""The kill matrix: whatever happens, everything is thawed by the deadline and the truth is told."""

@@ -1,0 +1,127 @@
+"""Properties of a whole job: whatever its settings file holds, it ends in a final status for the agent.
+
+The job runs in this process up to its attempts, which would freeze: one that ends at once stands for them.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.handler.settings.test_settings_properties import ANYTHING, PROTECTED, PUBLIC, USABLE
+from tests.support.protected_settings import key_pair, settings_file_text
+from vmsnapshot.handler import host, worker
+from vmsnapshot.handler.background import Background
+from vmsnapshot.handler.configuration import VmBackupConfiguration
+from vmsnapshot.handler.environment import HandlerEnvironment
+from vmsnapshot.handler.host import PreSnapshot
+from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.outcome import TRANSITIONING, Attempt, FreezeResult
+from vmsnapshot.handler.outcome import Path as Taker
+from vmsnapshot.handler.reporting import Reporter
+from vmsnapshot.handler.settings import Job
+from vmsnapshot.handler.state import State
+from vmsnapshot.interruptions import Interruptions
+
+NUMBER = 7
+WORDS = ("transitioning", "success", "warning", "error")
+
+
+class NoAttempts:
+    """Stands for the attempts: nothing was tried, so nothing was frozen."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def by_guest(self, *_: object, **__: object) -> Attempt:
+        return Attempt(Taker.GUEST, FreezeResult.NOT_TRIED)
+
+    def by_host(self, *_: object) -> Attempt:
+        return Attempt(Taker.HOST, FreezeResult.NOT_TRIED)
+
+
+@pytest.fixture(scope="module")
+def background() -> Iterator[Background]:
+    """The loop for calls and uploads, for all examples."""
+    with Background() as running:
+        running.warm_up().result()
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_frozen_or_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No freeze, no host."""
+
+    async def no_answer(*_: object, **__: object) -> PreSnapshot:
+        return PreSnapshot(host.NO_ANSWER)
+
+    monkeypatch.setattr(worker, "Attempts", NoAttempts)
+    monkeypatch.setattr(host, "pre_snapshot", no_answer)
+
+
+FILES = (
+    st.binary()
+    | ANYTHING.map(json.dumps).map(str.encode)
+    | st.tuples(PUBLIC | USABLE, PROTECTED | st.none()).map(
+        lambda both: settings_file_text(both[0], both[1]).encode()
+    )
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(content=FILES)
+def test_any_settings_file_ends_in_a_final_status(content: bytes, background: Background) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        base = Path(directory) / "lib/Publisher.VMSnapshotLinux-1.0"
+        environment = make_environment(base)
+        key_pair().write(base.parent)
+        (environment.config_folder / f"{NUMBER}.settings").write_bytes(content)
+        configuration = VmBackupConfiguration()
+        log = Log(None, "test")
+        state = State(base, base.parent, unique_machine_file=base / "machine")
+        reporter = Reporter(environment, NUMBER, Job(), configuration, log, state=state)
+        reporter.write_file(TRANSITIONING, reporter.documents(TRANSITIONING))
+        with Interruptions() as interruptions:
+            worker.Worker(environment, {}, configuration, reporter, log, background, interruptions).run()
+        assert_final(json.loads((environment.status_folder / f"{NUMBER}.status").read_text()))
+
+
+def make_environment(base: Path) -> HandlerEnvironment:
+    """The folders that the agent makes."""
+    for folder in ("config", "status"):
+        (base / folder).mkdir(parents=True)
+    return HandlerEnvironment(
+        name="Publisher.VMSnapshotLinux",
+        schema_version="1.0",
+        log_folder=base / "log",
+        config_folder=base / "config",
+        status_folder=base / "status",
+        events_folder=None,
+        base_directory=base,
+        lib_directory=base.parent,
+    )
+
+
+def assert_final(document: Any) -> None:
+    """What the agent asks of a status, and that nothing is to follow it."""
+    [entry] = document
+    status = entry["status"]
+    assert status["status"] in WORDS
+    assert set(status["formattedMessage"]) == {"lang", "message"}
+    [substatus] = status["substatus"]
+    assert substatus["status"] in WORDS
+    assert isinstance(substatus["name"], str)
+    report = json.loads(substatus["name"])[0]["status"]
+    for part in (status, report):
+        assert int(part["code"]) in (1, 2, 11, 16, 17, 76, 402)

@@ -1,1 +1,0 @@
-"""The compiled module and the layering, without root and without freezing anything."""

@@ -1,1 +1,0 @@
-"""Properties of the Python shell that hold for any input, searched for counter-examples."""

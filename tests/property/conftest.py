@@ -1,7 +1,0 @@
-"""Lets the properties of the shell be tested without a compiled engine."""
-
-from __future__ import annotations
-
-from tests.unit import fake_native
-
-fake_native.make_importable()

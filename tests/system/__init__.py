@@ -1,1 +1,0 @@
-"""Tests on real filesystems, real servers and real killed processes; they need root."""
