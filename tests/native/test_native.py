@@ -22,7 +22,8 @@ from tests.support.filesystems import REPOSITORY
 from tests.support.host import Host
 from tests.support.mounts import read_mounts
 from tests.support.processes import run_bounded
-from vmsnapshot import _native, cli
+from vmsnapshot import _native
+from vmsnapshot.cli import commands as cli
 
 STUB = REPOSITORY / "python/vmsnapshot/_native.pyi"
 SIGNATURE = "c2lnbmF0dXJl"

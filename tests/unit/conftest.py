@@ -9,7 +9,8 @@ from tests.unit.fake_native import FakeNative
 
 fake_native.make_importable()
 
-from vmsnapshot import cli, recovery  # noqa: E402  (needs an engine, real or not)
+from vmsnapshot import recovery  # noqa: E402  (needs an engine, real or not)
+from vmsnapshot.cli import commands as cli  # noqa: E402
 
 
 class Command:

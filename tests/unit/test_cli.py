@@ -28,7 +28,8 @@ from tests.unit.fake_native import (
     SkippedFilesystem,
     sas_uri,
 )
-from vmsnapshot import cli, progress, streams
+from vmsnapshot.cli import commands as cli
+from vmsnapshot.cli import progress, streams
 from vmsnapshot.errors import PlanError, PrepareError, ThawError, VmsnapshotError
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vmsnapshot import _native
+from vmsnapshot.cli.progress import FREEZING
 from vmsnapshot.errors import PlanError, PrepareError
 from vmsnapshot.handler.configuration import VmBackupConfiguration
 from vmsnapshot.handler.disks import Disks
@@ -14,7 +15,6 @@ from vmsnapshot.handler.leftovers import thaw_leftovers
 from vmsnapshot.handler.log import Log
 from vmsnapshot.interruptions import Interruptions
 from vmsnapshot.mounts import read_mounts
-from vmsnapshot.progress import FREEZING
 
 # The contract's limit for a storage call (7.7); it bounds what happens before the freeze.
 CONNECT_TIMEOUT_SECONDS = 10.0

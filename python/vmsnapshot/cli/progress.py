@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 
-from vmsnapshot.streams import is_terminal, say
+from vmsnapshot.cli.streams import is_terminal, say
 
 PATIENCE_S = 1.0
 # The engine's last sentence: the window follows at once, so this one is said now or never.

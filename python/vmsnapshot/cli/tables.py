@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from vmsnapshot.streams import is_terminal, printable
+from vmsnapshot.cli.streams import is_terminal, printable
 
 GAP = "  "
 NARROWEST_FLEXIBLE = 14

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from vmsnapshot.blob_list import uri_defect
+from vmsnapshot.cli.blob_list import uri_defect
 from vmsnapshot.errors import ArgumentsError
 
 LONGEST_TIMEOUT_S = 3600.0

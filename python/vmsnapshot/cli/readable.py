@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmsnapshot._native import BlobOutcome, FilesystemOutcome, Plan, Report, SkippedFilesystem
+from vmsnapshot.cli.streams import printable
+from vmsnapshot.cli.tables import Cell, Column, Screen, Tone, render
 from vmsnapshot.recovery import Run, RunStatus, ThawOutcome
-from vmsnapshot.streams import printable
-from vmsnapshot.tables import Cell, Column, Screen, Tone, render
 
 # Filesystems without a disk behind them, which a plan would otherwise list by the dozen. Network and FUSE
 # filesystems are not among them: who has one should see that it is not in the snapshot.
