@@ -28,6 +28,7 @@ from tests.unit.fake_native import (
     SkippedFilesystem,
     sas_uri,
 )
+from vmsnapshot import interruptions
 from vmsnapshot.cli import commands as cli
 from vmsnapshot.cli import progress, streams
 from vmsnapshot.errors import PlanError, PrepareError, ThawError, VmsnapshotError
@@ -535,7 +536,7 @@ def test_nothing_of_the_progress_is_running_in_the_window(
     def run() -> None:
         # The engine tells this just before the window, from inside `run`.
         tellers[0]("writing out dirty data")
-        tellers[0](progress.FREEZING)
+        tellers[0](interruptions.FREEZING)
         running.append(threading.active_count())
 
     native.on_run = run
@@ -558,13 +559,13 @@ def test_freezing_is_named_at_once_when_an_earlier_phase_was(
     shown = progress.Progress()
     shown("writing out dirty data")
     assert said.wait(10), "nothing was said within 10 s"
-    shown(progress.FREEZING)
+    shown(interruptions.FREEZING)
     assert capsys.readouterr().err == "vmsnapshot: writing out dirty data\nvmsnapshot: freezing\n"
 
 
 def test_the_last_phase_has_the_engines_name() -> None:
     session = (REPOSITORY / "rust/engine/src/session.rs").read_text()
-    assert f'pub const FREEZING: &str = "{progress.FREEZING}";' in session
+    assert f'pub const FREEZING: &str = "{interruptions.FREEZING}";' in session
 
 
 # status and thaw

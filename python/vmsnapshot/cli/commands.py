@@ -14,13 +14,13 @@ from typing import Callable, NamedTuple
 from vmsnapshot import _native, recovery
 from vmsnapshot.cli.arguments import parse_arguments, parse_metadata, wants_json
 from vmsnapshot.cli.blob_list import read_blob_list
-from vmsnapshot.cli.progress import FREEZING, Progress
+from vmsnapshot.cli.progress import Progress
 from vmsnapshot.cli.readable import plan_text, report_text, status_text, thaw_text
 from vmsnapshot.cli.report_file import ReportFile
 from vmsnapshot.cli.streams import open_missing_streams, printable, say, say_hint, write_out
 from vmsnapshot.cli.tables import Screen
 from vmsnapshot.errors import ArgumentsError, PlanError, PrepareError, ThawError, VmsnapshotError
-from vmsnapshot.interruptions import Interruptions
+from vmsnapshot.interruptions import FREEZING, Interruptions
 from vmsnapshot.proxy import proxy_from_environment
 
 DONE = 0

@@ -9,10 +9,9 @@ from __future__ import annotations
 import threading
 
 from vmsnapshot.cli.streams import is_terminal, say
+from vmsnapshot.interruptions import FREEZING
 
 PATIENCE_S = 1.0
-# The engine's last sentence: the window follows at once, so this one is said now or never.
-FREEZING = "freezing"
 
 
 class Progress:
@@ -30,6 +29,7 @@ class Progress:
         """Notes that the phase described by `sentence` begins."""
         self.close()
         if self._at_once or (sentence == FREEZING and self._has_spoken):
+            # Said now or never, because the window follows at once.
             say(sentence)
             return
         if sentence == FREEZING:

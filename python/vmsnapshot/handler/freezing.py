@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vmsnapshot import _native
-from vmsnapshot.cli.progress import FREEZING
 from vmsnapshot.errors import PlanError, PrepareError
 from vmsnapshot.handler.configuration import VmBackupConfiguration
 from vmsnapshot.handler.disks import Disks
 from vmsnapshot.handler.leftovers import thaw_leftovers
 from vmsnapshot.handler.log import Log
-from vmsnapshot.interruptions import Interruptions
+from vmsnapshot.interruptions import FREEZING, Interruptions
 from vmsnapshot.mounts import read_mounts
 
 # The contract's limit for a storage call (7.7); it bounds what happens before the freeze.
