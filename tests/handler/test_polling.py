@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.handler.fake_machine import FakeMachine, mounted
+from tests.handler.machine.fake_machine import FakeMachine, mounted
 from tests.support import processes
 from tests.support.host_service import Answer, HostService
 from vmsnapshot.errors import PlanError, PrepareError

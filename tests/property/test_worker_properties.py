@@ -19,10 +19,10 @@ from tests.property.test_settings_properties import ANYTHING, PROTECTED, PUBLIC,
 from tests.support.protected_settings import key_pair, settings_file_text
 from vmsnapshot.handler import host, worker
 from vmsnapshot.handler.background import Background
-from vmsnapshot.handler.configuration import VmBackupConfiguration
 from vmsnapshot.handler.environment import HandlerEnvironment
 from vmsnapshot.handler.host import PreSnapshot
 from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.outcome import TRANSITIONING, Attempt, FreezeResult
 from vmsnapshot.handler.outcome import Path as Taker
 from vmsnapshot.handler.reporting import Reporter

@@ -14,12 +14,12 @@ from typing import Any, Callable
 from vmsnapshot import _native
 from vmsnapshot.errors import PlanError, PrepareError
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.configuration import VmBackupConfiguration
 from vmsnapshot.handler.freezing import Freezing
 from vmsnapshot.handler.guest import blob_items
 from vmsnapshot.handler.host import PreSnapshot, do_snapshot_call, read_do_snapshot_answer
 from vmsnapshot.handler.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
 from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.outcome import Attempt, FreezeResult, Outcome, Path, failed, may_be_crash_consistent
 from vmsnapshot.handler.proxies import Proxies
 from vmsnapshot.handler.secret import redacted

@@ -20,19 +20,19 @@ from pathlib import Path
 from typing import Callable
 
 from vmsnapshot.handler import service
-from vmsnapshot.handler.configuration import (
-    WORKLOAD_CONFIGURATION,
-    VmBackupConfiguration,
-    read_vmbackup_configuration,
-    workload_name,
-)
 from vmsnapshot.handler.environment import HandlerEnvironment, sequence_number
 from vmsnapshot.handler.events import delete_old_events, write_events
 from vmsnapshot.handler.files import write_atomically
 from vmsnapshot.handler.leftovers import thaw_leftovers
 from vmsnapshot.handler.log import Log, shell_line
+from vmsnapshot.handler.machine.configuration import (
+    WORKLOAD_CONFIGURATION,
+    VmBackupConfiguration,
+    read_vmbackup_configuration,
+    workload_name,
+)
+from vmsnapshot.handler.machine.processes import name_of
 from vmsnapshot.handler.outcome import ALREADY_PROCESSED, CANNOT_START, KILLED, TRANSITIONING, Outcome
-from vmsnapshot.handler.processes import name_of
 from vmsnapshot.handler.reporting import Reporter, open_environment
 from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings import Job, quick_job, read_envelope, scrub

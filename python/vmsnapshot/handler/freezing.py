@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from vmsnapshot import _native
 from vmsnapshot.errors import PlanError, PrepareError
-from vmsnapshot.handler.configuration import VmBackupConfiguration
-from vmsnapshot.handler.disks import Disks
 from vmsnapshot.handler.leftovers import thaw_leftovers
 from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
+from vmsnapshot.handler.machine.disks import Disks
 from vmsnapshot.interruptions import FREEZING, Interruptions
 from vmsnapshot.mounts import read_mounts
 

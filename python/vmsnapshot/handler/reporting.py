@@ -8,11 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmsnapshot.handler.configuration import (
-    SUPPORTED_WORKLOADS,
-    VmBackupConfiguration,
-    workload_name,
-)
 from vmsnapshot.handler.environment import (
     HandlerEnvironment,
     HandlerEnvironmentError,
@@ -21,6 +16,11 @@ from vmsnapshot.handler.environment import (
 )
 from vmsnapshot.handler.files import write_atomically
 from vmsnapshot.handler.log import EXTENSION_LOG, Log
+from vmsnapshot.handler.machine.configuration import (
+    SUPPORTED_WORKLOADS,
+    VmBackupConfiguration,
+    workload_name,
+)
 from vmsnapshot.handler.outcome import Outcome
 from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings import Job

@@ -22,7 +22,7 @@ from pathlib import Path
 from vmsnapshot.handler.environment import HandlerEnvironment
 from vmsnapshot.handler.files import read_text, write_atomically
 from vmsnapshot.handler.log import Log
-from vmsnapshot.handler.processes import ProcessName, name_of
+from vmsnapshot.handler.machine.processes import ProcessName, name_of
 from vmsnapshot.handler.state import siblings
 
 UNIT = "directsnapshot.service"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmsnapshot.handler.files import read_text, write_atomically
-from vmsnapshot.handler.processes import ProcessName
+from vmsnapshot.handler.machine.processes import ProcessName
 
 SEQUENCE_FILE = "mrseq"
 TASK_FILE = "task_identity_FD76C85E-406F-4CFA-8EB0-CF18B123365C"

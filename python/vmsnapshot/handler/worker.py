@@ -20,17 +20,19 @@ from vmsnapshot.handler import guest, host, service
 from vmsnapshot.handler.attempts import Attempts, EndedEarlyError
 from vmsnapshot.handler.background import Background
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.configuration import (
+from vmsnapshot.handler.environment import HandlerEnvironment, sequence_number
+from vmsnapshot.handler.events import write_events
+from vmsnapshot.handler.host import PreSnapshot
+from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.machine.configuration import (
     VmBackupConfiguration,
     ignored_applications,
     read_vmbackup_configuration,
     read_waagent_configuration,
 )
-from vmsnapshot.handler.disks import Disks
-from vmsnapshot.handler.environment import HandlerEnvironment, sequence_number
-from vmsnapshot.handler.events import write_events
-from vmsnapshot.handler.host import PreSnapshot
-from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.machine.disks import Disks
+from vmsnapshot.handler.machine.processes import name_of
+from vmsnapshot.handler.machine.sizes import compute
 from vmsnapshot.handler.mode import choose_mode
 from vmsnapshot.handler.outcome import (
     BROKEN,
@@ -46,7 +48,6 @@ from vmsnapshot.handler.outcome import (
     may_be_crash_consistent,
     outcome_of,
 )
-from vmsnapshot.handler.processes import name_of
 from vmsnapshot.handler.protected import OPENSSL, ProtectedSettingsError, decrypt
 from vmsnapshot.handler.proxies import Proxies
 from vmsnapshot.handler.reporting import Reporter, open_environment
@@ -63,7 +64,6 @@ from vmsnapshot.handler.settings import (
     read_envelope,
     scrub,
 )
-from vmsnapshot.handler.sizes import compute
 from vmsnapshot.handler.state import State
 from vmsnapshot.handler.status import StatusDocuments, StorageDetails
 from vmsnapshot.handler.uploads import StatusText, Uploads

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vmsnapshot.handler.configuration import (
+from vmsnapshot.handler.machine.configuration import (
     VmBackupConfiguration,
     ignored_applications,
     read_vmbackup_configuration,
@@ -271,7 +271,7 @@ def test_waagent_configuration_is_read_as_the_agent_reads_it(tmp_path: Path) -> 
 
 def test_waagent_configuration_is_the_first_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = (tmp_path / "a", tmp_path / "b", tmp_path / "c")
-    monkeypatch.setattr("vmsnapshot.handler.configuration.WAAGENT_CONFIGURATIONS", places)
+    monkeypatch.setattr("vmsnapshot.handler.machine.configuration.WAAGENT_CONFIGURATIONS", places)
     assert read_waagent_configuration() == {}
     places[2].write_text("Lib.Dir=/c\n")
     assert read_waagent_configuration() == {"Lib.Dir": "/c"}

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vmsnapshot.handler.disks import Disks
+from vmsnapshot.handler.machine.disks import Disks
 from vmsnapshot.handler.settings import OS_DISK_LUN, Pair, Settings
 from vmsnapshot.mounts import Mount, visible
 

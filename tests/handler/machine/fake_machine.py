@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from vmsnapshot.handler.disks import Disks
+from vmsnapshot.handler.machine.disks import Disks
 from vmsnapshot.mounts import Mount
 
 IDE_OS = "00000000-0000-8899-0000-000000000000"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.handler.fake_machine import (
+from tests.handler.machine.fake_machine import (
     IDE_OS,
     IDE_TEMPORARY,
     LOCAL_NVME,
@@ -16,7 +16,7 @@ from tests.handler.fake_machine import (
     FakeMachine,
     mounted,
 )
-from vmsnapshot.handler.disks import Disks
+from vmsnapshot.handler.machine.disks import Disks
 from vmsnapshot.mounts import partition_count, read_mounts
 
 ROOT = mounted("8:1", "/")

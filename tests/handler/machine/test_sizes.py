@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
-from tests.handler.fake_machine import IDE_OS, IDE_TEMPORARY, SCSI_DATA, FakeMachine, mounted
-from vmsnapshot.handler import sizes
-from vmsnapshot.handler.disks import Disks
+from tests.handler.machine.fake_machine import IDE_OS, IDE_TEMPORARY, SCSI_DATA, FakeMachine, mounted
+from vmsnapshot.handler.machine import sizes
+from vmsnapshot.handler.machine.disks import Disks
+from vmsnapshot.handler.machine.sizes import Sizes, compute, network_shares
 from vmsnapshot.handler.secret import Secret
 from vmsnapshot.handler.settings import Command, CustomSettings, IncludedDisks, Job, Settings
-from vmsnapshot.handler.sizes import Sizes, compute, network_shares
 from vmsnapshot.mounts import Mount
 
 KIB = 1024
