@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import require
 from vmsnapshot.handler import service
-from vmsnapshot.handler.environment import HandlerEnvironment
+from vmsnapshot.handler.agent.environment import HandlerEnvironment
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.processes import ProcessName, name_of
 from vmsnapshot.handler.service import PID_FILE, Machine, unit_text

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Callable
 
 from vmsnapshot.handler import service
-from vmsnapshot.handler.environment import HandlerEnvironment, sequence_number
-from vmsnapshot.handler.events import delete_old_events, write_events
+from vmsnapshot.handler.agent.environment import HandlerEnvironment, sequence_number
+from vmsnapshot.handler.agent.events import delete_old_events, write_events
+from vmsnapshot.handler.agent.state import State, WorkerRecord, carry_over
+from vmsnapshot.handler.agent.status_file import Reporter, open_environment
 from vmsnapshot.handler.files import write_atomically
 from vmsnapshot.handler.leftovers import thaw_leftovers
 from vmsnapshot.handler.log import Log, shell_line
@@ -33,10 +35,8 @@ from vmsnapshot.handler.machine.configuration import (
 )
 from vmsnapshot.handler.machine.processes import name_of
 from vmsnapshot.handler.outcome import ALREADY_PROCESSED, CANNOT_START, KILLED, TRANSITIONING, Outcome
-from vmsnapshot.handler.reporting import Reporter, open_environment
 from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings import Job, quick_job, read_envelope, scrub
-from vmsnapshot.handler.state import State, WorkerRecord, carry_over
 
 ETC_AZURE = Path("/etc/azure")
 # How many of the settings and status files that newer ones have put aside are kept of each kind.

@@ -17,11 +17,13 @@ from pathlib import Path
 
 from vmsnapshot import _native
 from vmsnapshot.handler import guest, host, service
+from vmsnapshot.handler.agent.environment import HandlerEnvironment, sequence_number
+from vmsnapshot.handler.agent.events import write_events
+from vmsnapshot.handler.agent.state import State
+from vmsnapshot.handler.agent.status_file import Reporter, open_environment
 from vmsnapshot.handler.attempts import Attempts, EndedEarlyError
 from vmsnapshot.handler.background import Background
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.environment import HandlerEnvironment, sequence_number
-from vmsnapshot.handler.events import write_events
 from vmsnapshot.handler.host import PreSnapshot
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import (
@@ -50,7 +52,6 @@ from vmsnapshot.handler.outcome import (
 )
 from vmsnapshot.handler.protected import OPENSSL, ProtectedSettingsError, decrypt
 from vmsnapshot.handler.proxies import Proxies
-from vmsnapshot.handler.reporting import Reporter, open_environment
 from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings import (
     Command,
@@ -64,7 +65,6 @@ from vmsnapshot.handler.settings import (
     read_envelope,
     scrub,
 )
-from vmsnapshot.handler.state import State
 from vmsnapshot.handler.status import StatusDocuments, StorageDetails
 from vmsnapshot.handler.uploads import StatusText, Uploads
 from vmsnapshot.interruptions import Interruptions

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vmsnapshot.handler.events import NO_OPERATION, delete_old_events, write_events
+from vmsnapshot.handler.agent.events import NO_OPERATION, delete_old_events, write_events
 from vmsnapshot.handler.log import Level, Line, Log
 
 VERSION = "Microsoft.Azure.RecoveryServices.VMSnapshotLinux-9.9.1"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vmsnapshot.handler.environment import (
+from vmsnapshot.handler.agent.environment import (
     HandlerEnvironment,
     HandlerEnvironmentError,
     find_base_directory,

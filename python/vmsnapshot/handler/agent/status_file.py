@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmsnapshot.handler.environment import (
+from vmsnapshot.handler.agent.environment import (
     HandlerEnvironment,
     HandlerEnvironmentError,
     assumed_environment,
     read_environment,
 )
+from vmsnapshot.handler.agent.state import State
 from vmsnapshot.handler.files import write_atomically
 from vmsnapshot.handler.log import EXTENSION_LOG, Log
 from vmsnapshot.handler.machine.configuration import (
@@ -24,7 +25,6 @@ from vmsnapshot.handler.machine.configuration import (
 from vmsnapshot.handler.outcome import Outcome
 from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings import Job
-from vmsnapshot.handler.state import State
 from vmsnapshot.handler.status import StatusDocuments, StatusReport, StorageDetails, render
 from vmsnapshot.handler.telemetry import Telemetry, machine_facts
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vmsnapshot.handler.agent.state import MACHINE_FILE, SEQUENCE_FILE, TASK_FILE, State, carry_over
 from vmsnapshot.handler.machine.processes import ProcessName, name_of
-from vmsnapshot.handler.state import MACHINE_FILE, SEQUENCE_FILE, TASK_FILE, State, carry_over
 
 OURS = "{3f0c1a52-7b1e-4d0c-9a55-0d6f2c9be411}"
 THEIRS = "{00000000-0000-4000-8000-000000000001}"
