@@ -19,11 +19,11 @@ from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.host import PreSnapshot
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
-from vmsnapshot.handler.outcome import Attempt, FreezeResult
 from vmsnapshot.handler.proxies import Proxies
+from vmsnapshot.handler.report.outcome import Attempt, FreezeResult
+from vmsnapshot.handler.report.telemetry import Telemetry
 from vmsnapshot.handler.secret import SasUri, Secret
 from vmsnapshot.handler.settings import Command, CustomSettings, IncludedDisks, Job, Pair, Settings
-from vmsnapshot.handler.telemetry import Telemetry
 from vmsnapshot.interruptions import Interruptions
 
 URI = "https://account.blob.core.windows.net/c/b.vhd?sv=2018-03-28&sig=AAAA"

@@ -10,8 +10,8 @@ import pytest
 from tests.support.host_service import NEVER_MS, SIGNATURE, USUAL, Answer, HostService, blob_error
 from vmsnapshot.handler.background import Background
 from vmsnapshot.handler.guest import blob_items, disk_encryption_settings
+from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.secret import SasUri
-from vmsnapshot.handler.snapshots import SnapshotItem
 
 URI = "https://contoso.blob.example/vhds/os.vhd"
 BUSY = '<?xml version="1.0" encoding="utf-8"?><Error><Code>ServerBusy</Code></Error>'

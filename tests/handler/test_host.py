@@ -19,6 +19,7 @@ from vmsnapshot.handler.host import (
     pre_snapshot,
     read_do_snapshot_answer,
 )
+from vmsnapshot.handler.report.snapshots import DirectDriveIdentifier, SnapshotItem
 from vmsnapshot.handler.secret import Secret
 from vmsnapshot.handler.settings import (
     Command,
@@ -29,7 +30,6 @@ from vmsnapshot.handler.settings import (
     Pair,
     Settings,
 )
-from vmsnapshot.handler.snapshots import DirectDriveIdentifier, SnapshotItem
 
 OPAQUE = "opaque-task-token"
 OS_URI = "https://md-osdisk7c.z11.blob.storage.azure.net:443/q1w2e3r4/abcd"

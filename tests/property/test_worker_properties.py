@@ -25,8 +25,8 @@ from vmsnapshot.handler.background import Background
 from vmsnapshot.handler.host import PreSnapshot
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
-from vmsnapshot.handler.outcome import TRANSITIONING, Attempt, FreezeResult
-from vmsnapshot.handler.outcome import Path as Taker
+from vmsnapshot.handler.report.outcome import TRANSITIONING, Attempt, FreezeResult
+from vmsnapshot.handler.report.outcome import Path as Taker
 from vmsnapshot.handler.settings import Job
 from vmsnapshot.interruptions import Interruptions
 

@@ -20,12 +20,19 @@ from vmsnapshot.handler.host import PreSnapshot, do_snapshot_call, read_do_snaps
 from vmsnapshot.handler.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
-from vmsnapshot.handler.outcome import Attempt, FreezeResult, Outcome, Path, failed, may_be_crash_consistent
 from vmsnapshot.handler.proxies import Proxies
+from vmsnapshot.handler.report.outcome import (
+    Attempt,
+    FreezeResult,
+    Outcome,
+    Path,
+    failed,
+    may_be_crash_consistent,
+)
+from vmsnapshot.handler.report.snapshots import SnapshotItem
+from vmsnapshot.handler.report.telemetry import Telemetry, duration_text
 from vmsnapshot.handler.secret import redacted
 from vmsnapshot.handler.settings import Settings
-from vmsnapshot.handler.snapshots import SnapshotItem
-from vmsnapshot.handler.telemetry import Telemetry, duration_text
 from vmsnapshot.interruptions import Interruptions
 
 # What `prepare` says of servers and URIs where not one can be used; every other error is about the freeze.

@@ -34,7 +34,7 @@ from vmsnapshot.handler.machine.configuration import (
     workload_name,
 )
 from vmsnapshot.handler.machine.processes import name_of
-from vmsnapshot.handler.outcome import ALREADY_PROCESSED, CANNOT_START, KILLED, TRANSITIONING, Outcome
+from vmsnapshot.handler.report.outcome import ALREADY_PROCESSED, CANNOT_START, KILLED, TRANSITIONING, Outcome
 from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings import Job, quick_job, read_envelope, scrub
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.secret import SasUri, redacted
-from vmsnapshot.handler.snapshots import SnapshotItem
 
 if TYPE_CHECKING:
     import aiohttp

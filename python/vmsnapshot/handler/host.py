@@ -18,9 +18,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vmsnapshot.handler.report.snapshots import DirectDriveIdentifier, SnapshotItem
 from vmsnapshot.handler.secret import Secret, redacted
 from vmsnapshot.handler.settings import Pair, Settings
-from vmsnapshot.handler.snapshots import DirectDriveIdentifier, SnapshotItem
 
 if TYPE_CHECKING:
     import aiohttp

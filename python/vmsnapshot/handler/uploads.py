@@ -10,9 +10,9 @@ from vmsnapshot.handler.background import Background
 from vmsnapshot.handler.blobs import BlobWriter, WriteResult, may_be_mended
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.proxies import Proxies
+from vmsnapshot.handler.report.telemetry import Telemetry
 from vmsnapshot.handler.secret import SasUri, described
 from vmsnapshot.handler.settings import Job
-from vmsnapshot.handler.telemetry import Telemetry
 
 StatusText = Callable[[Optional[int]], str]
 """Gives the report's text, in so many bytes if need be."""

@@ -36,7 +36,9 @@ from vmsnapshot.handler.machine.disks import Disks
 from vmsnapshot.handler.machine.processes import name_of
 from vmsnapshot.handler.machine.sizes import compute
 from vmsnapshot.handler.mode import choose_mode
-from vmsnapshot.handler.outcome import (
+from vmsnapshot.handler.protected import OPENSSL, ProtectedSettingsError, decrypt
+from vmsnapshot.handler.proxies import Proxies
+from vmsnapshot.handler.report.outcome import (
     BROKEN,
     INSTALLED,
     KILLED,
@@ -50,8 +52,7 @@ from vmsnapshot.handler.outcome import (
     may_be_crash_consistent,
     outcome_of,
 )
-from vmsnapshot.handler.protected import OPENSSL, ProtectedSettingsError, decrypt
-from vmsnapshot.handler.proxies import Proxies
+from vmsnapshot.handler.report.status import StatusDocuments, StorageDetails
 from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings import (
     Command,
@@ -65,7 +66,6 @@ from vmsnapshot.handler.settings import (
     read_envelope,
     scrub,
 )
-from vmsnapshot.handler.status import StatusDocuments, StorageDetails
 from vmsnapshot.handler.uploads import StatusText, Uploads
 from vmsnapshot.interruptions import Interruptions
 from vmsnapshot.mounts import partition_count, read_mounts

@@ -22,11 +22,11 @@ from vmsnapshot.handler.machine.configuration import (
     VmBackupConfiguration,
     workload_name,
 )
-from vmsnapshot.handler.outcome import Outcome
+from vmsnapshot.handler.report.outcome import Outcome
+from vmsnapshot.handler.report.status import StatusDocuments, StatusReport, StorageDetails, render
+from vmsnapshot.handler.report.telemetry import Telemetry, machine_facts
 from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings import Job
-from vmsnapshot.handler.status import StatusDocuments, StatusReport, StorageDetails, render
-from vmsnapshot.handler.telemetry import Telemetry, machine_facts
 
 NOTHING_MEASURED = StorageDetails()
 

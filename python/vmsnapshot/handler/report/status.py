@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vmsnapshot.handler.outcome import Outcome
+from vmsnapshot.handler.report.outcome import Outcome
+from vmsnapshot.handler.report.snapshots import DirectDriveIdentifier, SnapshotItem
 from vmsnapshot.handler.settings import Job
-from vmsnapshot.handler.snapshots import DirectDriveIdentifier, SnapshotItem
 
 # The agent cuts a larger file to pieces, which destroys the embedded report.
 FILE_LIMIT_CHARACTERS = 131072

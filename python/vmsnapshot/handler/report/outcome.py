@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vmsnapshot.handler.codes import Code
+from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.settings import Settings
-from vmsnapshot.handler.snapshots import SnapshotItem
 
 RATE_EXCEEDED_TEXT = "The rate of snapshot blob calls is exceeded"
 LIMIT_REACHED_TEXT = "The snapshot count against this blob has been exceeded"

@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.outcome import TRANSITIONING, Outcome, failed
-from vmsnapshot.handler.settings import Job
-from vmsnapshot.handler.snapshots import DirectDriveIdentifier, SnapshotItem
-from vmsnapshot.handler.status import (
+from vmsnapshot.handler.report.outcome import TRANSITIONING, Outcome, failed
+from vmsnapshot.handler.report.snapshots import DirectDriveIdentifier, SnapshotItem
+from vmsnapshot.handler.report.status import (
     FILE_LIMIT_CHARACTERS,
     StatusDocuments,
     StatusReport,
     StorageDetails,
     render,
 )
+from vmsnapshot.handler.settings import Job
 
 EXAMPLES = Path(__file__).with_name("examples")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.outcome import (
+from vmsnapshot.handler.report.outcome import (
     Attempt,
     FreezeResult,
     Outcome,
@@ -15,9 +15,9 @@ from vmsnapshot.handler.outcome import (
     may_be_crash_consistent,
     outcome_of,
 )
+from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.secret import Secret
 from vmsnapshot.handler.settings import Command, CustomSettings, IncludedDisks, Job, Settings
-from vmsnapshot.handler.snapshots import SnapshotItem
 
 OK = SnapshotItem(True, "https://h/b?snapshot=t", "", "https://h/b")
 BUSY = SnapshotItem(False, error_message="<Message>The server is busy.</Message>", blob_uri="https://h/b")
