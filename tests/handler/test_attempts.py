@@ -16,10 +16,10 @@ from vmsnapshot.errors import PlanError, PrepareError
 from vmsnapshot.handler import attempts
 from vmsnapshot.handler.attempts import Attempts, EndedEarlyError
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.host import PreSnapshot
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
-from vmsnapshot.handler.proxies import Proxies
+from vmsnapshot.handler.network.host import PreSnapshot
+from vmsnapshot.handler.network.proxies import Proxies
 from vmsnapshot.handler.report.outcome import Attempt, FreezeResult
 from vmsnapshot.handler.report.telemetry import Telemetry
 from vmsnapshot.handler.secret import SasUri, Secret

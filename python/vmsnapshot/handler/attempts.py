@@ -15,12 +15,12 @@ from vmsnapshot import _native
 from vmsnapshot.errors import PlanError, PrepareError
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.freezing import Freezing
-from vmsnapshot.handler.guest import blob_items
-from vmsnapshot.handler.host import PreSnapshot, do_snapshot_call, read_do_snapshot_answer
 from vmsnapshot.handler.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
-from vmsnapshot.handler.proxies import Proxies
+from vmsnapshot.handler.network.guest import blob_items
+from vmsnapshot.handler.network.host import PreSnapshot, do_snapshot_call, read_do_snapshot_answer
+from vmsnapshot.handler.network.proxies import Proxies
 from vmsnapshot.handler.report.outcome import (
     Attempt,
     FreezeResult,

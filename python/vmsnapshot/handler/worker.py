@@ -16,15 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vmsnapshot import _native
-from vmsnapshot.handler import guest, host, service
+from vmsnapshot.handler import service
 from vmsnapshot.handler.agent.environment import HandlerEnvironment, sequence_number
 from vmsnapshot.handler.agent.events import write_events
 from vmsnapshot.handler.agent.state import State
 from vmsnapshot.handler.agent.status_file import Reporter, open_environment
 from vmsnapshot.handler.attempts import Attempts, EndedEarlyError
-from vmsnapshot.handler.background import Background
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.host import PreSnapshot
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import (
     VmBackupConfiguration,
@@ -36,8 +34,12 @@ from vmsnapshot.handler.machine.disks import Disks
 from vmsnapshot.handler.machine.processes import name_of
 from vmsnapshot.handler.machine.sizes import compute
 from vmsnapshot.handler.mode import choose_mode
+from vmsnapshot.handler.network import guest, host
+from vmsnapshot.handler.network.background import Background
+from vmsnapshot.handler.network.host import PreSnapshot
+from vmsnapshot.handler.network.proxies import Proxies
+from vmsnapshot.handler.network.uploads import StatusText, Uploads
 from vmsnapshot.handler.protected import OPENSSL, ProtectedSettingsError, decrypt
-from vmsnapshot.handler.proxies import Proxies
 from vmsnapshot.handler.report.outcome import (
     BROKEN,
     INSTALLED,
@@ -66,7 +68,6 @@ from vmsnapshot.handler.settings import (
     read_envelope,
     scrub,
 )
-from vmsnapshot.handler.uploads import StatusText, Uploads
 from vmsnapshot.interruptions import Interruptions
 from vmsnapshot.mounts import partition_count, read_mounts
 

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from tests.support.host_service import NEVER_MS, Answer, HostService
-from vmsnapshot.handler.background import Background
+from vmsnapshot.handler.network.background import Background
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +121,10 @@ def test_certificate_of_an_unknown_authority_is_refused(azurite_https: object) -
 
 
 def test_modules_do_not_import_what_is_slow_to_import() -> None:
-    modules = ("background", "blobs", "guest", "host", "proxies")
+    modules = ("background", "blob_writer", "guest", "host", "proxies")
     program = (
         "import importlib, sys\n"
-        f"for name in {modules}: importlib.import_module('vmsnapshot.handler.' + name)\n"
+        f"for name in {modules}: importlib.import_module('vmsnapshot.handler.network.' + name)\n"
         "print(sorted({'aiohttp', 'asyncio', 'azure'} & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -136,7 +136,7 @@ def test_modules_do_not_import_what_is_slow_to_import() -> None:
 def test_warming_up_imports_the_sdk_while_the_caller_goes_on() -> None:
     program = (
         "import sys\n"
-        "from vmsnapshot.handler.background import Background\n"
+        "from vmsnapshot.handler.network.background import Background\n"
         "with Background() as background:\n"
         "    warm = background.warm_up()\n"
         "    went_on = not warm.done()\n"

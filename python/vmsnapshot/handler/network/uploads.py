@@ -6,10 +6,10 @@ import concurrent.futures
 from collections.abc import Coroutine
 from typing import Any, Callable, Optional
 
-from vmsnapshot.handler.background import Background
-from vmsnapshot.handler.blobs import BlobWriter, WriteResult, may_be_mended
 from vmsnapshot.handler.log import Log
-from vmsnapshot.handler.proxies import Proxies
+from vmsnapshot.handler.network.background import Background
+from vmsnapshot.handler.network.blob_writer import BlobWriter, WriteResult, may_be_mended
+from vmsnapshot.handler.network.proxies import Proxies
 from vmsnapshot.handler.report.telemetry import Telemetry
 from vmsnapshot.handler.secret import SasUri, described
 from vmsnapshot.handler.settings import Job

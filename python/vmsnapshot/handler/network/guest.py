@@ -17,7 +17,7 @@ from vmsnapshot.handler.secret import SasUri, redacted
 if TYPE_CHECKING:
     import aiohttp
 
-    from vmsnapshot.handler.background import Session
+    from vmsnapshot.handler.network.background import Session
 
 ENCRYPTION_SETTINGS_HEADER = "x-ms-meta-DiskEncryptionSettings"
 _METADATA_API_VERSION = "2018-03-28"

@@ -25,7 +25,7 @@ from vmsnapshot.handler.settings import Pair, Settings
 if TYPE_CHECKING:
     import aiohttp
 
-    from vmsnapshot.handler.background import Session
+    from vmsnapshot.handler.network.background import Session
 
 HOST_DEFAULT = "168.63.129.16"
 """The platform's own address, the same for every Azure VM."""

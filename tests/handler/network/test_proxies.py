@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmsnapshot.handler.proxies import Proxies
+from vmsnapshot.handler.network.proxies import Proxies
 from vmsnapshot.handler.secret import SasUri
 
 BLOB = SasUri("https://acct.blob.example/vhds/os.vhd?sv=2018-03-28&sig=c2VjcmV0")

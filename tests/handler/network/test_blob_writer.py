@@ -29,8 +29,8 @@ from tests.support.host_service import (
     Usual,
     blob_error,
 )
-from vmsnapshot.handler.background import Background
-from vmsnapshot.handler.blobs import BlobWriter, WriteResult, may_be_mended
+from vmsnapshot.handler.network.background import Background
+from vmsnapshot.handler.network.blob_writer import BlobWriter, WriteResult, may_be_mended
 from vmsnapshot.handler.secret import SasUri
 
 MIB = 1024 * 1024
@@ -615,7 +615,7 @@ def test_blob_over_https_is_written_through_a_tunnel(
 
 def test_making_a_writer_imports_nothing_that_is_slow() -> None:
     program = (
-        "import sys, vmsnapshot.handler.blobs as blobs, vmsnapshot.handler.secret as secret\n"
+        "import sys, vmsnapshot.handler.network.blob_writer as blobs, vmsnapshot.handler.secret as secret\n"
         "blobs.BlobWriter(secret.SasUri('http://127.0.0.1:1/a/b'), session=lambda: None)\n"
         "print('asyncio' in sys.modules)"
     )

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from tests.support.host_service import NEVER_MS, SIGNATURE, USUAL, Answer, HostService, blob_error
-from vmsnapshot.handler.background import Background
-from vmsnapshot.handler.guest import blob_items, disk_encryption_settings
+from vmsnapshot.handler.network.background import Background
+from vmsnapshot.handler.network.guest import blob_items, disk_encryption_settings
 from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.secret import SasUri
 

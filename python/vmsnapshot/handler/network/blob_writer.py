@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from azure.storage.blob import BlobProperties
     from azure.storage.blob.aio import BlobClient
 
-    from vmsnapshot.handler.background import Session
+    from vmsnapshot.handler.network.background import Session
 
 # The oldest version that the SDK can speak, and always could since 12.0. Its own choice is the newest, which
 # a sovereign cloud, a private endpoint or an emulator may not know yet (Azurite answers 400 then). Nothing

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.support.host_service import NEVER_MS, USUAL, Answer, HostService, json_answer
-from vmsnapshot.handler.background import Background
-from vmsnapshot.handler.host import (
+from vmsnapshot.handler.network.background import Background
+from vmsnapshot.handler.network.host import (
     EncryptionDetails,
     PreSnapshot,
     do_snapshot_call,
