@@ -25,7 +25,7 @@ from vmsnapshot.handler.agent.events import delete_old_events, write_events
 from vmsnapshot.handler.agent.state import State, WorkerRecord, carry_over
 from vmsnapshot.handler.agent.status_file import Reporter, open_environment
 from vmsnapshot.handler.files import write_atomically
-from vmsnapshot.handler.leftovers import thaw_leftovers
+from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
 from vmsnapshot.handler.log import Log, shell_line
 from vmsnapshot.handler.machine.configuration import (
     WORKLOAD_CONFIGURATION,

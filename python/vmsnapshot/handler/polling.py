@@ -19,9 +19,9 @@ from pathlib import Path
 from vmsnapshot import _native
 from vmsnapshot.errors import VmsnapshotError
 from vmsnapshot.handler.agent.status_file import open_environment
-from vmsnapshot.handler.freezing import Freezing
-from vmsnapshot.handler.leftovers import thaw_leftovers
-from vmsnapshot.handler.lock import SafeFreezeLock
+from vmsnapshot.handler.freeze.freezing import Freezing
+from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
+from vmsnapshot.handler.freeze.lock import SafeFreezeLock
 from vmsnapshot.handler.log import HOST_BASED_EXTENSION_LOG, Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration, read_vmbackup_configuration
 from vmsnapshot.handler.machine.disks import Disks

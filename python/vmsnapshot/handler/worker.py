@@ -21,8 +21,8 @@ from vmsnapshot.handler.agent.environment import HandlerEnvironment, sequence_nu
 from vmsnapshot.handler.agent.events import write_events
 from vmsnapshot.handler.agent.state import State
 from vmsnapshot.handler.agent.status_file import Reporter, open_environment
-from vmsnapshot.handler.attempts import Attempts, EndedEarlyError
 from vmsnapshot.handler.codes import Code
+from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import (
     VmBackupConfiguration,

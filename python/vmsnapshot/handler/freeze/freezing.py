@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vmsnapshot import _native
 from vmsnapshot.errors import PlanError, PrepareError
-from vmsnapshot.handler.leftovers import thaw_leftovers
+from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.machine.disks import Disks

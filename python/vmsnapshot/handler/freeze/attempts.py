@@ -14,8 +14,8 @@ from typing import Any, Callable
 from vmsnapshot import _native
 from vmsnapshot.errors import PlanError, PrepareError
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.freezing import Freezing
-from vmsnapshot.handler.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
+from vmsnapshot.handler.freeze.freezing import Freezing
+from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.network.guest import blob_items

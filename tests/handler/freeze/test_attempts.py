@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from vmsnapshot.errors import PlanError, PrepareError
-from vmsnapshot.handler import attempts
-from vmsnapshot.handler.attempts import Attempts, EndedEarlyError
 from vmsnapshot.handler.codes import Code
+from vmsnapshot.handler.freeze import attempts
+from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.network.host import PreSnapshot

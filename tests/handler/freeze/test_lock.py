@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import end
-from vmsnapshot.handler.lock import (
+from vmsnapshot.handler.freeze.lock import (
     SAFE_FREEZE_LOCK_FILE,
     LockHeldError,
     LockUnavailableError,
