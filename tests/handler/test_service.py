@@ -38,7 +38,9 @@ esac
 SERVICE = """\
 import pathlib, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-pathlib.Path("started").write_text(" ".join(sys.argv[1:]))
+# Renamed, because the test reads it as soon as it exists.
+pathlib.Path("started.new").write_text(" ".join(sys.argv[1:]))
+pathlib.Path("started.new").rename("started")
 while True:
     signal.pause()
 """
