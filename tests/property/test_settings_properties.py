@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.mode import choose_mode
 from vmsnapshot.handler.secret import SasUri
-from vmsnapshot.handler.settings import (
+from vmsnapshot.handler.settings.mode import choose_mode
+from vmsnapshot.handler.settings.parser import (
     OS_DISK_LUN,
     Envelope,
     Job,

@@ -33,13 +33,11 @@ from vmsnapshot.handler.machine.configuration import (
 from vmsnapshot.handler.machine.disks import Disks
 from vmsnapshot.handler.machine.processes import name_of
 from vmsnapshot.handler.machine.sizes import compute
-from vmsnapshot.handler.mode import choose_mode
 from vmsnapshot.handler.network import guest, host
 from vmsnapshot.handler.network.background import Background
 from vmsnapshot.handler.network.host import PreSnapshot
 from vmsnapshot.handler.network.proxies import Proxies
 from vmsnapshot.handler.network.uploads import StatusText, Uploads
-from vmsnapshot.handler.protected import OPENSSL, ProtectedSettingsError, decrypt
 from vmsnapshot.handler.report.outcome import (
     BROKEN,
     INSTALLED,
@@ -56,7 +54,8 @@ from vmsnapshot.handler.report.outcome import (
 )
 from vmsnapshot.handler.report.status import StatusDocuments, StorageDetails
 from vmsnapshot.handler.secret import described
-from vmsnapshot.handler.settings import (
+from vmsnapshot.handler.settings.mode import choose_mode
+from vmsnapshot.handler.settings.parser import (
     Command,
     Envelope,
     Job,
@@ -68,6 +67,7 @@ from vmsnapshot.handler.settings import (
     read_envelope,
     scrub,
 )
+from vmsnapshot.handler.settings.protected import OPENSSL, ProtectedSettingsError, decrypt
 from vmsnapshot.interruptions import Interruptions
 from vmsnapshot.mounts import partition_count, read_mounts
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.support.protected_settings import CIPHERS, KeyPair, encrypt, key_pair, make_key_pair
-from vmsnapshot.handler import protected
-from vmsnapshot.handler.protected import ProtectedSettingsError, decrypt
 from vmsnapshot.handler.secret import Secret
+from vmsnapshot.handler.settings import protected
+from vmsnapshot.handler.settings.protected import ProtectedSettingsError, decrypt
 
 MARK = "nobody-may-see-this"
 PLAIN: dict[str, Any] = {"objectStr": MARK, "statusBlobUri": f"https://b/s?sig={MARK}", "name": "Müller"}

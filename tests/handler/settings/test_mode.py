@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.mode import choose_mode
 from vmsnapshot.handler.secret import Secret
-from vmsnapshot.handler.settings import (
+from vmsnapshot.handler.settings.mode import choose_mode
+from vmsnapshot.handler.settings.parser import (
     Command,
     CustomSettings,
     IncludedDisks,

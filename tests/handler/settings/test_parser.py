@@ -14,7 +14,7 @@ import pytest
 from tests.support.protected_settings import object_str, settings_file_text
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.secret import SasUri, Secret
-from vmsnapshot.handler.settings import (
+from vmsnapshot.handler.settings.parser import (
     Command,
     CustomSettings,
     DynamicConfigs,
