@@ -141,9 +141,10 @@ def test_the_handlers_own_command_line_is_no_workload(tmp_path: Path) -> None:
 
 
 def test_a_real_process_is_found_while_it_runs() -> None:
-    command = [sys.executable, "-c", "input()", "cassandra"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
-        # Popen returns when the child has become the program: its command line is in place.
+    command = [sys.executable, "-c", "print(flush=True); input()", "cassandra"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        # Popen may return before the command line is in place: exec closes descriptors before it sets that.
+        assert child.stdout is not None and child.stdout.readline() == b"\n"
         assert "cassandra" in running_workloads()
         child.communicate(b"\n", timeout=30)
 
