@@ -28,7 +28,7 @@ from vmsnapshot.handler.network.background import Background
 from vmsnapshot.handler.network.host import PreSnapshot
 from vmsnapshot.handler.report.outcome import TRANSITIONING, Attempt, FreezeResult
 from vmsnapshot.handler.report.outcome import Path as Taker
-from vmsnapshot.handler.settings.parser import Job
+from vmsnapshot.handler.settings.wire import Job
 from vmsnapshot.interruptions import Interruptions
 
 NUMBER = 7

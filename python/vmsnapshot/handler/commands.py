@@ -36,7 +36,9 @@ from vmsnapshot.handler.machine.configuration import (
 from vmsnapshot.handler.machine.processes import name_of
 from vmsnapshot.handler.report.outcome import ALREADY_PROCESSED, CANNOT_START, KILLED, TRANSITIONING, Outcome
 from vmsnapshot.handler.secret import described
-from vmsnapshot.handler.settings.parser import Job, quick_job, read_envelope, scrub
+from vmsnapshot.handler.settings.envelope import read_envelope, scrub
+from vmsnapshot.handler.settings.job import quick_job
+from vmsnapshot.handler.settings.wire import Job
 
 ETC_AZURE = Path("/etc/azure")
 # How many of the settings and status files that newer ones have put aside are kept of each kind.

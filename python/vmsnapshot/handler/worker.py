@@ -54,20 +54,12 @@ from vmsnapshot.handler.report.outcome import (
 )
 from vmsnapshot.handler.report.status import StatusDocuments, StorageDetails
 from vmsnapshot.handler.secret import described
+from vmsnapshot.handler.settings.envelope import Envelope, read_envelope, scrub
+from vmsnapshot.handler.settings.job import quick_job
 from vmsnapshot.handler.settings.mode import choose_mode
-from vmsnapshot.handler.settings.parser import (
-    Command,
-    Envelope,
-    Job,
-    Settings,
-    SettingsError,
-    SnapshotMode,
-    parse,
-    quick_job,
-    read_envelope,
-    scrub,
-)
+from vmsnapshot.handler.settings.parser import parse
 from vmsnapshot.handler.settings.protected import OPENSSL, ProtectedSettingsError, decrypt
+from vmsnapshot.handler.settings.wire import Command, Job, Settings, SettingsError, SnapshotMode
 from vmsnapshot.interruptions import Interruptions
 from vmsnapshot.mounts import partition_count, read_mounts
 

@@ -23,7 +23,7 @@ from vmsnapshot.handler.network.proxies import Proxies
 from vmsnapshot.handler.report.outcome import Attempt, FreezeResult
 from vmsnapshot.handler.report.telemetry import Telemetry
 from vmsnapshot.handler.secret import SasUri, Secret
-from vmsnapshot.handler.settings.parser import Command, CustomSettings, IncludedDisks, Job, Pair, Settings
+from vmsnapshot.handler.settings.wire import Command, CustomSettings, IncludedDisks, Job, Pair, Settings
 from vmsnapshot.interruptions import Interruptions
 
 URI = "https://account.blob.core.windows.net/c/b.vhd?sv=2018-03-28&sig=AAAA"

@@ -15,7 +15,7 @@ from vmsnapshot.handler.machine.configuration import (
     read_vmbackup_configuration,
     read_waagent_configuration,
 )
-from vmsnapshot.handler.settings.parser import SnapshotMode
+from vmsnapshot.handler.settings.wire import SnapshotMode
 
 DEFAULTS = VmBackupConfiguration()
 

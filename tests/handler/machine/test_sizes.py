@@ -18,7 +18,7 @@ from vmsnapshot.handler.machine import sizes
 from vmsnapshot.handler.machine.disks import Disks
 from vmsnapshot.handler.machine.sizes import Sizes, compute, network_shares
 from vmsnapshot.handler.secret import Secret
-from vmsnapshot.handler.settings.parser import Command, CustomSettings, IncludedDisks, Job, Settings
+from vmsnapshot.handler.settings.wire import Command, CustomSettings, IncludedDisks, Job, Settings
 from vmsnapshot.mounts import Mount
 
 KIB = 1024

@@ -21,7 +21,7 @@ from vmsnapshot.handler.network.host import (
 )
 from vmsnapshot.handler.report.snapshots import DirectDriveIdentifier, SnapshotItem
 from vmsnapshot.handler.secret import Secret
-from vmsnapshot.handler.settings.parser import (
+from vmsnapshot.handler.settings.wire import (
     Command,
     CustomSettings,
     DynamicConfigs,

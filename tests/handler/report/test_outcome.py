@@ -17,7 +17,7 @@ from vmsnapshot.handler.report.outcome import (
 )
 from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.secret import Secret
-from vmsnapshot.handler.settings.parser import Command, CustomSettings, IncludedDisks, Job, Settings
+from vmsnapshot.handler.settings.wire import Command, CustomSettings, IncludedDisks, Job, Settings
 
 OK = SnapshotItem(True, "https://h/b?snapshot=t", "", "https://h/b")
 BUSY = SnapshotItem(False, error_message="<Message>The server is busy.</Message>", blob_uri="https://h/b")

@@ -24,7 +24,7 @@ from vmsnapshot.handler.report.status import (
     StorageDetails,
     render,
 )
-from vmsnapshot.handler.settings.parser import Job
+from vmsnapshot.handler.settings.wire import Job
 
 EXAMPLES = Path(__file__).with_name("examples")
 

@@ -7,7 +7,7 @@ import pytest
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.secret import Secret
 from vmsnapshot.handler.settings.mode import choose_mode
-from vmsnapshot.handler.settings.parser import (
+from vmsnapshot.handler.settings.wire import (
     Command,
     CustomSettings,
     IncludedDisks,

@@ -6,44 +6,37 @@ import base64
 import dataclasses
 import datetime
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.protected_settings import object_str, settings_file_text
+from tests.handler.settings.settings_of_a_job import (
+    LOGS_URI,
+    OS_URI,
+    PROTECTED,
+    REQUEST,
+    SIGNATURE,
+    STATUS_URI,
+    public,
+)
+from tests.support.protected_settings import object_str
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.secret import SasUri, Secret
-from vmsnapshot.handler.settings.parser import (
+from vmsnapshot.handler.settings.envelope import Envelope
+from vmsnapshot.handler.settings.job import quick_job
+from vmsnapshot.handler.settings.parser import parse
+from vmsnapshot.handler.settings.wire import (
     Command,
     CustomSettings,
     DynamicConfigs,
-    Envelope,
     IncludedDisks,
     Job,
     Pair,
     Settings,
     SettingsError,
     SnapshotMode,
-    instant_of_ticks,
-    is_true,
-    parse,
-    quick_job,
-    read_envelope,
-    scrub,
-    without_protected_settings,
 )
 
-SIGNATURE = "nobody-may-see-this"
-STATUS_URI = f"https://logs.blob.core.windows.net/c/vm1.Status.txt?sv=2014-02-14&sr=b&sig={SIGNATURE}&sp=rw"
-LOGS_URI = f"https://logs.blob.core.windows.net/c/vm1.Logs.txt?sv=2014-02-14&sr=b&sig={SIGNATURE}&sp=rw"
-OS_URI = f"https://contoso5365.blob.core.windows.net/vhds/os.vhd?sv=2014-02-14&sr=b&sig={SIGNATURE}&sp=rw"
-REQUEST: dict[str, Any] = {"backupMetadata": [{"Key": "RecoveryPointId", "Value": "123"}]}
-PROTECTED: dict[str, Any] = {
-    "objectStr": object_str({"blobSASUri": [OS_URI]}),
-    "logsBlobUri": LOGS_URI,
-    "statusBlobUri": STATUS_URI,
-}
 # Contract 1.9, as it stands there.
 WORKED_EXAMPLE_PUBLIC = {
     "commandToExecute": "snapshot",
@@ -67,18 +60,6 @@ WORKED_EXAMPLE_PROTECTED = {
     "logsBlobUri": "https://logs.blob.core.windows.net/c/vm1.Logs.txt?sv=2014-02-14&sr=b&sig=BBBB&sp=rw",
     "statusBlobUri": "https://logs.blob.core.windows.net/c/vm1.Status.txt?sv=2014-02-14&sr=b&sig=CCCC&sp=rw",
 }
-
-
-def public(**changes: Any) -> dict[str, Any]:
-    """Public settings of an ordinary job, with some keys changed."""
-    return {
-        "commandToExecute": "snapshot",
-        "taskId": "task_1",
-        "commandStartTimeUTCTicks": "638827848000000000",
-        "vmType": "microsoft.compute/virtualmachines",
-        "objectStr": object_str(REQUEST),
-        **changes,
-    }
 
 
 def without(settings: dict[str, Any], key: str) -> dict[str, Any]:
@@ -509,187 +490,6 @@ def test_half_of_a_surrogate_pair_is_no_text() -> None:
     assert settings.job.task_id is None
     assert settings.job.status_blob == SasUri(STATUS_URI)
     assert len(settings.warnings) == 2
-
-
-@pytest.mark.parametrize(
-    ("ticks", "instant"),
-    [
-        ("638827848000000000", datetime.datetime(2025, 5, 14, 2, tzinfo=datetime.timezone.utc)),
-        (638827848000000000, datetime.datetime(2025, 5, 14, 2, tzinfo=datetime.timezone.utc)),
-        (" 638827848000000010 ", datetime.datetime(2025, 5, 14, 2, 0, 0, 1, tzinfo=datetime.timezone.utc)),
-        ("0", datetime.datetime(1, 1, 1, tzinfo=datetime.timezone.utc)),
-        (
-            "3155378975999999999",
-            datetime.datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=datetime.timezone.utc),
-        ),
-        ("3155378976000000000", None),
-        ("9" * 33, None),
-        (10**400, None),
-        ("-1", None),
-        (-1, None),
-        ("+1", None),
-        ("1_0", None),
-        ("٣", None),
-        ("", None),
-        (None, None),
-        (True, None),
-        ("6.36458E+17", None),
-        (6.36458e17, None),
-        (float("nan"), None),
-        ([1], None),
-    ],
-)
-def test_ticks_are_whole_numbers_since_the_year_1_or_none(ticks: Any, instant: Any) -> None:
-    assert instant_of_ticks(ticks) == instant
-
-
-@pytest.mark.parametrize("value", [True, 1, "true", "True", "yes", "1"])
-def test_is_true_takes_texts_that_say_so(value: Any) -> None:
-    assert is_true(value)
-
-
-@pytest.mark.parametrize("value", [False, 0, None, "", "false", " FALSE ", "0", "no", "None", "null"])
-def test_is_true_takes_false_as_text_for_false(value: Any) -> None:
-    assert not is_true(value)
-
-
-# The settings file.
-
-
-def write(directory: Path, content: str | bytes) -> Path:
-    path = directory / "7.settings"
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def wrapped(**handler_settings: Any) -> str:
-    return json.dumps({"runtimeSettings": [{"handlerSettings": handler_settings}]})
-
-
-def test_envelope_holds_what_the_agent_wrote(tmp_path: Path) -> None:
-    envelope = read_envelope(
-        write(
-            tmp_path,
-            wrapped(publicSettings={"a": 1}, protectedSettings="MIIB", protectedSettingsCertThumbprint="AB"),
-        )
-    )
-    assert envelope == Envelope({"a": 1}, Secret("MIIB"), "AB")
-
-
-@pytest.mark.parametrize("value", [None, ""])
-def test_null_and_empty_settings_are_none(tmp_path: Path, value: Any) -> None:
-    content = wrapped(publicSettings=None, protectedSettings=value, protectedSettingsCertThumbprint=value)
-    assert read_envelope(write(tmp_path, content)) == Envelope()
-    assert read_envelope(write(tmp_path, wrapped())) == Envelope()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"[]",
-        b"null",
-        b"{}",
-        b"\xff\xfe",
-        b'{"runtimeSettings":',
-        b'{"runtimeSettings": []}',
-        b'{"runtimeSettings": {}}',
-        b'{"runtimeSettings": [1]}',
-        b'{"runtimeSettings": [{}]}',
-        b'{"runtimeSettings": [{"handlerSettings": null}]}',
-        b'{"runtimeSettings": [{"handlerSettings": {"publicSettings": "text"}}]}',
-        b'{"runtimeSettings": [{"handlerSettings": {"protectedSettings": {"a": 1}}}]}',
-        b"[" * 100_000,
-        b'{"runtimeSettings": ' + b"[" * 100_000,
-        b'{"runtimeSettings": ' + b"9" * 10_000 + b"}",
-    ],
-)
-def test_content_that_makes_no_sense_is_an_empty_envelope_with_a_problem(
-    tmp_path: Path, content: bytes
-) -> None:
-    envelope = read_envelope(write(tmp_path, content))
-    assert (envelope.public, envelope.protected_text, envelope.thumbprint) == ({}, None, None)
-    assert envelope.problem
-    assert quick_job(envelope) == Job()
-    with pytest.raises(SettingsError) as caught:
-        parse(envelope, {})
-    assert caught.value.run_code == Code.CERTIFICATE_NOT_FOUND
-
-
-def test_file_that_is_missing_or_no_file_is_an_empty_envelope_with_a_problem(tmp_path: Path) -> None:
-    for path in (tmp_path / "7.settings", tmp_path):
-        envelope = read_envelope(path)
-        assert envelope.problem
-        assert envelope == Envelope(problem=envelope.problem)
-
-
-def test_only_the_first_element_counts(tmp_path: Path) -> None:
-    first, second = ({"handlerSettings": {"publicSettings": {"n": n}}} for n in (1, 2))
-    content = json.dumps({"runtimeSettings": [first, second]})
-    assert read_envelope(write(tmp_path, content)).public == {"n": 1}
-    broken = json.dumps({"runtimeSettings": [{}, second]})
-    assert read_envelope(write(tmp_path, broken)).public == {}
-
-
-def test_problem_with_a_part_is_a_warning_of_a_job_that_goes_on(tmp_path: Path) -> None:
-    envelope = read_envelope(write(tmp_path, wrapped(publicSettings=public(), protectedSettings=5)))
-    settings = parse(envelope, {})
-    assert settings.warnings == (envelope.problem,)
-
-
-def test_quick_job_is_the_job_of_the_public_settings() -> None:
-    envelope = Envelope(public(statusBlobUri=STATUS_URI))
-    assert quick_job(envelope) == Job("task_1", "638827848000000000", True, SasUri(STATUS_URI), None)
-
-
-def test_scrub_takes_the_protected_settings_out_and_keeps_everything_else(tmp_path: Path) -> None:
-    text = settings_file_text(public(customSettings="{}"), PROTECTED)
-    path = write(tmp_path, text)
-    assert scrub(path)
-    expected = json.loads(text)
-    del expected["runtimeSettings"][0]["handlerSettings"]["protectedSettings"]
-    assert json.loads(path.read_text()) == expected
-    assert "protectedSettingsCertThumbprint" in path.read_text()
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert [file.name for file in tmp_path.iterdir()] == ["7.settings"]
-
-
-def test_scrub_replaces_the_file_instead_of_writing_into_it(tmp_path: Path) -> None:
-    path = write(tmp_path, settings_file_text(public(), PROTECTED))
-    with path.open() as before:
-        assert scrub(path)
-        assert 'protectedSettings"' in before.read()
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "{", '{"runtimeSettings": [{"handlerSettings": {"protectedSettings": "MII', wrapped(a=1), "[]"],
-)
-def test_scrub_leaves_alone_what_it_does_not_understand(tmp_path: Path, content: str) -> None:
-    path = write(tmp_path, content)
-    before = path.stat()
-    assert scrub(path)
-    assert path.read_text() == content
-    assert path.stat().st_ino == before.st_ino
-    assert without_protected_settings(content) is None
-
-
-def test_scrub_of_a_missing_file_makes_none(tmp_path: Path) -> None:
-    assert scrub(tmp_path / "7.settings")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_scrub_says_that_it_could_not(tmp_path: Path) -> None:
-    # Works for root as well, who may write anywhere: a directory is no file.
-    assert not scrub(tmp_path)
-
-
-def test_scrub_cleans_every_element(tmp_path: Path) -> None:
-    element = {"handlerSettings": {"protectedSettings": "MIIB"}}
-    path = write(tmp_path, json.dumps({"runtimeSettings": [element, element]}))
-    assert scrub(path)
-    assert "MIIB" not in path.read_text()
 
 
 # Secrets.

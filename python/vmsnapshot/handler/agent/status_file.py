@@ -26,7 +26,7 @@ from vmsnapshot.handler.report.outcome import Outcome
 from vmsnapshot.handler.report.status import StatusDocuments, StatusReport, StorageDetails, render
 from vmsnapshot.handler.report.telemetry import Telemetry, machine_facts
 from vmsnapshot.handler.secret import described
-from vmsnapshot.handler.settings.parser import Job
+from vmsnapshot.handler.settings.wire import Job
 
 NOTHING_MEASURED = StorageDetails()
 

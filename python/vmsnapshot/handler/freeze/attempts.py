@@ -32,7 +32,7 @@ from vmsnapshot.handler.report.outcome import (
 from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.report.telemetry import Telemetry, duration_text
 from vmsnapshot.handler.secret import redacted
-from vmsnapshot.handler.settings.parser import Settings
+from vmsnapshot.handler.settings.wire import Settings
 from vmsnapshot.interruptions import Interruptions
 
 # What `prepare` says of servers and URIs where not one can be used; every other error is about the freeze.

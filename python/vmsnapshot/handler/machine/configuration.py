@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmsnapshot.handler.settings.parser import SnapshotMode
+from vmsnapshot.handler.settings.wire import SnapshotMode
 
 VMBACKUP_CONFIGURATION = Path("/etc/azure/vmbackup.conf")
 

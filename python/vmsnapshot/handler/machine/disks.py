@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmsnapshot.handler.settings.parser import OS_DISK_LUN
+from vmsnapshot.handler.settings.wire import OS_DISK_LUN
 from vmsnapshot.mounts import Mount, visible
 
 # A generation 1 VM has the OS disk and the temporary disk on two emulated IDE controllers.

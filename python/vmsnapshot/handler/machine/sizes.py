@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from vmsnapshot.handler.machine.disks import Disks
-from vmsnapshot.handler.settings.parser import OS_DISK_LUN, Pair, Settings
+from vmsnapshot.handler.settings.wire import OS_DISK_LUN, Pair, Settings
 from vmsnapshot.mounts import Mount, visible
 
 DEFAULT_LIMIT_SECONDS = 5.0

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmsnapshot.handler.report.snapshots import DirectDriveIdentifier, SnapshotItem
 from vmsnapshot.handler.secret import Secret, redacted
-from vmsnapshot.handler.settings.parser import Pair, Settings
+from vmsnapshot.handler.settings.wire import Pair, Settings
 
 if TYPE_CHECKING:
     import aiohttp

@@ -12,7 +12,7 @@ from vmsnapshot.handler.network.blob_writer import BlobWriter, WriteResult, may_
 from vmsnapshot.handler.network.proxies import Proxies
 from vmsnapshot.handler.report.telemetry import Telemetry
 from vmsnapshot.handler.secret import SasUri, described
-from vmsnapshot.handler.settings.parser import Job
+from vmsnapshot.handler.settings.wire import Job
 
 StatusText = Callable[[Optional[int]], str]
 """Gives the report's text, in so many bytes if need be."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.report.snapshots import SnapshotItem
-from vmsnapshot.handler.settings.parser import Settings
+from vmsnapshot.handler.settings.wire import Settings
 
 RATE_EXCEEDED_TEXT = "The rate of snapshot blob calls is exceeded"
 LIMIT_REACHED_TEXT = "The snapshot count against this blob has been exceeded"

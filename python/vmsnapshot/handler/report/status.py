@@ -14,7 +14,7 @@ from typing import Any
 
 from vmsnapshot.handler.report.outcome import Outcome
 from vmsnapshot.handler.report.snapshots import DirectDriveIdentifier, SnapshotItem
-from vmsnapshot.handler.settings.parser import Job
+from vmsnapshot.handler.settings.wire import Job
 
 # The agent cuts a larger file to pieces, which destroys the embedded report.
 FILE_LIMIT_CHARACTERS = 131072

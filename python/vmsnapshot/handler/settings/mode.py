@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.settings.parser import Settings, SettingsError, SnapshotMode
+from vmsnapshot.handler.settings.wire import Settings, SettingsError, SnapshotMode
 
 # The words are the reference's, which support staff know.
 _NO_LUNS = (
