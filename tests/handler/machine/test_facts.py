@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vmsnapshot.handler.report.telemetry import (
+from vmsnapshot.handler.machine.facts import (
     Telemetry,
     duration_text,
     guest_agent_version,
