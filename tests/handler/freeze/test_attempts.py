@@ -18,10 +18,10 @@ from vmsnapshot.handler.freeze import attempts
 from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
-from vmsnapshot.handler.machine.facts import Telemetry
 from vmsnapshot.handler.network.host import PreSnapshot
 from vmsnapshot.handler.network.proxies import Proxies
 from vmsnapshot.handler.report.outcome import Attempt, FreezeResult
+from vmsnapshot.handler.report.telemetry import Telemetry
 from vmsnapshot.handler.secret import SasUri, Secret
 from vmsnapshot.handler.settings.wire import Command, CustomSettings, IncludedDisks, Job, Pair, Settings
 from vmsnapshot.interruptions import Interruptions

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 
 from vmsnapshot.handler.machine.facts import (
-    Telemetry,
-    duration_text,
     guest_agent_version,
     machine_facts,
     os_version,
@@ -28,34 +26,6 @@ def process(proc: Path, pid: int, *command_line: str) -> Path:
     directory.mkdir(parents=True)
     (directory / "cmdline").write_bytes(b"".join(os.fsencode(word) + b"\0" for word in command_line))
     return directory
-
-
-def test_a_key_keeps_the_place_where_it_was_first_set_and_the_text_that_was_set_last() -> None:
-    telemetry = Telemetry()
-    telemetry.set("consistencyType", "none")
-    telemetry.set("snapshotCreator", "guestExtension")
-    telemetry.set("consistencyType", "crashConsistent")
-    pairs = telemetry.pairs()
-    assert [list(pair.items()) for pair in pairs] == [
-        [("Value", "crashConsistent"), ("Key", "consistencyType")],
-        [("Value", "guestExtension"), ("Key", "snapshotCreator")],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.0, "0:00:00.000000"),
-        (0.412907, "0:00:00.412907"),
-        (1.0, "0:00:01.000000"),
-        (59.9999999, "0:01:00.000000"),
-        (3723.5, "1:02:03.500000"),
-        (90000.0, "25:00:00.000000"),
-        (-5.0, "0:00:00.000000"),
-    ],
-)
-def test_a_duration_has_hours_and_six_digits_and_is_never_negative(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text
 
 
 def test_the_facts_are_those_of_every_report_in_its_order(tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ from vmsnapshot.handler.machine.configuration import (
     VmBackupConfiguration,
     workload_name,
 )
-from vmsnapshot.handler.machine.facts import Telemetry, machine_facts
+from vmsnapshot.handler.machine.facts import machine_facts
 from vmsnapshot.handler.report.outcome import Outcome
 from vmsnapshot.handler.report.status import StatusDocuments, StatusReport, StorageDetails, render
+from vmsnapshot.handler.report.telemetry import Telemetry
 from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings.wire import Job
 

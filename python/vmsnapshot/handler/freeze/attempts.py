@@ -18,7 +18,6 @@ from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
-from vmsnapshot.handler.machine.facts import Telemetry, duration_text
 from vmsnapshot.handler.network.guest import blob_items
 from vmsnapshot.handler.network.host import PreSnapshot, do_snapshot_call, read_do_snapshot_answer
 from vmsnapshot.handler.network.proxies import Proxies
@@ -31,6 +30,7 @@ from vmsnapshot.handler.report.outcome import (
     may_be_crash_consistent,
 )
 from vmsnapshot.handler.report.snapshots import SnapshotItem
+from vmsnapshot.handler.report.telemetry import Telemetry, duration_text
 from vmsnapshot.handler.secret import redacted
 from vmsnapshot.handler.settings.wire import Settings
 from vmsnapshot.interruptions import Interruptions

@@ -1,4 +1,4 @@
-"""What a report says of the machine and of the run: ``telemetryData``, a list of keys and texts.
+"""What every report says of the machine and of this extension.
 
 No program is started and the agent is not asked: everything is read from files, so that ``enable`` answers in
 milliseconds. All of it is information; nothing is known to depend on a key.
@@ -26,21 +26,6 @@ _AGENT_DIRECTORY = re.compile(r"WALinuxAgent-(\d+(?:\.\d+)*)")
 _AGENT_VARIABLE = "_AZURE_GUEST_AGENT_DAEMON_VERSION_"
 _VERSION = re.compile(r"\d+(?:\.\d+)*")
 _SHELL_ESCAPE = re.compile(r"\\([$\"'`\\])")
-
-
-class Telemetry:
-    """Keys and texts in the order in which the keys were first set; a key set again takes the new text."""
-
-    def __init__(self) -> None:
-        self._texts: dict[str, str] = {}
-
-    def set(self, key: str, text: str) -> None:
-        """Sets `key`."""
-        self._texts[key] = text
-
-    def pairs(self) -> list[dict[str, str]]:
-        """Returns ``telemetryData`` as it is reported."""
-        return [{"Value": text, "Key": key} for key, text in self._texts.items()]
 
 
 def machine_facts(
@@ -112,14 +97,6 @@ def running_workloads(proc: Path = Path("/proc"), *, limit_seconds: float = _SCA
     scan.start()
     scan.join(limit_seconds)
     return [workload for workload in _WORKLOADS if workload in found]
-
-
-def duration_text(seconds: float) -> str:
-    """Returns a duration as ``H:MM:SS.ffffff``, always with six digits; no days, and nothing below zero."""
-    whole_seconds, microseconds = divmod(max(round(seconds * 1_000_000), 0), 1_000_000)
-    minutes, whole_seconds = divmod(whole_seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{whole_seconds:02}.{microseconds:06}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -7,10 +7,10 @@ from collections.abc import Coroutine
 from typing import Any, Callable, Optional
 
 from vmsnapshot.handler.log import Log
-from vmsnapshot.handler.machine.facts import Telemetry
 from vmsnapshot.handler.network.background import Background
 from vmsnapshot.handler.network.blob_writer import BlobWriter, WriteResult, may_be_mended
 from vmsnapshot.handler.network.proxies import Proxies
+from vmsnapshot.handler.report.telemetry import Telemetry
 from vmsnapshot.handler.secret import SasUri, described
 from vmsnapshot.handler.settings.wire import Job
 
