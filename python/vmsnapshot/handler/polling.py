@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vmsnapshot import _native
 from vmsnapshot.errors import VmsnapshotError
-from vmsnapshot.handler.agent.status_file import open_environment
+from vmsnapshot.handler.context import open_environment
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
 from vmsnapshot.handler.freeze.lock import SafeFreezeLock

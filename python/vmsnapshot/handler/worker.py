@@ -20,8 +20,9 @@ from vmsnapshot.handler import service
 from vmsnapshot.handler.agent.environment import HandlerEnvironment, sequence_number
 from vmsnapshot.handler.agent.events import write_events
 from vmsnapshot.handler.agent.state import State
-from vmsnapshot.handler.agent.status_file import Reporter, open_environment
+from vmsnapshot.handler.agent.status_file import Reporter
 from vmsnapshot.handler.codes import Code
+from vmsnapshot.handler.context import open_environment
 from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import (

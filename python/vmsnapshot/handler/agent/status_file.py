@@ -10,13 +10,10 @@ from pathlib import Path
 
 from vmsnapshot.handler.agent.environment import (
     HandlerEnvironment,
-    HandlerEnvironmentError,
-    assumed_environment,
-    read_environment,
 )
 from vmsnapshot.handler.agent.state import State
 from vmsnapshot.handler.files import write_atomically
-from vmsnapshot.handler.log import EXTENSION_LOG, Log
+from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import (
     SUPPORTED_WORKLOADS,
     VmBackupConfiguration,
@@ -30,26 +27,6 @@ from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings.wire import Job
 
 NOTHING_MEASURED = StorageDetails()
-
-
-def open_environment(
-    base_directory: Path, configuration: VmBackupConfiguration, *, file_name: str = EXTENSION_LOG
-) -> tuple[HandlerEnvironment, Log]:
-    """Reads where this process's files are, and makes its log; what cannot be read is assumed, and logged."""
-    problem = None
-    try:
-        environment = read_environment(base_directory)
-    except HandlerEnvironmentError as error:
-        environment, problem = assumed_environment(base_directory), str(error)
-    log = Log(
-        environment.log_folder,
-        environment.base_directory.name,
-        file_name=file_name,
-        write_log=configuration.write_log,
-    )
-    if problem:
-        log.error(f"{problem}; the agent's usual folders are assumed")
-    return environment, log
 
 
 @dataclass(frozen=True)
