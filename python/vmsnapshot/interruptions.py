@@ -7,6 +7,9 @@ import threading
 from types import FrameType
 from typing import Any
 
+# The engine's last sentence: the window follows at once, and `hold` is for this moment.
+FREEZING = "freezing"
+
 
 class Interruptions:
     """While entered, takes the signals that ask for an end: obeys them until `hold`, and then notes them.

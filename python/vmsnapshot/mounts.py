@@ -1,7 +1,7 @@
 """What is mounted, from ``/proc/self/mountinfo`` and from nothing else.
 
 No mount point is opened or looked at here: a stat of a dead network mount can hang for ever. Which disks a
-mount lies on is told by `vmsnapshot.handler.disks`.
+mount lies on is told by `vmsnapshot.handler.machine.disks`.
 """
 
 from __future__ import annotations

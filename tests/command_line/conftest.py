@@ -11,7 +11,8 @@ from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems
 
 fake_native.make_importable()
 
-from vmsnapshot import cli, recovery  # noqa: E402  (needs an engine, real or not)
+from vmsnapshot import recovery  # noqa: E402  (needs an engine, real or not)
+from vmsnapshot.cli import commands as cli  # noqa: E402
 
 
 class Command:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fake_native import SIGNATURE, sas_uri
-from vmsnapshot.blob_list import LIST_LIMIT_BYTES, parse_blob_list, read_blob_list
+from vmsnapshot.cli.blob_list import LIST_LIMIT_BYTES, parse_blob_list, read_blob_list
 from vmsnapshot.errors import ArgumentsError
 
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmsnapshot.arguments import parse_arguments, parse_metadata
-from vmsnapshot.blob_list import parse_blob_list
+from vmsnapshot.cli.arguments import parse_arguments, parse_metadata
+from vmsnapshot.cli.blob_list import parse_blob_list
 from vmsnapshot.errors import ArgumentsError
 
 MARK = "nobody-may-see-this"

@@ -28,7 +28,9 @@ from tests.support.fake_native import (
     sas_uri,
 )
 from tests.support.filesystems import REPOSITORY
-from vmsnapshot import cli, progress, streams
+from vmsnapshot import interruptions
+from vmsnapshot.cli import commands as cli
+from vmsnapshot.cli import progress, streams
 from vmsnapshot.errors import PlanError, PrepareError, ThawError, VmsnapshotError
 
 
@@ -528,7 +530,7 @@ def test_no_progress_thread_runs_in_the_window(command: Command, native: FakeNat
     def run() -> None:
         # The engine reports these phases from inside `run`, the second just before the window.
         tellers[0]("writing out dirty data")
-        tellers[0](progress.FREEZING)
+        tellers[0](interruptions.FREEZING)
         running.append(threading.active_count())
 
     native.on_run = run
@@ -551,13 +553,13 @@ def test_freezing_is_printed_at_once_when_an_earlier_phase_was_printed(
     shown = progress.Progress()
     shown("writing out dirty data")
     assert said.wait(10), "nothing was said within 10 s"
-    shown(progress.FREEZING)
+    shown(interruptions.FREEZING)
     assert capsys.readouterr().err == "vmsnapshot: writing out dirty data\nvmsnapshot: freezing\n"
 
 
 def test_last_phase_has_the_name_that_the_engine_gives_it() -> None:
     session = (REPOSITORY / "rust/engine/src/session.rs").read_text()
-    assert f'pub const FREEZING: &str = "{progress.FREEZING}";' in session
+    assert f'pub const FREEZING: &str = "{interruptions.FREEZING}";' in session
 
 
 # status and thaw

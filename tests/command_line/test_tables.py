@@ -8,8 +8,8 @@ import os
 import pytest
 
 from tests.support.fake_native import FAILED_REPORT, Mode, Report, WatchdogOutcome
-from vmsnapshot import readable, streams, tables
-from vmsnapshot.tables import Cell, Column, Screen, Tone, render
+from vmsnapshot.cli import readable, streams, tables
+from vmsnapshot.cli.tables import Cell, Column, Screen, Tone, render
 
 COLUMNS = [Column("NAME", flexible=True), Column("SIZE", numeric=True), Column("STATE")]
 

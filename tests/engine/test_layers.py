@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.conftest import require
 from tests.support.filesystems import REPOSITORY
-from vmsnapshot import cli
+from vmsnapshot.cli import commands as cli
 
 
 def test_every_code_that_decides_an_exit_status_exists_in_the_engine() -> None:

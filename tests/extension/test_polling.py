@@ -38,7 +38,7 @@ CONSISTENT = {"snapshotId": SNAPSHOT_ID, "errMsg": ""}
 # Holds the lock that keeps backups apart until its standard input ends.
 HOLD_LOCK = """
 import sys
-from vmsnapshot.handler.lock import SafeFreezeLock
+from vmsnapshot.handler.freeze.lock import SafeFreezeLock
 with SafeFreezeLock():
     print("locked", flush=True)
     sys.stdin.read()

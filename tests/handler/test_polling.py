@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from tests.handler.fake_machine import FakeMachine, mounted
+from tests.handler.machine.fake_machine import FakeMachine, mounted
 from tests.support import processes
 from tests.support.host_service import Answer, HostService
 from vmsnapshot.errors import PlanError, PrepareError
-from vmsnapshot.handler.background import Background
-from vmsnapshot.handler.host import HOST_VARIABLE
-from vmsnapshot.handler.lock import LockHeldError
+from vmsnapshot.handler.freeze.lock import LockHeldError
 from vmsnapshot.handler.log import HOST_BASED_EXTENSION_LOG
+from vmsnapshot.handler.network.background import Background
+from vmsnapshot.handler.network.host import HOST_VARIABLE
 from vmsnapshot.handler.polling import (
     CHECK,
     Failure,

@@ -15,9 +15,9 @@ import pytest
 
 from tests.conftest import require
 from vmsnapshot.handler import service
-from vmsnapshot.handler.environment import HandlerEnvironment
+from vmsnapshot.handler.agent.environment import HandlerEnvironment
 from vmsnapshot.handler.log import Log
-from vmsnapshot.handler.processes import ProcessName, name_of
+from vmsnapshot.handler.machine.processes import ProcessName, name_of
 from vmsnapshot.handler.service import PID_FILE, Machine, unit_text
 
 NAME = "Microsoft.Azure.RecoveryServices.VMSnapshotLinux"
@@ -38,7 +38,9 @@ esac
 SERVICE = """\
 import pathlib, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-pathlib.Path("started").write_text(" ".join(sys.argv[1:]))
+# Renamed, because the test reads it as soon as it exists.
+pathlib.Path("started.new").write_text(" ".join(sys.argv[1:]))
+pathlib.Path("started.new").rename("started")
 while True:
     signal.pause()
 """

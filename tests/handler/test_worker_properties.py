@@ -17,17 +17,18 @@ from hypothesis import strategies as st
 
 from tests.handler.settings.test_settings_properties import ANYTHING, PROTECTED, PUBLIC, USABLE
 from tests.support.protected_settings import key_pair, settings_file_text
-from vmsnapshot.handler import host, worker
-from vmsnapshot.handler.background import Background
-from vmsnapshot.handler.configuration import VmBackupConfiguration
-from vmsnapshot.handler.environment import HandlerEnvironment
-from vmsnapshot.handler.host import PreSnapshot
+from vmsnapshot.handler import worker
+from vmsnapshot.handler.agent.environment import HandlerEnvironment
+from vmsnapshot.handler.agent.state import State
+from vmsnapshot.handler.agent.status_file import Reporter
 from vmsnapshot.handler.log import Log
-from vmsnapshot.handler.outcome import TRANSITIONING, Attempt, FreezeResult
-from vmsnapshot.handler.outcome import Path as Taker
-from vmsnapshot.handler.reporting import Reporter
-from vmsnapshot.handler.settings import Job
-from vmsnapshot.handler.state import State
+from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
+from vmsnapshot.handler.network import host
+from vmsnapshot.handler.network.background import Background
+from vmsnapshot.handler.network.host import PreSnapshot
+from vmsnapshot.handler.report.outcome import TRANSITIONING, Attempt, FreezeResult
+from vmsnapshot.handler.report.outcome import Path as Taker
+from vmsnapshot.handler.settings.wire import Job
 from vmsnapshot.interruptions import Interruptions
 
 NUMBER = 7

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from vmsnapshot.handler import commands
-from vmsnapshot.handler.environment import find_base_directory
+from vmsnapshot.handler.agent.environment import find_base_directory
 
 USAGE = 2
 # For a person on the VM, where the command line is not installed: what is frozen, and its thaw.

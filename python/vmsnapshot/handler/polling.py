@@ -18,15 +18,15 @@ from pathlib import Path
 
 from vmsnapshot import _native
 from vmsnapshot.errors import VmsnapshotError
-from vmsnapshot.handler.background import Background, Session
-from vmsnapshot.handler.configuration import VmBackupConfiguration, read_vmbackup_configuration
-from vmsnapshot.handler.disks import Disks
-from vmsnapshot.handler.freezing import Freezing
-from vmsnapshot.handler.host import exchange, host_address
-from vmsnapshot.handler.leftovers import thaw_leftovers
-from vmsnapshot.handler.lock import SafeFreezeLock
+from vmsnapshot.handler.context import open_environment
+from vmsnapshot.handler.freeze.freezing import Freezing
+from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
+from vmsnapshot.handler.freeze.lock import SafeFreezeLock
 from vmsnapshot.handler.log import HOST_BASED_EXTENSION_LOG, Log
-from vmsnapshot.handler.reporting import open_environment
+from vmsnapshot.handler.machine.configuration import VmBackupConfiguration, read_vmbackup_configuration
+from vmsnapshot.handler.machine.disks import Disks
+from vmsnapshot.handler.network.background import Background, Session
+from vmsnapshot.handler.network.host import exchange, host_address
 from vmsnapshot.handler.secret import described, redacted
 from vmsnapshot.interruptions import Interruptions
 from vmsnapshot.mounts import Mount, read_mounts

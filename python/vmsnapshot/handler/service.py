@@ -19,11 +19,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmsnapshot.handler.environment import HandlerEnvironment
+from vmsnapshot.handler.agent.environment import HandlerEnvironment
+from vmsnapshot.handler.agent.state import siblings
 from vmsnapshot.handler.files import read_text, write_atomically
 from vmsnapshot.handler.log import Log
-from vmsnapshot.handler.processes import ProcessName, name_of
-from vmsnapshot.handler.state import siblings
+from vmsnapshot.handler.machine.processes import ProcessName, name_of
 
 UNIT = "directsnapshot.service"
 PID_FILE = "directsnapshot.pid"

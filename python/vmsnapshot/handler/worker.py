@@ -16,23 +16,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vmsnapshot import _native
-from vmsnapshot.handler import guest, host, service
-from vmsnapshot.handler.attempts import Attempts, EndedEarlyError
-from vmsnapshot.handler.background import Background
+from vmsnapshot.handler import service
+from vmsnapshot.handler.agent.environment import HandlerEnvironment, sequence_number
+from vmsnapshot.handler.agent.events import write_events
+from vmsnapshot.handler.agent.state import State
+from vmsnapshot.handler.agent.status_file import Reporter
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.configuration import (
+from vmsnapshot.handler.context import open_environment
+from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
+from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.machine.configuration import (
     VmBackupConfiguration,
     ignored_applications,
     read_vmbackup_configuration,
     read_waagent_configuration,
 )
-from vmsnapshot.handler.disks import Disks
-from vmsnapshot.handler.environment import HandlerEnvironment, sequence_number
-from vmsnapshot.handler.events import write_events
-from vmsnapshot.handler.host import PreSnapshot
-from vmsnapshot.handler.log import Log
-from vmsnapshot.handler.mode import choose_mode
-from vmsnapshot.handler.outcome import (
+from vmsnapshot.handler.machine.disks import Disks
+from vmsnapshot.handler.machine.processes import name_of
+from vmsnapshot.handler.machine.sizes import compute
+from vmsnapshot.handler.network import guest, host
+from vmsnapshot.handler.network.background import Background
+from vmsnapshot.handler.network.host import PreSnapshot
+from vmsnapshot.handler.network.proxies import Proxies
+from vmsnapshot.handler.network.uploads import StatusText, Uploads
+from vmsnapshot.handler.report.outcome import (
     BROKEN,
     INSTALLED,
     KILLED,
@@ -46,27 +53,14 @@ from vmsnapshot.handler.outcome import (
     may_be_crash_consistent,
     outcome_of,
 )
-from vmsnapshot.handler.processes import name_of
-from vmsnapshot.handler.protected import OPENSSL, ProtectedSettingsError, decrypt
-from vmsnapshot.handler.proxies import Proxies
-from vmsnapshot.handler.reporting import Reporter, open_environment
+from vmsnapshot.handler.report.status import StatusDocuments, StorageDetails
 from vmsnapshot.handler.secret import described
-from vmsnapshot.handler.settings import (
-    Command,
-    Envelope,
-    Job,
-    Settings,
-    SettingsError,
-    SnapshotMode,
-    parse,
-    quick_job,
-    read_envelope,
-    scrub,
-)
-from vmsnapshot.handler.sizes import compute
-from vmsnapshot.handler.state import State
-from vmsnapshot.handler.status import StatusDocuments, StorageDetails
-from vmsnapshot.handler.uploads import StatusText, Uploads
+from vmsnapshot.handler.settings.envelope import Envelope, read_envelope, scrub
+from vmsnapshot.handler.settings.job import quick_job
+from vmsnapshot.handler.settings.mode import choose_mode
+from vmsnapshot.handler.settings.parser import parse
+from vmsnapshot.handler.settings.protected import OPENSSL, ProtectedSettingsError, decrypt
+from vmsnapshot.handler.settings.wire import Command, Job, Settings, SettingsError, SnapshotMode
 from vmsnapshot.interruptions import Interruptions
 from vmsnapshot.mounts import partition_count, read_mounts
 

@@ -16,21 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.mode import choose_mode
 from vmsnapshot.handler.secret import SasUri
-from vmsnapshot.handler.settings import (
+from vmsnapshot.handler.settings.envelope import Envelope, read_envelope, scrub, without_protected_settings
+from vmsnapshot.handler.settings.job import quick_job
+from vmsnapshot.handler.settings.mode import choose_mode
+from vmsnapshot.handler.settings.parser import parse
+from vmsnapshot.handler.settings.wire import (
     OS_DISK_LUN,
-    Envelope,
     Job,
     Settings,
     SettingsError,
     SnapshotMode,
     instant_of_ticks,
-    parse,
-    quick_job,
-    read_envelope,
-    scrub,
-    without_protected_settings,
 )
 
 MARK = "nobody-may-see-this"

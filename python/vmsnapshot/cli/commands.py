@@ -1,0 +1,307 @@
+"""The command ``vmsnapshot``: arguments in, one engine call each, words or JSON out, an exit status.
+
+Decides nothing about filesystems or blobs; what it owns is the exit status and that a run's result gets out
+whatever happens to standard output, to the report's disk or by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Callable, NamedTuple
+
+from vmsnapshot import _native, recovery
+from vmsnapshot.cli.arguments import parse_arguments, parse_metadata, wants_json
+from vmsnapshot.cli.blob_list import read_blob_list
+from vmsnapshot.cli.progress import Progress
+from vmsnapshot.cli.readable import plan_text, report_text, status_text, thaw_text
+from vmsnapshot.cli.report_file import ReportFile
+from vmsnapshot.cli.streams import open_missing_streams, printable, say, say_hint, write_out
+from vmsnapshot.cli.tables import Screen
+from vmsnapshot.errors import ArgumentsError, PlanError, PrepareError, ThawError, VmsnapshotError
+from vmsnapshot.interruptions import FREEZING, Interruptions
+from vmsnapshot.proxy import proxy_from_environment
+
+DONE = 0
+FAILED = 1
+BAD_ARGUMENTS = 2
+NOT_THAWED = 3
+INTERRUPTED = 130
+
+# Errors of `plan` and `prepare` that no other argument would mend: the system, the network or another run.
+# Every other code of theirs is about what was asked for, and is exit status 2.
+NOT_THE_ARGUMENTS_CODES = frozenset(
+    {
+        "unreadable",
+        "malformed-mountinfo",
+        "mount-changed",
+        "mount-vanished",
+        "open-failed",
+        "no-trust-roots",
+        "tls-configuration",
+        "resolve-failed",
+        "connect-failed",
+        "connect-timeout",
+        "tls-failed",
+        "proxy-failed",
+        "state-unusable",
+        "no-watchdog",
+        "no-resources",
+        "another-run",
+    }
+)
+# An earlier run left something frozen, so this one may not say that everything is thawed.
+LEFT_FROZEN_CODE = "left-frozen"
+
+
+class _RunLost(VmsnapshotError):
+    """A run ended in a way that is not known to it: something may be frozen."""
+
+
+class _Finished(NamedTuple):
+    """A run that has come to its report."""
+
+    report: _native.Report
+    document: str
+    status: int
+    interruptions: list[str]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line `arguments` (those of the process when none) and returns the exit status."""
+    open_missing_streams()
+    try:
+        parsed = parse_arguments(arguments, _native.version())
+    except SystemExit as end:
+        # --help and --version.
+        return end.code if isinstance(end.code, int) else DONE
+    except ArgumentsError as error:
+        return _fail(error, BAD_ARGUMENTS, as_json=wants_json(arguments))
+    command: Callable[[argparse.Namespace], int] = {
+        "plan": _plan,
+        "snapshot": _snapshot,
+        "status": _status,
+        "thaw": _thaw,
+    }[parsed.command]
+    try:
+        return command(parsed)
+    except VmsnapshotError as error:
+        return _fail(error, _exit_status(error), as_json=parsed.json)
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    plan = _native.plan(include=parsed.include, exclude=parsed.exclude)
+    _warn_of_unmatched(plan)
+    if parsed.json:
+        return _print(_pretty(plan.to_json()), DONE)
+    return _print(plan_text(plan, Screen.of_standard_output(), every=parsed.all), DONE)
+
+
+def _snapshot(parsed: argparse.Namespace) -> int:
+    report_file = ReportFile(parsed.report) if parsed.report is not None else None
+    finished: _Finished | None = None
+    try:
+        interruptions = Interruptions()
+        session = _prepare(parsed, interruptions)
+        with interruptions, session:
+            report = _run(session)
+            # Before the hold ends, so that no Ctrl-C comes between the run and its report.
+            document = _pretty(report.to_json())
+            status = _exit_status_of(report)
+            if report_file is not None:
+                status = _keep(report_file, document, report, status)
+            finished = _Finished(report, document, status, interruptions.noted)
+    except VmsnapshotError as error:
+        if report_file is not None:
+            _keep_error(report_file, error)
+        raise
+    except KeyboardInterrupt:
+        # One that comes as the hold ends must not take the report away.
+        pass
+    if finished is None:
+        return _interrupted(report_file, as_json=parsed.json)
+    return _print_finished(finished, as_json=parsed.json)
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    status = recovery.status()
+    text = _dump(status) if parsed.json else status_text(status, Screen.of_standard_output())
+    return _print(text, NOT_THAWED if status["frozen"] else DONE)
+
+
+def _thaw(parsed: argparse.Namespace) -> int:
+    try:
+        outcome = recovery.thaw()
+    except ThawError as error:
+        return _fail(error, _exit_status_after_failed_thaw(), as_json=parsed.json)
+    text = _dump(outcome) if parsed.json else thaw_text(outcome, Screen.of_standard_output())
+    if outcome["failed"]:
+        return _print(text, NOT_THAWED)
+    return _print(text, FAILED if outcome["left_alone"] else DONE)
+
+
+def _interrupted(report_file: ReportFile | None, *, as_json: bool) -> int:
+    interruption = VmsnapshotError("interrupted; nothing was frozen", code="interrupted")
+    if report_file is not None:
+        _keep_error(report_file, interruption)
+    return _fail(interruption, INTERRUPTED, as_json=as_json)
+
+
+def _print_finished(finished: _Finished, *, as_json: bool) -> int:
+    try:
+        if finished.interruptions:
+            name = finished.interruptions[0]
+            say(f"{name} came when the run had begun; the run ended by itself, and this is its report")
+        if as_json:
+            return _print(finished.document, finished.status)
+        return _print(report_text(finished.report, Screen.of_standard_output()), finished.status)
+    except KeyboardInterrupt:
+        # Somebody does not want to wait for whoever reads this. What the status says stays true.
+        return finished.status
+
+
+def _prepare(parsed: argparse.Namespace, interruptions: Interruptions) -> _native.Session:
+    metadata = parse_metadata(parsed.metadata)
+    if parsed.blobs_from is not None:
+        blobs = read_blob_list(parsed.blobs_from)
+    else:
+        blobs = parsed.blob
+        say("warning: SAS URIs on the command line can be seen by every user; prefer --blobs-from")
+    proxy = parsed.proxy
+    if proxy is not None and "@" in proxy:
+        say("warning: a proxy's password on the command line can be seen by every user; prefer https_proxy")
+    if proxy is None and not parsed.no_proxy:
+        proxy = proxy_from_environment(blobs)
+    plan = _native.plan(include=parsed.mount, exclude=parsed.exclude)
+    _warn_of_unmatched(plan)
+    progress = Progress()
+
+    def on_phase(sentence: str) -> None:
+        progress(sentence)
+        if sentence == FREEZING:
+            interruptions.hold()
+
+    try:
+        return _native.prepare(
+            plan,
+            blobs,
+            metadata=metadata,
+            thaw_timeout=parsed.thaw_timeout,
+            sync_timeout=parsed.sync_timeout or None,
+            connect_timeout=parsed.connect_timeout,
+            ca_file=parsed.ca_file,
+            proxy=proxy,
+            expedite_rcu=parsed.expedite_rcu,
+            progress=on_phase,
+        )
+    finally:
+        progress.close()
+
+
+def _run(session: _native.Session) -> _native.Report:
+    try:
+        return session.run()
+    except (VmsnapshotError, KeyboardInterrupt):
+        # Both come before the window only: in it, signals are noted.
+        raise
+    except BaseException as error:
+        # The engine promises a report once it froze anything. Should that be broken, the worst has to be
+        # assumed: exit status 1 would say that everything is thawed.
+        raise _RunLost(
+            f"the run ended without a report ({type(error).__name__}); something may still be frozen",
+            code="run-lost",
+            hint="run `vmsnapshot status`, and `vmsnapshot thaw` if it shows anything",
+        ) from error
+
+
+def _keep(report_file: ReportFile, document: str, report: _native.Report, status: int) -> int:
+    """Writes the report; returns the exit status that is true after that."""
+    stuck = [item.device for item in report.filesystems if item.outcome in ("not-thawed", "freeze-hung")]
+    if report_file.is_on(stuck):
+        say(f"error: the report was not written to `{report_file.path}`: its filesystem is still frozen")
+        return status
+    try:
+        report_file.write(document)
+    except OSError as error:
+        _say_unwritten(report_file, error)
+        return status or FAILED
+    return status
+
+
+def _keep_error(report_file: ReportFile, error: VmsnapshotError) -> None:
+    # The report's own filesystem may be frozen, and there is no way to ask.
+    if _may_be_frozen(error):
+        return
+    try:
+        report_file.write(_error_document(error))
+    except OSError as cause:
+        _say_unwritten(report_file, cause)
+
+
+def _say_unwritten(report_file: ReportFile, error: OSError) -> None:
+    cause = (error.strerror or "input/output error").lower()
+    say(f"error: the report could not be written to `{report_file.path}`: {cause}")
+
+
+def _exit_status_of(report: _native.Report) -> int:
+    if not report.all_thawed:
+        return NOT_THAWED
+    return DONE if report.consistent else FAILED
+
+
+def _exit_status(error: VmsnapshotError) -> int:
+    if _may_be_frozen(error):
+        return NOT_THAWED
+    is_about_arguments = isinstance(error, (ArgumentsError, PlanError, PrepareError))
+    if is_about_arguments and error.code not in NOT_THE_ARGUMENTS_CODES:
+        return BAD_ARGUMENTS
+    return FAILED
+
+
+def _may_be_frozen(error: VmsnapshotError) -> bool:
+    return isinstance(error, _RunLost) or error.code == LEFT_FROZEN_CODE
+
+
+def _exit_status_after_failed_thaw() -> int:
+    """Tells whether something is still frozen; where that cannot be known, it has to be assumed."""
+    try:
+        return NOT_THAWED if recovery.status()["frozen"] else FAILED
+    except VmsnapshotError:
+        return NOT_THAWED
+
+
+def _warn_of_unmatched(plan: _native.Plan) -> None:
+    for pattern in plan.unmatched_excludes:
+        say(f"warning: the exclude pattern `{pattern}` matches nothing")
+
+
+def _fail(error: VmsnapshotError, status: int, *, as_json: bool) -> int:
+    say(f"error: {error}")
+    if error.hint:
+        say_hint(error.hint)
+    return _print(_error_document(error), status) if as_json else status
+
+
+def _error_document(error: VmsnapshotError) -> str:
+    return _dump({"error": {"code": error.code, "message": printable(str(error)), "hint": error.hint}})
+
+
+def _print(text: str, status: int) -> int:
+    """Prints a result; a plain success that nobody got to see is a failure, everything else stays itself."""
+    cause = write_out(text)
+    if cause is None:
+        return status
+    say(f"error: could not write to standard output: {cause}")
+    return status or FAILED
+
+
+def _pretty(document: str) -> str:
+    return _dump(json.loads(document))
+
+
+def _dump(document: object) -> str:
+    return json.dumps(document, indent=2) + "\n"

@@ -1,0 +1,127 @@
+"""What a backup job and a restore point of the host's have in common: what to freeze, and when one may."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from vmsnapshot import _native
+from vmsnapshot.errors import PlanError, PrepareError
+from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
+from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
+from vmsnapshot.handler.machine.disks import Disks
+from vmsnapshot.interruptions import FREEZING, Interruptions
+from vmsnapshot.mounts import read_mounts
+
+# The contract's limit for a storage call (7.7); it bounds what happens before the freeze.
+CONNECT_TIMEOUT_SECONDS = 10.0
+# How long to wait for another run of the engine; as long as for the lock.
+ANOTHER_RUN_LIMIT_SECONDS = 35.0
+_RETRY_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Freezing:
+    """Plans and prepares runs as ``vmbackup.conf`` wants them; holds signals from the freeze on."""
+
+    configuration: VmBackupConfiguration
+    interruptions: Interruptions
+    log: Log
+
+    def plan(self, also_excluded: Iterable[str] = ()) -> _native.Plan:
+        """Plans all that can be frozen but the temporary disk, ``MountsToSkip`` and `also_excluded`.
+
+        Raises:
+            PlanError: the system's tables cannot be read.
+        """
+        disks = Disks()
+        temporary = {mount.device for mount in read_mounts() if disks.is_on_resource_disk(mount)}
+        plan = _native.plan(exclude=[*self._usable_patterns(), *sorted(temporary), *also_excluded])
+        names = ", ".join(f"`{filesystem.mount_point}`" for filesystem in plan.filesystems)
+        self.log.info(f"to freeze: {names or 'nothing'}")
+        return plan
+
+    def prepare(
+        self,
+        plan: _native.Plan,
+        *,
+        blobs: Sequence[str] = (),
+        metadata: dict[str, str] | None = None,
+        blob_metadata: Sequence[dict[str, str]] = (),
+        host_call: _native.HostCall | None = None,
+        proxy: str | None = None,
+    ) -> _native.Session:
+        """Prepares a run; waits for another one, and thaws what a killed one has left frozen.
+
+        Blocking: `ANOTHER_RUN_LIMIT_SECONDS`, and the connecting.
+
+        Raises:
+            PrepareError: it cannot be prepared; nothing is frozen.
+        """
+        until = time.monotonic() + ANOTHER_RUN_LIMIT_SECONDS
+        has_thawed = False
+        while True:
+            try:
+                return _native.prepare(
+                    plan,
+                    blobs,
+                    metadata=metadata,
+                    blob_metadata=blob_metadata,
+                    host_call=host_call,
+                    # One bad disk does not keep the others, and no clock of this VM's judges a SAS.
+                    unusable_blobs="report",
+                    thaw_timeout=self.configuration.thaw_timeout_seconds,
+                    connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                    proxy=proxy,
+                    progress=self._on_phase,
+                )
+            except PrepareError as error:
+                if error.code == "left-frozen" and not has_thawed:
+                    has_thawed = True
+                    thaw_leftovers(self.log)
+                elif error.code == "another-run" and time.monotonic() < until:
+                    # Somebody at the command line: whoever else freezes has the lock.
+                    time.sleep(_RETRY_SECONDS)
+                else:
+                    raise
+
+    def run(self, session: _native.Session) -> _native.Report:
+        """Runs a prepared session, and writes down what happened.
+
+        The log is suspended meanwhile. It stays so when not everything is thawed: the next write to a disk
+        may not return before somebody has thawed it, and there is something to be said first, elsewhere.
+        """
+        self.log.suspend(discard=self.configuration.discard_lines_while_frozen)
+        try:
+            report = session.run()
+        except BaseException:
+            # Before the freeze only: from then on the engine reports.
+            self.log.resume()
+            raise
+        for event in report.timeline:
+            self.log.info(f"{event.at_ms:+.3f} ms {event.event} {event.subject or ''}".rstrip())
+        self.log.info(f"run {report.run_id}: window {report.window_ms or 0.0:.3f} ms")
+        if report.freeze_doubt and report.freeze_doubt_code != "nothing-frozen":
+            self.log.error(f"the freeze is in doubt: {report.freeze_doubt}")
+        if report.all_thawed:
+            self.log.resume()
+        else:
+            self.log.error("not everything is thawed: run `bin/handler thaw` in the extension's directory")
+        return report
+
+    def _usable_patterns(self) -> list[str]:
+        usable = []
+        for pattern in self.configuration.mounts_to_skip:
+            try:
+                _native.plan(exclude=[pattern])
+            except PlanError as error:
+                self.log.warning(f"MountsToSkip: {error}; it is passed over")
+            else:
+                usable.append(pattern)
+        return usable
+
+    def _on_phase(self, sentence: str) -> None:
+        if sentence == FREEZING:
+            self.interruptions.hold()

@@ -1,0 +1,234 @@
+"""The two status documents: the blob report, and the status file that embeds it as text.
+
+Both are made together from the same data (contract, chapter 3). The service's reader is a .NET serializer:
+times are ``\\/Date(ms)\\/`` in the raw text, with each slash escaped. Keys are never left out.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vmsnapshot.handler.report.outcome import Outcome
+from vmsnapshot.handler.report.snapshots import DirectDriveIdentifier, SnapshotItem
+from vmsnapshot.handler.settings.wire import Job
+
+# The agent cuts a larger file to pieces, which destroys the embedded report.
+FILE_LIMIT_CHARACTERS = 131072
+# How far error messages are shortened, step by step, until the file is small enough.
+_MESSAGE_LIMITS_CHARACTERS = (4096, 1024, 256, 64, 0)
+_TEXT_LIMIT_CHARACTERS = 4096
+
+_DATE = re.compile(r'"/Date\((-?\d+)\)/"')
+
+# Telemetry that is repeated in the message, in this order (contract 3.3).
+_TELEMETRY_IN_MESSAGE = ("snapshotCreator", "hostStatusCodePreSnapshot", "hostStatusCodeDoSnapshot")
+
+
+@dataclass(frozen=True)
+class StorageDetails:
+    """How much there is to back up."""
+
+    partition_count: int = 0
+    total_used_bytes: int = 0
+    has_size_failed: bool = False
+
+
+@dataclass(frozen=True)
+class StatusReport:
+    """All that the two documents say."""
+
+    handler_name: str
+    schema_version: str
+    job: Job
+    outcome: Outcome
+    telemetry: tuple[tuple[str, str], ...]
+    """Keys and values, in order of first setting."""
+    written_at: datetime.datetime
+    """UTC."""
+    storage: StorageDetails = StorageDetails()
+    machine_id: str = ""
+    real_consistency_numbers: bool = False
+    """Whether `snapshotConsistency` says what it means; the service is used to 0 (contract 3.4)."""
+
+
+@dataclass(frozen=True)
+class StatusDocuments:
+    """The texts: `blob` for the status blob, `file` for ``<sequence number>.status``."""
+
+    blob: str
+    file: str
+
+
+def render(report: StatusReport, blob_limit_bytes: int | None = None) -> StatusDocuments:
+    """Makes both documents; the file is below the agent's limit whatever the services answered.
+
+    `blob_limit_bytes` is what the blob can hold, where that is known to be little. Where even the shortest
+    form is longer, the shortest is what is returned.
+    """
+
+    def fits(documents: StatusDocuments) -> bool:
+        # Both are ASCII.
+        has_room = blob_limit_bytes is None or len(documents.blob) <= blob_limit_bytes
+        return has_room and len(documents.file) < FILE_LIMIT_CHARACTERS
+
+    items = report.outcome.items
+    for limit in _MESSAGE_LIMITS_CHARACTERS:
+        shortened = None if items is None else tuple(_shortened(item, limit) for item in items)
+        documents = _render(_with_items(report, shortened))
+        if fits(documents):
+            return documents
+    # Only for settings and answers of absurd sizes: a report that says less is better than one that the
+    # agent cuts to pieces.
+    report = replace(
+        report,
+        job=replace(
+            report.job, task_id=_cut(report.job.task_id), start_ticks=_bounded_ticks(report.job.start_ticks)
+        ),
+        outcome=replace(report.outcome, message=_cut(report.outcome.message) or ""),
+        telemetry=tuple((key, value[:_TEXT_LIMIT_CHARACTERS]) for key, value in report.telemetry),
+    )
+    kept = [] if items is None else [_shortened(item, 0) for item in items]
+    while True:
+        documents = _render(_with_items(report, None if items is None else tuple(kept)))
+        if len(documents.file) < FILE_LIMIT_CHARACTERS or not kept:
+            return documents
+        del kept[len(kept) // 2 :]
+
+
+def _render(report: StatusReport) -> StatusDocuments:
+    state = "success" if report.outcome.is_success else "error"
+    common = _common(report)
+    blob = _dumps([_document(report, common, _blob_time(report.written_at), state, [], _blob_only(report))])
+    substatus = [{"code": "0", "name": blob, "status": "success", "formattedMessage": None}]
+    # On a V2 VM a failed run is shown as a success in the portal: the truth is in the embedded report.
+    shown = "success" if report.job.is_v2 and report.outcome.is_terminal else state
+    nothing = {"telemetryData": None, "snapshotInfo": None, "vmHealthInfo": None}
+    written_at = report.written_at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return StatusDocuments(blob, _dumps([_document(report, common, written_at, shown, substatus, nothing)]))
+
+
+def _document(
+    report: StatusReport,
+    common: dict[str, Any],
+    written_at: str,
+    state: str,
+    substatus: list[dict[str, Any]],
+    own: dict[str, Any],
+) -> dict[str, Any]:
+    return {
+        "version": report.schema_version,
+        "timestampUTC": written_at,
+        "status": {
+            "name": report.handler_name,
+            "operation": "Enable",
+            "status": state,
+            "substatus": substatus,
+            **common,
+            "telemetryData": own["telemetryData"],
+            "uniqueMachineId": report.machine_id,
+            "snapshotInfo": own["snapshotInfo"],
+            "vmHealthInfo": own["vmHealthInfo"],
+        },
+    }
+
+
+def _common(report: StatusReport) -> dict[str, Any]:
+    outcome, storage = report.outcome, report.storage
+    message = {
+        "messageStr": outcome.message + _message_tail(dict(report.telemetry)),
+        "snapshotConsistency": _consistency(report),
+        "jobMessage": "",
+        "isSizeComputationFailed": storage.has_size_failed,
+    }
+    return {
+        "code": str(int(outcome.run_code)),
+        "taskId": report.job.task_id,
+        "formattedMessage": {"lang": "en-US", "message": json.dumps(message)},
+        "storageDetails": {
+            "partitionCount": storage.partition_count,
+            "totalUsedSizeInBytes": storage.total_used_bytes,
+            "isStoragespacePresent": False,
+            "isSizeComputationFailed": storage.has_size_failed,
+        },
+        "commandStartTimeUTCTicks": report.job.start_ticks,
+    }
+
+
+def _blob_only(report: StatusReport) -> dict[str, Any]:
+    outcome = report.outcome
+    items = None if outcome.items is None else [_item(item) for item in outcome.items]
+    return {
+        "telemetryData": [{"Value": value, "Key": key} for key, value in report.telemetry],
+        "snapshotInfo": items,
+        "vmHealthInfo": {
+            "vmHealthState": outcome.ext_code.health_state,
+            "vmHealthStatusCode": int(outcome.ext_code),
+        },
+    }
+
+
+def _message_tail(telemetry: dict[str, str]) -> str:
+    tail = " statusBlobUploadError=true, " if "statusBlobUploadError" in telemetry else ""
+    return tail + "".join(f"{key}={telemetry[key]}, " for key in _TELEMETRY_IN_MESSAGE if key in telemetry)
+
+
+def _consistency(report: StatusReport) -> int:
+    if report.outcome.is_crash_consistent:
+        return 3
+    if not report.real_consistency_numbers or not report.outcome.is_success:
+        return 0
+    return {0: 2, 1: 1}.get(int(report.outcome.run_code), 0)
+
+
+def _item(item: SnapshotItem) -> dict[str, Any]:
+    return {
+        "isSuccessful": item.is_successful,
+        "snapshotUri": item.snapshot_uri,
+        "errorMessage": item.error_message,
+        "blobUri": item.blob_uri,
+        "directDriveSnapshotIdentifier": _direct_drive(item.direct_drive),
+    }
+
+
+def _direct_drive(identifier: DirectDriveIdentifier | None) -> dict[str, Any] | None:
+    if identifier is None:
+        return None
+    created = identifier.created_unix_ms
+    return {
+        "creationTime": None if created is None else {"DateTime": f"/Date({created})/", "OffsetMinutes": 0},
+        "id": identifier.id,
+        "token": identifier.token,
+        "instantAccessDurationMinutes": identifier.instant_access_duration_minutes,
+    }
+
+
+def _blob_time(instant: datetime.datetime) -> str:
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+    return f"/Date({(instant - epoch) // datetime.timedelta(milliseconds=1)})/"
+
+
+def _dumps(document: Any) -> str:
+    return _DATE.sub(r'"\\/Date(\1)\\/"', json.dumps(document))
+
+
+def _with_items(report: StatusReport, items: tuple[SnapshotItem, ...] | None) -> StatusReport:
+    return replace(report, outcome=replace(report.outcome, items=items))
+
+
+def _shortened(item: SnapshotItem, limit: int) -> SnapshotItem:
+    message = item.error_message
+    if message is None or len(message) <= limit:
+        return item
+    return replace(item, error_message=message[:limit])
+
+
+def _cut(text: str | None) -> str | None:
+    return None if text is None else text[:_TEXT_LIMIT_CHARACTERS]
+
+
+def _bounded_ticks(ticks: Any) -> Any:
+    return ticks if len(json.dumps(ticks)) <= _TEXT_LIMIT_CHARACTERS else None

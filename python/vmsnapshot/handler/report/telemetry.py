@@ -1,0 +1,26 @@
+"""What a report says besides the outcome: ``telemetryData``, a list of keys and texts."""
+
+from __future__ import annotations
+
+
+class Telemetry:
+    """Keys and texts in the order in which the keys were first set; a key set again takes the new text."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    def set(self, key: str, text: str) -> None:
+        """Sets `key`."""
+        self._texts[key] = text
+
+    def pairs(self) -> list[dict[str, str]]:
+        """Returns ``telemetryData`` as it is reported."""
+        return [{"Value": text, "Key": key} for key, text in self._texts.items()]
+
+
+def duration_text(seconds: float) -> str:
+    """Returns a duration as ``H:MM:SS.ffffff``, always with six digits; no days, and nothing below zero."""
+    whole_seconds, microseconds = divmod(max(round(seconds * 1_000_000), 0), 1_000_000)
+    minutes, whole_seconds = divmod(whole_seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{whole_seconds:02}.{microseconds:06}"

@@ -1,0 +1,34 @@
+"""What can be told of a job from its settings even when they cannot be used: whom to report it to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vmsnapshot.handler.secret import SasUri
+from vmsnapshot.handler.settings.envelope import Envelope
+from vmsnapshot.handler.settings.values import is_scalar, usable_text
+from vmsnapshot.handler.settings.wire import Job
+
+_V2 = "microsoft.compute/virtualmachines"
+
+
+def quick_job(envelope: Envelope) -> Job:
+    """Returns what can be told of the job from the public settings, without a decryption; it never fails."""
+    return job_of(envelope.public, {})
+
+
+def job_of(public: Mapping[str, Any], protected: Mapping[str, Any]) -> Job:
+    """Returns the same from both parts of the settings; where both name a blob, the public one counts."""
+    ticks = public.get("commandStartTimeUTCTicks")
+    return Job(
+        task_id=usable_text(public.get("taskId")),
+        start_ticks=ticks if is_scalar(ticks) else None,
+        is_v2=(usable_text(public.get("vmType")) or "").lower() == _V2,
+        status_blob=_blob(public.get("statusBlobUri")) or _blob(protected.get("statusBlobUri")),
+        logs_blob=_blob(public.get("logsBlobUri")) or _blob(protected.get("logsBlobUri")),
+    )
+
+
+def _blob(value: Any) -> SasUri | None:
+    return SasUri(usable_text(value) or "") or None

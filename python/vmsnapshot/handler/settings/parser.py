@@ -1,0 +1,275 @@
+"""Parses the settings of one backup job, once, into the types of ``wire``.
+
+Wire names stop here. Every rule is from chapter 1 of the extension's contract: defaults, what wins over
+what, and which bad value is which code. It neither decrypts (``protected``) nor chooses a mode (``mode``).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+
+from vmsnapshot.handler.codes import Code
+from vmsnapshot.handler.secret import SasUri, Secret
+from vmsnapshot.handler.settings.envelope import Envelope
+from vmsnapshot.handler.settings.job import job_of
+from vmsnapshot.handler.settings.values import is_integer, is_scalar, json_object, usable_text
+from vmsnapshot.handler.settings.wire import (
+    OS_DISK_LUN,
+    Command,
+    CustomSettings,
+    DynamicConfigs,
+    IncludedDisks,
+    Job,
+    Pair,
+    Settings,
+    SettingsError,
+    SnapshotMode,
+)
+
+
+def parse(envelope: Envelope, protected: Mapping[str, Any]) -> Settings:
+    """Parses the settings of a job; `protected` is empty when there are none or they could not be decrypted.
+
+    Raises:
+        SettingsError: the settings cannot be used, with the codes and the job for the final status.
+    """
+    public = envelope.public
+    parser = _Parser(job_of(public, protected))
+    if envelope.problem:
+        parser.warnings.append(envelope.problem)
+    if not public and not protected:
+        because = f": {envelope.problem}" if envelope.problem else ""
+        raise SettingsError(
+            f"unable to load certificate{because}",
+            run_code=Code.CERTIFICATE_NOT_FOUND,
+            ext_code=Code.CERTIFICATE_NOT_FOUND,
+            job=parser.job,
+        )
+    for owner, settings in (("public", public), ("protected", protected)):
+        parser.expect_texts(owner, settings)
+    request = parser.object_str("public", public.get("objectStr"))
+    if "backupMetadata" not in request:
+        raise parser.unusable("the public objectStr has no backupMetadata")
+    blobs = parser.blobs(protected.get("objectStr"))
+    command = parser.command(public.get("commandToExecute"))
+    disks = parser.included_disks(request.get("includedDisks"))
+    return Settings(
+        job=parser.job,
+        command=command,
+        backup_metadata=parser.backup_metadata(request["backupMetadata"], command),
+        snapshot_task_token=parser.snapshot_task_token(request, protected),
+        disks=disks,
+        dynamic_configs=parser.dynamic_configs(request.get("dynamicConfigsFromCRP"), disks),
+        blobs=blobs,
+        custom=parser.custom_settings(public.get("customSettings"), protected.get("customSettings")),
+        warnings=tuple(parser.warnings),
+    )
+
+
+# The reference's words for this code.
+_UNUSABLE = "required field empty or not correct"
+
+_TEXTS = {
+    "public": ("taskId", "vmType", "logsBlobUri", "statusBlobUri"),
+    "protected": ("logsBlobUri", "statusBlobUri"),
+}
+_MODES = tuple(mode.value for mode in SnapshotMode)
+_DYNAMIC_CONFIGS = {
+    "issnapshotttlenabled": "is_snapshot_ttl_enabled",
+    "usemccftofetchdsasforalldisks": "use_mccf_to_fetch_dsas_for_all_disks",
+    "usemccfforlad": "use_mccf_for_lad",
+    "enablevmsnapshotextensionpolling": "enable_polling",
+}
+
+
+class _Parser:
+    """Parses one job's settings; knows the job that an error has to name, and collects warnings."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.warnings: list[str] = []
+
+    def unusable(self, what: str) -> SettingsError:
+        """The error of input that cannot be used."""
+        return self._error(f"{_UNUSABLE}: {what}", Code.PARAMETERS)
+
+    def expect_texts(self, owner: str, settings: Mapping[str, Any]) -> None:
+        """Warns of what should be a text and is not; it was read as missing."""
+        for key in _TEXTS[owner]:
+            if settings.get(key) is not None and usable_text(settings.get(key)) is None:
+                self._ignored(f"{owner} {key}", "a text")
+
+    def object_str(self, owner: str, value: Any) -> dict[str, Any]:
+        """Decodes an ``objectStr``."""
+        if not isinstance(value, str) or not value:
+            raise self.unusable(f"the {owner} objectStr is missing or not a text")
+        # What follows raises outside the handlers: an error of a decoder holds all that it was given.
+        text = _ascii_of_base64(value)
+        if text is None:
+            raise self.unusable(f"the {owner} objectStr is not base64 of ASCII")
+        decoded = json_object(text.strip().strip("'"))
+        if decoded is None:
+            raise self.unusable(f"the {owner} objectStr is not a JSON object")
+        return decoded
+
+    def blobs(self, value: Any) -> tuple[SasUri, ...]:
+        """Reads the blob URIs out of the protected ``objectStr``."""
+        if value is None or value == "":
+            return ()
+        decoded = self.object_str("protected", value)
+        if "blobSASUri" not in decoded:
+            raise self.unusable("the protected objectStr has no blobSASUri")
+        uris = decoded["blobSASUri"]
+        if uris is None:
+            return ()
+        if not isinstance(uris, list):
+            raise self.unusable("blobSASUri is not a list")
+        blobs = tuple(SasUri(usable_text(uri) or "") for uri in uris)
+        for number, blob in enumerate(blobs, start=1):
+            if not blob:
+                # It keeps its place: a disk that is left out would not be missed in the result.
+                self.warnings.append(f"entry {number} of blobSASUri is empty or not a text")
+        return blobs
+
+    def command(self, value: Any) -> Command:
+        """Reads ``commandToExecute``: a word in it decides."""
+        if not isinstance(value, str):
+            raise self._failed("commandToExecute is missing or not a text")
+        for command in (Command.INSTALL, Command.SNAPSHOT):
+            if command.value in value.lower():
+                return command
+        raise self._error("command is not correct", Code.PARAMETERS)
+
+    def backup_metadata(self, value: Any, command: Command) -> tuple[Pair, ...]:
+        """Reads ``backupMetadata``, which only a snapshot needs."""
+        if value is None and command is Command.INSTALL:
+            return ()
+        if value is None:
+            raise self._error(_UNUSABLE, Code.PARAMETERS)
+        if not isinstance(value, list):
+            raise self.unusable("backupMetadata is not a list")
+        return self._pairs("backupMetadata", value)
+
+    def snapshot_task_token(self, request: Mapping[str, Any], protected: Mapping[str, Any]) -> Secret:
+        """Reads the token: the protected one counts only where the request lacks the key."""
+        owner = request if "snapshotTaskToken" in request else protected
+        value = owner.get("snapshotTaskToken")
+        if value is not None and usable_text(value) is None:
+            self._ignored("snapshotTaskToken", "a text")
+        return Secret(usable_text(value) or "")
+
+    def included_disks(self, value: Any) -> IncludedDisks:
+        """Reads ``includedDisks``."""
+        if value is None:
+            return IncludedDisks()
+        # To guess which disks are meant could leave some out, or snapshot excluded ones.
+        if not isinstance(value, dict):
+            raise self.unusable("includedDisks is not an object")
+        luns = value.get("dataDiskLunList")
+        if luns is None:
+            luns = []
+        if not isinstance(luns, list) or not all(map(is_integer, luns)):
+            raise self.unusable("dataDiskLunList is not a list of whole numbers")
+        minutes = value.get("instantAccessDurationMinutes")
+        return IncludedDisks(
+            luns=(*luns, OS_DISK_LUN) if self._flag(value, "isOSDiskIncluded") else tuple(luns),
+            any_disk_excluded=bool(self._flag(value, "isAnyDiskExcluded")),
+            any_write_accelerated_disk=bool(self._flag(value, "isAnyWADiskIncluded")),
+            vmgs_blob=bool(self._flag(value, "isVmgsBlobIncluded")),
+            any_direct_drive_disk=bool(self._flag(value, "isAnyDirectDriveDiskIncluded")),
+            vmmd_blob=bool(self._flag(value, "isVmmdBlobIncluded")),
+            azure_disk_encryption=bool(self._flag(value, "isVMADEEnabled")),
+            instant_access_duration_minutes=self._integer("instantAccessDurationMinutes", minutes),
+        )
+
+    def dynamic_configs(self, value: Any, disks: IncludedDisks) -> DynamicConfigs:
+        """Reads ``dynamicConfigsFromCRP``."""
+        if not isinstance(value, (list, type(None))):
+            self._ignored("dynamicConfigsFromCRP", "a list")
+            value = None
+        values: dict[str, Any] = {}
+        for key, setting in self._pairs("dynamicConfigsFromCRP", value or []):
+            name = _DYNAMIC_CONFIGS.get(key.lower())
+            if name is None:
+                self.warnings.append("dynamicConfigsFromCRP has a key that is not known")
+            else:
+                values[name] = setting
+        return DynamicConfigs(**values, is_vmmd_blob_included=disks.vmmd_blob)
+
+    def custom_settings(self, public: Any, protected: Any) -> CustomSettings:
+        """Reads ``customSettings``; each key for itself, whichever others there are."""
+        value = protected if public is None or public == "" else public
+        if value is None or value == "":
+            return CustomSettings()
+        custom = json_object(value) if isinstance(value, str) else None
+        if custom is None:
+            raise self._failed("customSettings is not a text that holds a JSON object")
+        mode = custom.get("takeSnapshotFrom")
+        if mode is not None and mode not in _MODES:
+            self._ignored("takeSnapshotFrom", "a known mode")
+        task_id = custom.get("backupTaskId")
+        if task_id is not None and usable_text(task_id) is None:
+            self._ignored("backupTaskId", "a text")
+        luns = custom.get("waDiskLunList")
+        if not isinstance(luns, (list, type(None))):
+            self._ignored("waDiskLunList", "a list")
+            luns = None
+        return CustomSettings(
+            take_snapshot_from=SnapshotMode(mode) if mode in _MODES else None,
+            is_managed_vm=bool(self._flag(custom, "isManagedVm")),
+            backup_task_id=usable_text(task_id),
+            write_accelerated_luns=tuple(filter(is_integer, luns or [])),
+            can_take_crash_consistent_snapshot=self._flag(custom, "canTakeCrashConsistentSnapshot"),
+            backup_retry_count=self._integer("backupRetryCount", custom.get("backupRetryCount")),
+            is_only_os_disk_backup_enabled=self._flag(custom, "isOnlyOSDiskBackupEnabled"),
+        )
+
+    def _pairs(self, owner: str, entries: list[Any]) -> tuple[Pair, ...]:
+        pairs = []
+        for number, entry in enumerate(entries, start=1):
+            if (
+                isinstance(entry, dict)
+                and usable_text(entry.get("Key"))
+                and "Value" in entry
+                and is_scalar(entry["Value"])
+            ):
+                pairs.append(Pair(entry["Key"], entry["Value"]))
+            else:
+                self.warnings.append(f"entry {number} of {owner} is malformed and left out")
+        return tuple(pairs)
+
+    def _flag(self, settings: Mapping[str, Any], key: str) -> bool | None:
+        # A flag counts only as JSON true: the reference takes the text "false" for true.
+        value = settings.get(key)
+        if isinstance(value, bool):
+            return value
+        if value is not None:
+            self._ignored(key, "true or false")
+        return None
+
+    def _integer(self, key: str, value: Any) -> int | None:
+        if value is not None and not is_integer(value):
+            self._ignored(key, "a whole number")
+            return None
+        number: int | None = value
+        return number
+
+    def _ignored(self, what: str, expected: str) -> None:
+        self.warnings.append(f"{what} is ignored: it is not {expected}")
+
+    def _failed(self, what: str) -> SettingsError:
+        return self._error(f"Enable failed. {what}", Code.ERROR)
+
+    def _error(self, message: str, code: Code) -> SettingsError:
+        return SettingsError(message, run_code=code, ext_code=code, job=self.job)
+
+
+def _ascii_of_base64(text: str) -> str | None:
+    try:
+        # Without `validate`, what is outside the alphabet is passed over.
+        return base64.b64decode(text.encode("ascii", "ignore")).decode("ascii")
+    except (binascii.Error, UnicodeDecodeError):
+        return None

@@ -1,0 +1,247 @@
+"""What the engine says of one attempt is to Azure Backup: its errors and doubts, each to its code.
+
+The engine is a double here: it is asked for what a real kernel does not do on request. The real one is behind
+the tests of ``tests/extension``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+from vmsnapshot.errors import PlanError, PrepareError
+from vmsnapshot.handler.codes import Code
+from vmsnapshot.handler.freeze import attempts
+from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
+from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
+from vmsnapshot.handler.network.host import PreSnapshot
+from vmsnapshot.handler.network.proxies import Proxies
+from vmsnapshot.handler.report.outcome import Attempt, FreezeResult
+from vmsnapshot.handler.report.telemetry import Telemetry
+from vmsnapshot.handler.secret import SasUri, Secret
+from vmsnapshot.handler.settings.wire import Command, CustomSettings, IncludedDisks, Job, Pair, Settings
+from vmsnapshot.interruptions import Interruptions
+
+URI = "https://account.blob.core.windows.net/c/b.vhd?sv=2018-03-28&sig=AAAA"
+SETTINGS = Settings(
+    job=Job(task_id="task"),
+    command=Command.SNAPSHOT,
+    backup_metadata=(Pair("Count", 7), Pair("IsLast", True), Pair("Nothing", None)),
+    snapshot_task_token=Secret(""),
+    disks=IncludedDisks(luns=(-1,)),
+    blobs=(SasUri(URI),),
+)
+CRASH_CONSISTENT = replace(
+    SETTINGS,
+    custom=CustomSettings(is_managed_vm=True, can_take_crash_consistent_snapshot=True, backup_retry_count=1),
+)
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A blob's outcome."""
+
+    uri: str = URI.partition("?")[0]
+    outcome: str = "created"
+    snapshot_uri: str | None = "https://h/b?snapshot=t"
+    http_status: int | None = 201
+    message: str | None = None
+    body: str | None = None
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """An engine's report."""
+
+    freeze_doubt_code: str | None = None
+    blobs: tuple[Blob, ...] = (Blob(),)
+    host_call: Any = None
+    filesystems: tuple[Any, ...] = ()
+    timeline: tuple[Any, ...] = ()
+    window_ms: float | None = 1.5
+
+
+UNSENT = replace(Blob(), outcome="refused", snapshot_uri=None, http_status=None, attempts=0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan without filesystems, so that no lock is taken."""
+
+    filesystems: tuple[Any, ...] = ()
+
+    def without_filesystems(self) -> Plan:
+        return self
+
+
+@dataclass
+class Session:
+    """A prepared run."""
+
+    report: Report
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, place: TracebackType | None
+    ) -> None:
+        pass
+
+
+@dataclass
+class Engine:
+    """Stands for `Freezing`: gives the next answer each time that a run is prepared."""
+
+    answers: list[Report | Exception]
+    prepared: list[dict[str, Any]] = field(default_factory=list)
+
+    def __call__(self, *_: object) -> Engine:
+        return self
+
+    def plan(self, **_: object) -> Plan:
+        return Plan()
+
+    def prepare(self, _plan: object, **calls: Any) -> Session:
+        self.prepared.append(calls)
+        answer = self.answers[len(self.prepared) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return Session(answer)
+
+    def run(self, session: Session) -> Report:
+        return session.report
+
+
+def error(code: str) -> PrepareError:
+    return PrepareError("could not do it", code=code)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes one attempt by the guest with an engine that gives these answers."""
+
+    def make(*answers: Report | Exception, settings: Settings = SETTINGS) -> tuple[Attempt, Engine]:
+        engine = Engine(list(answers))
+        monkeypatch.setattr(attempts, "Freezing", engine)
+        monkeypatch.setattr(attempts, "_native", engine)
+        made = Attempts(
+            settings,
+            VmBackupConfiguration(),
+            Proxies({}),
+            "127.0.0.1",
+            Telemetry(),
+            Interruptions(),
+            Log(None, "test"),
+            lambda: None,
+        )
+        return made.by_guest(()), engine
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("code", "sent", "unsent"),
+    [
+        (None, FreezeResult.HELD, FreezeResult.HELD),
+        ("nothing-frozen", FreezeResult.NOT_WANTED, FreezeResult.NOT_WANTED),
+        ("freeze-failed", FreezeResult.FAILED, FreezeResult.FAILED),
+        ("frozen-by-another", FreezeResult.FAILED, FreezeResult.FAILED),
+        ("freeze-late", FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
+        ("freeze-hung", FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
+        ("thawed-by-watchdog", FreezeResult.BROKEN, FreezeResult.TIMED_OUT),
+        ("watchdog-fired", FreezeResult.BROKEN, FreezeResult.TIMED_OUT),
+        ("thawed-by-another", FreezeResult.BROKEN, FreezeResult.FAILED),
+        ("not-thawed", FreezeResult.BROKEN, FreezeResult.FAILED),
+        ("watchdog-lost", FreezeResult.BROKEN, FreezeResult.FAILED),
+        ("window-broke-off", FreezeResult.BROKEN, FreezeResult.FAILED),
+    ],
+)
+def test_doubt_about_the_freeze_is_one_of_freeze_or_thaw(
+    run: Any, code: str | None, sent: FreezeResult, unsent: FreezeResult
+) -> None:
+    assert run(Report(code))[0].freeze is sent
+    assert run(Report(code, blobs=(UNSENT,)))[0].freeze is unsent
+
+
+@pytest.mark.parametrize(
+    ("code", "result"),
+    [
+        ("open-failed", FreezeResult.UNABLE_TO_OPEN),
+        ("mount-changed", FreezeResult.UNABLE_TO_OPEN),
+        ("mount-vanished", FreezeResult.UNABLE_TO_OPEN),
+        ("another-run", FreezeResult.FAILED),
+        ("left-frozen", FreezeResult.FAILED),
+        ("no-resources", FreezeResult.FAILED),
+        ("state-unusable", FreezeResult.FAILED),
+    ],
+)
+def test_run_that_cannot_be_prepared_is_a_failed_freeze(run: Any, code: str, result: FreezeResult) -> None:
+    attempt, _ = run(error(code))
+    assert (attempt.freeze, attempt.items) == (result, ())
+
+
+def test_plan_that_cannot_be_made_is_a_failed_freeze(run: Any) -> None:
+    attempt, _ = run(PlanError("could not read", code="unreadable"))
+    assert attempt.freeze is FreezeResult.FAILED
+
+
+@pytest.mark.parametrize(
+    "code", ["connect-failed", "tls-failed", "resolve-failed", "bad-uri", "proxy-failed"]
+)
+def test_blobs_of_which_none_can_be_used_are_failed_disks_without_a_freeze(run: Any, code: str) -> None:
+    attempt, _ = run(error(code))
+    assert attempt.freeze is FreezeResult.NOT_TRIED
+    [item] = attempt.items
+    assert (item.is_successful, item.error_message, item.blob_uri) == (False, None, URI.partition("?")[0])
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [("no-watchdog", Code.ENGINE_NOT_FOUND), ("bad-metadata", Code.PARAMETERS)]
+)
+def test_some_errors_end_the_job_with_a_code_of_their_own(run: Any, code: str, expected: Code) -> None:
+    with pytest.raises(EndedEarlyError) as raised:
+        run(error(code))
+    assert raised.value.outcome.run_code is expected
+
+
+def test_failed_freeze_is_followed_by_calls_without_one_where_the_job_allows_it(run: Any) -> None:
+    attempt, engine = run(Report("freeze-failed", blobs=(UNSENT,)), Report(), settings=CRASH_CONSISTENT)
+    assert attempt.freeze is FreezeResult.FAILED
+    assert [item.succeeded for item in attempt.items] == [True]
+    assert len(engine.prepared) == 2
+
+
+def test_second_run_that_cannot_be_prepared_leaves_the_first_ones_code(run: Any) -> None:
+    attempt, _ = run(error("open-failed"), error("another-run"), settings=CRASH_CONSISTENT)
+    assert (attempt.freeze, attempt.items) == (FreezeResult.UNABLE_TO_OPEN, ())
+
+
+def test_metadata_is_sent_as_text(run: Any) -> None:
+    _, engine = run(Report())
+    assert engine.prepared[0]["metadata"] == {"Count": "7", "IsLast": "true", "Nothing": ""}
+    assert engine.prepared[0]["blobs"] == (URI,)
+
+
+def test_host_that_cannot_be_reached_is_555(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine([error("connect-failed")])
+    telemetry = Telemetry()
+    monkeypatch.setattr(attempts, "Freezing", engine)
+    made = Attempts(
+        SETTINGS,
+        VmBackupConfiguration(),
+        Proxies({}),
+        "127.0.0.1",
+        telemetry,
+        Interruptions(),
+        Log(None, "test"),
+        lambda: None,
+    )
+    attempt = made.by_host(PreSnapshot(200))
+    assert (attempt.freeze, attempt.host_number) == (FreezeResult.NOT_TRIED, 555)
+    assert {"Value": "555", "Key": "hostStatusCodeDoSnapshot"} in telemetry.pairs()
