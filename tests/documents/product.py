@@ -1,0 +1,81 @@
+"""What the documents are compared with, in one place: when a module of the product moves, this file follows.
+
+No root, no network, and no compiled engine are needed: where it is not built, its stand-in is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from tests.documents.stub import Stub
+from tests.support.filesystems import REPOSITORY
+from tests.unit import fake_native
+
+fake_native.make_importable()
+
+import vmsnapshot  # noqa: E402  (needs an engine, real or not)
+from vmsnapshot import arguments, cli  # noqa: E402
+from vmsnapshot.errors import ArgumentsError  # noqa: E402
+from vmsnapshot.handler.configuration import VmBackupConfiguration, read_vmbackup_configuration  # noqa: E402
+
+__all__ = [
+    "ENGINE",
+    "ERRORS",
+    "ArgumentsError",
+    "VmBackupConfiguration",
+    "command_parsers",
+    "exceptions",
+    "exported_names",
+    "handler_verbs",
+    "main",
+    "make_targets",
+    "parse",
+    "read_vmbackup_configuration",
+]
+
+ENGINE = Stub(REPOSITORY / "python/vmsnapshot/_native.pyi")
+ERRORS = Stub(REPOSITORY / "python/vmsnapshot/errors.py")
+
+main = cli.main
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Parses a command line; what is wrong with it is raised."""
+    return arguments.parse_arguments(words, "0")
+
+
+def command_parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each command, and that of ``vmsnapshot`` itself as ``""``."""
+    parser = arguments._parser("0")
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return {"": parser, **commands.choices}
+
+
+def exported_names() -> list[str]:
+    """What ``import vmsnapshot`` gives."""
+    return list(vmsnapshot.__all__)
+
+
+def exceptions() -> list[str]:
+    """The exceptions among what ``import vmsnapshot`` gives."""
+    exported = {name: getattr(vmsnapshot, name) for name in exported_names()}
+    return sorted(
+        name for name, value in exported.items() if isinstance(value, type) and issubclass(value, Exception)
+    )
+
+
+def handler_verbs() -> set[str]:
+    """What ``bin/handler`` can be told, by its own usage."""
+    usage = re.search(r'"usage: bin/handler ([a-z|]+)"', _text("handler/bin/handler"))
+    assert usage is not None
+    return set(usage[1].split("|"))
+
+
+def make_targets() -> set[str]:
+    """The targets of the Makefile that people run."""
+    return set(re.findall(r"^([a-z-]+):", _text("Makefile"), re.MULTILINE))
+
+
+def _text(path: str) -> str:
+    return (REPOSITORY / path).read_text()
