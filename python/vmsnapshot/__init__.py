@@ -20,7 +20,8 @@ the mounts, connect to every blob, start the watchdog, write dirty data back) an
 wrong; nothing is frozen yet. ``Session.run`` freezes, snapshots and thaws; once something was frozen it never
 raises but *reports*, because several things can fail at once and one of them may be "did not thaw".
 
-``status`` and ``thaw`` are for the day on which a run was killed: what is still frozen, and its thaw.
+``status`` and ``thaw`` are for the day on which a run was killed: what is still frozen, and its thaw. ``machine``
+returns what is mounted and on which block devices, for programs that have rules of their own.
 """
 
 from __future__ import annotations
@@ -28,46 +29,75 @@ from __future__ import annotations
 from vmsnapshot import _native
 from vmsnapshot._native import (
     BlobOutcome,
+    BlockDevice,
     FilesystemOutcome,
+    FrozenFilesystem,
     HostCall,
     HostCallOutcome,
+    Machine,
     Mode,
+    Mount,
     Plan,
     PlannedFilesystem,
+    RcuStatus,
     Report,
+    RunFilesystem,
+    RunStatus,
     Session,
     SkippedFilesystem,
+    Status,
+    ThawFailed,
+    ThawLeftAlone,
+    ThawResult,
+    Thawed,
     TimelineEvent,
+    UnreadableLedger,
     WatchdogOutcome,
+    leave_control_group,
+    machine,
     plan,
     prepare,
+    status,
+    thaw,
 )
 from vmsnapshot.errors import ArgumentsError, PlanError, PrepareError, ThawError, VmsnapshotError
-from vmsnapshot.recovery import RunStatus, ThawOutcome, status, thaw
 
 __version__ = _native.version()
 
 __all__ = [
     "ArgumentsError",
     "BlobOutcome",
+    "BlockDevice",
     "FilesystemOutcome",
+    "FrozenFilesystem",
     "HostCall",
     "HostCallOutcome",
+    "Machine",
     "Mode",
+    "Mount",
     "Plan",
     "PlanError",
     "PlannedFilesystem",
     "PrepareError",
+    "RcuStatus",
     "Report",
+    "RunFilesystem",
     "RunStatus",
     "Session",
     "SkippedFilesystem",
+    "Status",
     "ThawError",
-    "ThawOutcome",
+    "ThawFailed",
+    "ThawLeftAlone",
+    "ThawResult",
+    "Thawed",
     "TimelineEvent",
+    "UnreadableLedger",
     "VmsnapshotError",
     "WatchdogOutcome",
     "__version__",
+    "leave_control_group",
+    "machine",
     "plan",
     "prepare",
     "status",

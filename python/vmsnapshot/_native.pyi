@@ -9,6 +9,87 @@ Every class is frozen. Errors are the classes of ``vmsnapshot.errors``.
 from collections.abc import Callable, Sequence
 from typing import Literal, final
 
+from typing_extensions import TypeAlias
+
+# The names of every value that a program may have to decide by. `names()` returns the same lists from the
+# compiled module, and a test compares the two.
+
+ErrorKind: TypeAlias = Literal[
+    "arguments",  # another argument, SAS or privilege is needed
+    "system",  # something of this machine is in the way
+    "network",  # the network, or a server on it
+    "another-run",
+    "left-frozen",  # an earlier run left something frozen
+    "interrupted",
+]
+ErrorSubject: TypeAlias = Literal[
+    "callee",  # a blob or the host: it cannot be named, asked or reached
+    "metadata",
+    "filesystem",  # a planned one cannot be opened, or is not the planned one any more
+    "watchdog",
+    "run",  # the run as a whole
+]
+Phase: TypeAlias = Literal["open-filesystems", "connect", "start-watchdog", "sync", "freeze"]
+FilesystemResult: TypeAlias = Literal[
+    "thawed",
+    "thawed-by-watchdog",
+    "thawed-by-another",
+    "frozen-by-another",
+    "not-freezable",
+    "freeze-failed",
+    "not-frozen",
+    "freeze-hung",
+    "not-thawed",
+]
+ThawedBy: TypeAlias = Literal["run", "watchdog", "another"]
+BlobResult: TypeAlias = Literal["created", "refused", "unknown"]
+HostCallResult: TypeAlias = Literal["answered", "not-sent", "unknown"]
+Consistency: TypeAlias = Literal["filesystem", "crash", "none"]
+FreezeDoubt: TypeAlias = Literal[
+    "not-thawed",  # something is still frozen
+    "freeze-hung",  # a FIFREEZE has not returned
+    "thawed-by-watchdog",
+    "thawed-by-another",
+    "frozen-by-another",  # another program had frozen it: FIFREEZE answered EBUSY
+    "freeze-failed",  # FIFREEZE answered another error
+    "not-freezable",  # the kernel cannot freeze a filesystem that can be written
+    "freeze-late",  # not everything was frozen by the last moment to call, or before the run was stopped
+    "window-broke-off",  # by a fault of this program
+    "watchdog-fired",
+    "watchdog-lost",
+    "nothing-frozen",  # nothing was planned
+]
+FireReason: TypeAlias = Literal["parent-gone", "deadline", "told"]
+TimelineEventKind: TypeAlias = Literal[
+    "sync-late",
+    "sync-failed",
+    "freeze-called",
+    "freeze-returned",
+    "thaw-called",
+    "thawed",
+    "request-sent",
+    "request-ended",
+    "window-closed",
+]
+FreezeState: TypeAlias = Literal[
+    "planned",
+    "announced",  # FIFREEZE was called, and may have succeeded
+    "frozen",
+    "refused",  # FIFREEZE failed
+    "revoked",  # the window ended before its turn
+    "thawed-by-run",
+    "thawed-by-watchdog",
+    "thawed-by-another",
+    "thawed-by-operator",  # `vmsnapshot thaw`
+]
+RunState: TypeAlias = Literal[
+    "at-work",  # the run or its watchdog is alive, and its deadline has not passed
+    "late",  # its deadline has passed, and its watchdog is alive and tries to thaw
+    "abandoned",  # something may be frozen, and neither the run nor its watchdog is going to thaw it
+    "over",  # nothing of it can be frozen any more
+    "of-another-version",  # another version wrote its ledger, and something may be frozen
+]
+
 @final
 class PlannedFilesystem:
     """One superblock that is to be frozen."""
@@ -55,9 +136,91 @@ class Plan:
     def skipped(self) -> list[SkippedFilesystem]: ...
     @property
     def unmatched_excludes(self) -> list[str]: ...
+    @property
+    def unusable_excludes(self) -> list[tuple[str, str]]:
+        """Exclude patterns that have no meaning and were passed over, each with what is wrong; not in the JSON."""
     def without_filesystems(self) -> Plan:
         """The same plan with nothing to freeze: a run of it sends its calls and freezes nothing."""
     def to_json(self) -> str: ...
+
+@final
+class Mount:
+    """One mount of this process's mount namespace, as ``/proc/self/mountinfo`` has it.
+
+    ``device`` is the superblock's major:minor, the same for all mounts of it. ``is_visible`` is false if another
+    mount covers this one. ``block_devices`` are the numbers of the block devices that it lies on directly.
+    """
+
+    @property
+    def mount_id(self) -> int: ...
+    @property
+    def parent_id(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def root(self) -> str: ...
+    @property
+    def mount_point(self) -> str: ...
+    @property
+    def mount_options(self) -> str: ...
+    @property
+    def filesystem_type(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def super_options(self) -> str: ...
+    @property
+    def is_visible(self) -> bool: ...
+    @property
+    def is_on_local_block_device(self) -> bool:
+        """False for network filesystems, memory filesystems and every FUSE, ``fuseblk`` included."""
+    @property
+    def block_devices(self) -> list[str]: ...
+
+@final
+class BlockDevice:
+    """One block device. ``number`` is its major:minor, ``directory`` its place in sysfs, links resolved.
+
+    ``names`` are the paths that it is known by (``/dev/dm-0``, ``/dev/mapper/data``). ``parents`` are the numbers of
+    the devices right below it: the disk of a partition, the slaves of dm, md and bcache. ``backing_file`` is the
+    file of a loop device.
+    """
+
+    @property
+    def number(self) -> str: ...
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def directory(self) -> str: ...
+    @property
+    def parents(self) -> list[str]: ...
+    @property
+    def backing_file(self) -> str | None: ...
+
+@final
+class Machine:
+    """What is mounted, and which block devices there are, as they were when this was read."""
+
+    @property
+    def mounts(self) -> list[Mount]:
+        """In the order of mountinfo."""
+    @property
+    def block_devices(self) -> list[BlockDevice]:
+        """In the order of their numbers."""
+    def plan(
+        self,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        exclude_mounts: Sequence[Mount] = (),
+        unusable_excludes: Literal["refuse", "report"] = "refuse",
+    ) -> Plan:
+        """Plans what a run would freeze, as `plan` does. Raises ``PlanError``.
+
+        The filesystems of ``exclude_mounts`` are left out, whatever includes them. An exclude pattern that has no
+        meaning is an error with ``refuse``; with ``report`` it is passed over and listed in
+        ``Plan.unusable_excludes``.
+        """
 
 @final
 class HostCall:
@@ -89,19 +252,7 @@ class FilesystemOutcome:
     @property
     def level(self) -> int: ...
     @property
-    def outcome(
-        self,
-    ) -> Literal[
-        "thawed",
-        "thawed-by-watchdog",
-        "thawed-by-another",
-        "frozen-by-another",
-        "not-freezable",
-        "freeze-failed",
-        "not-frozen",
-        "freeze-hung",
-        "not-thawed",
-    ]: ...
+    def outcome(self) -> FilesystemResult: ...
     @property
     def frozen_at(self) -> str | None: ...
     @property
@@ -111,7 +262,7 @@ class FilesystemOutcome:
     @property
     def frozen_ms(self) -> float | None: ...
     @property
-    def thawed_by(self) -> Literal["run", "watchdog", "another"] | None: ...
+    def thawed_by(self) -> ThawedBy | None: ...
     @property
     def error(self) -> str | None: ...
 
@@ -122,7 +273,7 @@ class BlobOutcome:
     @property
     def uri(self) -> str: ...
     @property
-    def outcome(self) -> Literal["created", "refused", "unknown"]: ...
+    def outcome(self) -> BlobResult: ...
     @property
     def snapshot(self) -> str | None: ...
     @property
@@ -155,7 +306,7 @@ class HostCallOutcome:
     @property
     def uri(self) -> str: ...
     @property
-    def outcome(self) -> Literal["answered", "not-sent", "unknown"]: ...
+    def outcome(self) -> HostCallResult: ...
     @property
     def http_status(self) -> int | None: ...
     @property
@@ -174,14 +325,20 @@ class HostCallOutcome:
 
 @final
 class TimelineEvent:
-    """One moment of a run; ``at_ms`` counts from the start of the window."""
+    """One moment of a run. ``at_ms`` counts from the start of the window.
+
+    ``subject`` is the mount point or the blob it happened to. ``detail`` has the system's words for a sync that
+    failed.
+    """
 
     @property
     def at_ms(self) -> float: ...
     @property
-    def event(self) -> str: ...
+    def event(self) -> TimelineEventKind: ...
     @property
     def subject(self) -> str | None: ...
+    @property
+    def detail(self) -> str | None: ...
 
 @final
 class Mode:
@@ -201,7 +358,7 @@ class WatchdogOutcome:
     @property
     def pid(self) -> int: ...
     @property
-    def fired(self) -> Literal["parent-gone", "deadline", "told"] | None: ...
+    def fired(self) -> FireReason | None: ...
     @property
     def released(self) -> bool: ...
     @property
@@ -220,31 +377,14 @@ class Report:
     @property
     def consistent(self) -> bool: ...
     @property
-    def consistency(self) -> Literal["application", "filesystem", "crash", "none"]: ...
+    def consistency(self) -> Consistency: ...
     @property
     def why(self) -> str | None: ...
     @property
     def freeze_doubt(self) -> str | None:
         """Why it is not known that everything planned was frozen over all calls; None if it is known."""
     @property
-    def freeze_doubt_code(
-        self,
-    ) -> (
-        Literal[
-            "not-thawed",  # something is still frozen
-            "freeze-hung",  # a FIFREEZE has not returned
-            "thawed-by-watchdog",
-            "thawed-by-another",
-            "frozen-by-another",  # somebody else had frozen it: FIFREEZE answered EBUSY
-            "freeze-failed",  # FIFREEZE answered another error
-            "freeze-late",  # not everything was frozen in time: by the last moment to call, or before a stop
-            "window-broke-off",  # by a fault of this program
-            "watchdog-fired",
-            "watchdog-lost",
-            "nothing-frozen",  # nothing was planned, or the kernel can freeze nothing of it
-        ]
-        | None
-    ):
+    def freeze_doubt_code(self) -> FreezeDoubt | None:
         """The stable name of `freeze_doubt`."""
     @property
     def all_thawed(self) -> bool: ...
@@ -265,7 +405,7 @@ class Report:
     @property
     def timeline(self) -> list[TimelineEvent]: ...
     def to_json(self) -> str:
-        """The document that ``--json`` and ``--report`` give; its schema is in README.md."""
+        """The document that ``--json`` and ``--report`` give; see docs/documents.md."""
 
 @final
 class Session:
@@ -297,7 +437,7 @@ def prepare(
     ca_file: str | None = None,
     proxy: str | None = None,
     expedite_rcu: bool = True,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[Phase], object] | None = None,
 ) -> Session:
     """Does all that can be done before the window; freezes nothing. Raises ``PrepareError``.
 
@@ -310,14 +450,173 @@ def prepare(
     attempts and the code and the message of that error (``uri`` is empty where it could not be read); times
     and permissions of a SAS are left for the service to judge, since this machine's clock may be wrong.
     Where no blob can be asked, and no host, the first blob's error is raised all the same.
-    ``progress`` is called with a short sentence at the start of each phase, never inside the window.
+    ``progress`` is called with the name of each phase at its start, ``freeze`` being the last, and never inside the
+    window.
     """
 
-def status() -> str:
-    """What is frozen and by which run, as JSON, from ``/run/vmsnapshot``; see ``RunStatus`` in README.md."""
+def machine() -> Machine:
+    """Reads mountinfo and sysfs; opens and stats no mount. Raises ``PlanError``."""
 
-def thaw() -> str:
-    """Thaws what runs that are gone left frozen; the JSON of what was done. Raises ``ThawError``."""
+@final
+class FrozenFilesystem:
+    """One filesystem that may be frozen by a run of vmsnapshot."""
+
+    @property
+    def mount_point(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def since(self) -> str | None:
+        """When FIFREEZE was called."""
+    @property
+    def state(self) -> FreezeState: ...
+
+@final
+class RunFilesystem:
+    """One filesystem of a run, as its ledger has it."""
+
+    @property
+    def mount_point(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def state(self) -> FreezeState: ...
+    @property
+    def thawed_by(self) -> Literal["run", "watchdog", "another", "operator"] | None: ...
+    @property
+    def frozen_at(self) -> str | None:
+        """When FIFREEZE was called."""
+    @property
+    def thawed_at(self) -> str | None: ...
+
+@final
+class RunStatus:
+    """One run. The processes are ``None`` if another version of vmsnapshot wrote the ledger."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def state(self) -> RunState: ...
+    @property
+    def started_at(self) -> str | None:
+        """When its window began; ``None`` before it."""
+    @property
+    def thaws_by(self) -> str | None:
+        """When everything is to be thawed at the latest; ``None`` before its window."""
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def alive(self) -> bool | None: ...
+    @property
+    def watchdog_pid(self) -> int | None: ...
+    @property
+    def watchdog_alive(self) -> bool | None: ...
+    @property
+    def fired(self) -> FireReason | None: ...
+    @property
+    def finished(self) -> bool: ...
+    @property
+    def filesystems(self) -> list[RunFilesystem]: ...
+
+@final
+class RcuStatus:
+    """``/sys/kernel/rcu_expedited``, and the run that switched it on and has not put it back."""
+
+    @property
+    def value(self) -> int | None: ...
+    @property
+    def held_by(self) -> str | None: ...
+
+@final
+class UnreadableLedger:
+    """A file in ``/run/vmsnapshot`` that should be the ledger of a run, and why it cannot be read."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def why(self) -> str: ...
+
+@final
+class Status:
+    """What is frozen, by which run, and since when."""
+
+    @property
+    def frozen(self) -> list[FrozenFilesystem]: ...
+    @property
+    def runs(self) -> list[RunStatus]: ...
+    @property
+    def unreadable(self) -> list[UnreadableLedger]: ...
+    @property
+    def rcu_expedited(self) -> RcuStatus: ...
+    def to_json(self) -> str:
+        """The document of ``vmsnapshot status --json``; see docs/documents.md."""
+
+def status() -> Status:
+    """Reads ``/run/vmsnapshot``, and asks no filesystem. Raises ``ThawError``.
+
+    The kernel cannot be asked whether a filesystem is frozen, so this knows about runs of vmsnapshot only.
+    """
+
+@final
+class Thawed:
+    """One filesystem that was thawed, or found thawed."""
+
+    @property
+    def mount_point(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def run_id(self) -> str: ...
+
+@final
+class ThawFailed:
+    """One filesystem that is still frozen."""
+
+    @property
+    def mount_point(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def error(self) -> str: ...
+
+@final
+class ThawLeftAlone:
+    """A run that was not touched, and why; its mount points are separated by commas."""
+
+    @property
+    def mount_point(self) -> str: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def why(self) -> str: ...
+
+@final
+class ThawResult:
+    """What a thaw did."""
+
+    @property
+    def thawed(self) -> list[Thawed]: ...
+    @property
+    def failed(self) -> list[ThawFailed]: ...
+    @property
+    def left_alone(self) -> list[ThawLeftAlone]: ...
+    @property
+    def rcu_restored(self) -> bool: ...
+    def to_json(self) -> str:
+        """The document of ``vmsnapshot thaw --json``; see docs/documents.md."""
+
+def thaw() -> ThawResult:
+    """Thaws what runs left frozen that can no longer do it themselves; leaves everything else alone.
+
+    Blocking: five seconds, for FITHAW calls that do not return. Raises ``ThawError`` if nothing could be tried.
+    """
+
+def names() -> dict[str, list[str]]:
+    """Returns the names of all values of the types above (``"Phase"``, ...), in their order."""
 
 def leave_control_group(name: str) -> bool:
     """Moves this process into a control group of its own, so that ending the one it was started in spares it.

@@ -1,20 +1,27 @@
-"""The exceptions of ``vmsnapshot``; the compiled engine raises them too.
+"""The exceptions of ``vmsnapshot``. The compiled engine raises them too.
 
-Every error has a stable ``code``; its wording is not part of the interface. No message holds a secret.
+Every error has a stable ``code`` and a ``kind``; its wording is not part of the interface. No message holds a secret.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmsnapshot._native import ErrorKind, ErrorSubject
+
 
 class VmsnapshotError(Exception):
-    """Something could not be done; nothing is frozen because of it.
+    """Something could not be done, and nothing is frozen because of it.
 
-    ``code`` is stable and meant for programs; ``hint`` says what the reader can do, when there is something.
+    ``code`` names the error and is stable. ``kind`` says what has to change for the next try to succeed: it is what
+    a program decides by. ``hint`` says what the reader can do, when there is something.
     """
 
-    def __init__(self, message: str, *, code: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, code: str, kind: ErrorKind, hint: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.kind: ErrorKind = kind
         self.hint = hint
 
 
@@ -23,12 +30,24 @@ class PlanError(VmsnapshotError):
 
 
 class PrepareError(VmsnapshotError):
-    """A run could not be prepared: privileges, arguments, blobs, connections, or the watchdog."""
+    """A run could not be prepared.
+
+    ``subject`` says what could not be prepared: ``callee`` is a blob or the host.
+    """
+
+    def __init__(
+        self, message: str, *, code: str, kind: ErrorKind, subject: ErrorSubject, hint: str | None = None
+    ) -> None:
+        super().__init__(message, code=code, kind=kind, hint=hint)
+        self.subject: ErrorSubject = subject
 
 
 class ThawError(VmsnapshotError):
-    """What a run left frozen could not be thawed."""
+    """What a run left frozen could not be thawed, or could not be read."""
 
 
 class ArgumentsError(VmsnapshotError):
     """The command line, or a file that it names, is wrong; nothing was begun."""
+
+    def __init__(self, message: str, *, code: str, hint: str | None = None) -> None:
+        super().__init__(message, code=code, kind="arguments", hint=hint)
