@@ -7,14 +7,12 @@ import threading
 from types import FrameType
 from typing import Any
 
-# The engine's last sentence: the window follows at once, and `hold` is for this moment.
-FREEZING = "freezing"
-
 
 class Interruptions:
     """While entered, takes the signals that ask for an end: obeys them until `hold`, and then notes them.
 
-    A run that has begun to freeze ends by itself, and its report must get out.
+    `hold` is for the phase ``freeze``, which the window follows at once. A run that has begun to freeze ends by
+    itself, and its report must get out.
     """
 
     def __init__(self) -> None:

@@ -11,8 +11,7 @@ from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems
 
 fake_native.make_importable()
 
-from vmsnapshot import recovery  # noqa: E402  (needs an engine, real or not)
-from vmsnapshot.cli import commands as cli  # noqa: E402
+from vmsnapshot.cli import commands as cli  # noqa: E402  (needs an engine, real or not)
 
 
 class Command:
@@ -34,7 +33,6 @@ def native(monkeypatch: pytest.MonkeyPatch) -> FakeNative:
     """Puts a stand-in into the engine's place and removes every proxy from the environment."""
     fake = FakeNative()
     monkeypatch.setattr(cli, "_native", fake)
-    monkeypatch.setattr(recovery, "_native", fake)
     for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy", "REQUEST_METHOD"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

@@ -47,12 +47,15 @@ class Plan:
     filesystems: list[PlannedFilesystem] = field(default_factory=lambda: [PlannedFilesystem()])
     skipped: list[SkippedFilesystem] = field(default_factory=lambda: [SkippedFilesystem()])
     unmatched_excludes: list[str] = field(default_factory=list)
+    unusable_excludes: list[tuple[str, str]] = field(default_factory=list)
 
     def without_filesystems(self) -> Plan:
         return replace(self, filesystems=[])
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        document = asdict(self)
+        del document["unusable_excludes"]
+        return json.dumps(document)
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,9 @@ class HostCallOutcome:
 @dataclass(frozen=True)
 class TimelineEvent:
     at_ms: float = 0.0
-    event: str = "freeze"
+    event: str = "freeze-called"
     subject: str | None = "/data"
+    detail: str | None = None
 
 
 @dataclass(frozen=True)
@@ -184,9 +188,30 @@ STUCK_REPORT = Report(
     blobs=[replace(REFUSED, outcome="unknown", http_status=None, error_code="NoAnswer", message=None)],
 )
 
+
+class Document:
+    """A frozen class of the engine that is made from its JSON document: a key is an attribute."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._document = document
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            value = self._document[name]
+        except KeyError:
+            raise AttributeError(name) from None
+        if isinstance(value, list):
+            return [Document(item) if isinstance(item, dict) else item for item in value]
+        return Document(value) if isinstance(value, dict) else value
+
+    def to_json(self) -> str:
+        return json.dumps(self._document)
+
+
 NOTHING_FROZEN: dict[str, Any] = {
     "frozen": [],
     "runs": [],
+    "unreadable": [],
     "rcu_expedited": {"value": 0, "held_by": None},
 }
 
@@ -203,7 +228,9 @@ ONE_FROZEN: dict[str, Any] = {
     "runs": [
         {
             "run_id": "run-1",
+            "state": "abandoned",
             "started_at": "2026-11-22T10:26:21.7Z",
+            "thaws_by": "2026-11-22T10:26:31.7Z",
             "pid": 11,
             "alive": False,
             "watchdog_pid": 12,
@@ -222,10 +249,42 @@ ONE_FROZEN: dict[str, Any] = {
             ],
         }
     ],
+    "unreadable": [],
     "rcu_expedited": {"value": 1, "held_by": "run-1"},
 }
 
 NOTHING_THAWED: dict[str, Any] = {"thawed": [], "failed": [], "left_alone": [], "rcu_restored": False}
+
+
+@dataclass(frozen=True)
+class Mount:
+    mount_id: int = 1
+    parent_id: int = 0
+    device: str = "8:1"
+    root: str = "/"
+    mount_point: str = "/"
+    mount_options: str = "rw"
+    filesystem_type: str = "ext4"
+    source: str = "/dev/sda1"
+    super_options: str = "rw"
+    is_visible: bool = True
+    is_on_local_block_device: bool = True
+    block_devices: list[str] = field(default_factory=lambda: ["8:1"])
+
+
+@dataclass(frozen=True)
+class BlockDevice:
+    number: str = "8:1"
+    names: list[str] = field(default_factory=lambda: ["/dev/sda1"])
+    directory: str = "/sys/devices/pci0/block/sda/sda1"
+    parents: list[str] = field(default_factory=list)
+    backing_file: str | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    mounts: list[Mount] = field(default_factory=lambda: [Mount()])
+    block_devices: list[BlockDevice] = field(default_factory=lambda: [BlockDevice()])
 
 
 class Session:
@@ -237,7 +296,7 @@ class Session:
         self._native.calls.append("run")
         if self._native.on_sync is not None:
             self._native.on_sync()
-        self._native.prepare_arguments["progress"]("freezing")
+        self._native.prepare_arguments["progress"]("freeze")
         if self._native.on_run is not None:
             self._native.on_run()
         return self._native.report
@@ -269,6 +328,23 @@ class FakeNative(types.ModuleType):
         self.WatchdogOutcome = WatchdogOutcome
         self.Report = Report
         self.Session = Session
+        self.Mount = Mount
+        self.BlockDevice = BlockDevice
+        self.Machine = Machine
+        for document in (
+            "FrozenFilesystem",
+            "RcuStatus",
+            "RunFilesystem",
+            "RunStatus",
+            "Status",
+            "ThawFailed",
+            "ThawLeftAlone",
+            "ThawResult",
+            "Thawed",
+            "UnreadableLedger",
+        ):
+            setattr(self, document, Document)
+        self.machine_result = Machine()
         self.calls: list[str] = []
         self.plan_result = Plan()
         self.plan_arguments: dict[str, Any] = {}
@@ -285,6 +361,9 @@ class FakeNative(types.ModuleType):
         # Called where the engine writes out dirty data, and where it has the window.
         self.on_sync: Callable[[], None] | None = None
         self.on_run: Callable[[], None] | None = None
+
+    def machine(self) -> Machine:
+        return self.machine_result
 
     def plan(self, *, include: Any = (), exclude: Any = ()) -> Plan:
         self.calls.append("plan")
@@ -304,15 +383,15 @@ class FakeNative(types.ModuleType):
             raise self.prepare_error
         return Session(self)
 
-    def status(self) -> str:
+    def status(self) -> Document:
         if self.status_error is not None:
             raise self.status_error
-        return json.dumps(self.status_document)
+        return Document(self.status_document)
 
-    def thaw(self) -> str:
+    def thaw(self) -> Document:
         if self.thaw_error is not None:
             raise self.thaw_error
-        return json.dumps(self.thaw_document)
+        return Document(self.thaw_document)
 
     def leave_control_group(self, name: str) -> bool:
         self.calls.append(f"leave_control_group {name}")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Callable, NamedTuple
+from typing import TYPE_CHECKING, Callable, NamedTuple
 
-from vmsnapshot import _native, recovery
+from vmsnapshot import _native
 from vmsnapshot.cli.arguments import parse_arguments, parse_metadata, wants_json
 from vmsnapshot.cli.blob_list import read_blob_list
 from vmsnapshot.cli.progress import Progress
@@ -19,9 +19,12 @@ from vmsnapshot.cli.readable import plan_text, report_text, status_text, thaw_te
 from vmsnapshot.cli.report_file import ReportFile
 from vmsnapshot.cli.streams import open_missing_streams, printable, say, say_hint, write_out
 from vmsnapshot.cli.tables import Screen
-from vmsnapshot.errors import ArgumentsError, PlanError, PrepareError, ThawError, VmsnapshotError
-from vmsnapshot.interruptions import FREEZING, Interruptions
+from vmsnapshot.errors import ArgumentsError, ThawError, VmsnapshotError
+from vmsnapshot.interruptions import Interruptions
 from vmsnapshot.proxy import proxy_from_environment
+
+if TYPE_CHECKING:
+    from vmsnapshot._native import ErrorKind, Phase
 
 DONE = 0
 FAILED = 1
@@ -29,34 +32,16 @@ BAD_ARGUMENTS = 2
 NOT_THAWED = 3
 INTERRUPTED = 130
 
-# Errors of `plan` and `prepare` that no other argument would mend: the system, the network or another run.
-# Every other code of theirs is about what was asked for, and is exit status 2.
-NOT_THE_ARGUMENTS_CODES = frozenset(
-    {
-        "unreadable",
-        "malformed-mountinfo",
-        "mount-changed",
-        "mount-vanished",
-        "open-failed",
-        "no-trust-roots",
-        "tls-configuration",
-        "resolve-failed",
-        "connect-failed",
-        "connect-timeout",
-        "tls-failed",
-        "proxy-failed",
-        "state-unusable",
-        "no-watchdog",
-        "no-resources",
-        "another-run",
-    }
-)
-# An earlier run left something frozen, so this one may not say that everything is thawed.
-LEFT_FROZEN_CODE = "left-frozen"
-
-
-class _RunLost(VmsnapshotError):
-    """A run ended in a way that is not known to it: something may be frozen."""
+# What a program has to change for the next try to succeed decides about the exit status.
+EXIT_STATUSES: dict[ErrorKind, int] = {
+    "arguments": BAD_ARGUMENTS,
+    "system": FAILED,
+    "network": FAILED,
+    "another-run": FAILED,
+    # An earlier run left something frozen, so this one may not say that everything is thawed.
+    "left-frozen": NOT_THAWED,
+    "interrupted": INTERRUPTED,
+}
 
 
 class _Finished(NamedTuple):
@@ -86,8 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }[parsed.command]
     try:
         return command(parsed)
+    except ThawError as error:
+        # `status` could not tell. `thaw` answers for its own errors.
+        return _fail(error, FAILED, as_json=parsed.json)
     except VmsnapshotError as error:
-        return _fail(error, _exit_status(error), as_json=parsed.json)
+        return _fail(error, EXIT_STATUSES[error.kind], as_json=parsed.json)
     except KeyboardInterrupt:
         say("interrupted")
         return INTERRUPTED
@@ -128,24 +116,27 @@ def _snapshot(parsed: argparse.Namespace) -> int:
 
 
 def _status(parsed: argparse.Namespace) -> int:
-    status = recovery.status()
-    text = _dump(status) if parsed.json else status_text(status, Screen.of_standard_output())
-    return _print(text, NOT_THAWED if status["frozen"] else DONE)
+    status = _native.status()
+    text = _pretty(status.to_json()) if parsed.json else status_text(status, Screen.of_standard_output())
+    if status.frozen:
+        return _print(text, NOT_THAWED)
+    # A ledger that cannot be read may be that of a run that left something frozen.
+    return _print(text, FAILED if status.unreadable else DONE)
 
 
 def _thaw(parsed: argparse.Namespace) -> int:
     try:
-        outcome = recovery.thaw()
+        result = _native.thaw()
     except ThawError as error:
         return _fail(error, _exit_status_after_failed_thaw(), as_json=parsed.json)
-    text = _dump(outcome) if parsed.json else thaw_text(outcome, Screen.of_standard_output())
-    if outcome["failed"]:
+    text = _pretty(result.to_json()) if parsed.json else thaw_text(result, Screen.of_standard_output())
+    if result.failed:
         return _print(text, NOT_THAWED)
-    return _print(text, FAILED if outcome["left_alone"] else DONE)
+    return _print(text, FAILED if result.left_alone else DONE)
 
 
 def _interrupted(report_file: ReportFile | None, *, as_json: bool) -> int:
-    interruption = VmsnapshotError("interrupted; nothing was frozen", code="interrupted")
+    interruption = VmsnapshotError("interrupted; nothing was frozen", code="interrupted", kind="interrupted")
     if report_file is not None:
         _keep_error(report_file, interruption)
     return _fail(interruption, INTERRUPTED, as_json=as_json)
@@ -180,9 +171,9 @@ def _prepare(parsed: argparse.Namespace, interruptions: Interruptions) -> _nativ
     _warn_of_unmatched(plan)
     progress = Progress()
 
-    def on_phase(sentence: str) -> None:
-        progress(sentence)
-        if sentence == FREEZING:
+    def on_phase(phase: Phase) -> None:
+        progress(phase)
+        if phase == "freeze":
             interruptions.hold()
 
     try:
@@ -211,9 +202,10 @@ def _run(session: _native.Session) -> _native.Report:
     except BaseException as error:
         # The engine promises a report once it froze anything. Should that be broken, the worst has to be
         # assumed: exit status 1 would say that everything is thawed.
-        raise _RunLost(
+        raise VmsnapshotError(
             f"the run ended without a report ({type(error).__name__}); something may still be frozen",
             code="run-lost",
+            kind="left-frozen",
             hint="run `vmsnapshot status`, and `vmsnapshot thaw` if it shows anything",
         ) from error
 
@@ -234,7 +226,7 @@ def _keep(report_file: ReportFile, document: str, report: _native.Report, status
 
 def _keep_error(report_file: ReportFile, error: VmsnapshotError) -> None:
     # The report's own filesystem may be frozen, and there is no way to ask.
-    if _may_be_frozen(error):
+    if error.kind == "left-frozen":
         return
     try:
         report_file.write(_error_document(error))
@@ -253,23 +245,10 @@ def _exit_status_of(report: _native.Report) -> int:
     return DONE if report.consistent else FAILED
 
 
-def _exit_status(error: VmsnapshotError) -> int:
-    if _may_be_frozen(error):
-        return NOT_THAWED
-    is_about_arguments = isinstance(error, (ArgumentsError, PlanError, PrepareError))
-    if is_about_arguments and error.code not in NOT_THE_ARGUMENTS_CODES:
-        return BAD_ARGUMENTS
-    return FAILED
-
-
-def _may_be_frozen(error: VmsnapshotError) -> bool:
-    return isinstance(error, _RunLost) or error.code == LEFT_FROZEN_CODE
-
-
 def _exit_status_after_failed_thaw() -> int:
     """Tells whether something is still frozen; where that cannot be known, it has to be assumed."""
     try:
-        return NOT_THAWED if recovery.status()["frozen"] else FAILED
+        return NOT_THAWED if _native.status().frozen else FAILED
     except VmsnapshotError:
         return NOT_THAWED
 

@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import threading
 
+from typing import TYPE_CHECKING
+
 from vmsnapshot.cli.streams import is_terminal, say
-from vmsnapshot.interruptions import FREEZING
+
+if TYPE_CHECKING:
+    from vmsnapshot._native import Phase
 
 PATIENCE_S = 1.0
 
+SENTENCES: dict[Phase, str] = {
+    "open-filesystems": "opening the filesystems",
+    "connect": "connecting to the blobs",
+    "start-watchdog": "starting the watchdog",
+    "sync": "writing out dirty data",
+    "freeze": "freezing",
+}
+
 
 class Progress:
-    """Takes the sentences of `prepare(progress=...)`.
+    """Takes the phases of `prepare(progress=...)`, and puts them into words.
 
     `close` it before the window: after that nothing more is written.
     """
@@ -25,14 +37,15 @@ class Progress:
         self._timer: threading.Timer | None = None
         self._has_spoken = False
 
-    def __call__(self, sentence: str) -> None:
-        """Notes that the phase described by `sentence` begins."""
+    def __call__(self, phase: Phase) -> None:
+        """Notes that `phase` begins."""
         self.close()
-        if self._at_once or (sentence == FREEZING and self._has_spoken):
-            # Said now or never, because the window follows at once.
+        sentence = SENTENCES[phase]
+        if self._at_once or (phase == "freeze" and self._has_spoken):
+            # Now or never, because the window follows at once.
             say(sentence)
             return
-        if sentence == FREEZING:
+        if phase == "freeze":
             return
         # A thread, because the main one is inside the engine for the whole of a phase.
         self._timer = threading.Timer(PATIENCE_S, self._speak, args=(sentence,))

@@ -7,11 +7,23 @@ what next. Decides nothing: every verdict is the engine's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from vmsnapshot._native import BlobOutcome, FilesystemOutcome, Plan, Report, SkippedFilesystem
+from vmsnapshot._native import (
+    BlobOutcome,
+    FilesystemOutcome,
+    Plan,
+    Report,
+    RunStatus,
+    SkippedFilesystem,
+    Status,
+    ThawResult,
+)
 from vmsnapshot.cli.streams import printable
 from vmsnapshot.cli.tables import Cell, Column, Screen, Tone, render
-from vmsnapshot.recovery import Run, RunStatus, ThawOutcome
+
+if TYPE_CHECKING:
+    from vmsnapshot._native import BlobResult, FilesystemResult, RunState
 
 # Filesystems without a disk behind them, which a plan would otherwise list by the dozen. Network and FUSE
 # filesystems are not among them: who has one should see that it is not in the snapshot.
@@ -47,7 +59,7 @@ PSEUDO_TYPES = frozenset(
     }
 )
 
-_FILESYSTEM_TONES = {
+_FILESYSTEM_TONES: dict[FilesystemResult, Tone] = {
     "thawed": Tone.GOOD,
     "thawed-by-watchdog": Tone.DOUBTFUL,
     "thawed-by-another": Tone.DOUBTFUL,
@@ -58,7 +70,11 @@ _FILESYSTEM_TONES = {
     "freeze-hung": Tone.BAD,
     "not-thawed": Tone.BAD,
 }
-_BLOB_TONES = {"created": Tone.GOOD, "refused": Tone.DOUBTFUL, "unknown": Tone.DOUBTFUL}
+_BLOB_TONES: dict[BlobResult, Tone] = {
+    "created": Tone.GOOD,
+    "refused": Tone.DOUBTFUL,
+    "unknown": Tone.DOUBTFUL,
+}
 
 
 def plan_text(plan: Plan, screen: Screen, every: bool = False) -> str:
@@ -144,14 +160,26 @@ def headline(report: Report) -> str:
     return "; ".join(parts)
 
 
-def status_text(status: RunStatus, screen: Screen) -> str:
+_RUN_STATES: dict[RunState, tuple[str, Tone]] = {
+    "at-work": ("at work", Tone.DOUBTFUL),
+    "late": ("late: its watchdog cannot thaw yet", Tone.BAD),
+    "abandoned": ("ended early", Tone.BAD),
+    "over": ("over", Tone.GOOD),
+    "of-another-version": ("of another version", Tone.BAD),
+}
+
+
+def status_text(status: Status, screen: Screen) -> str:
     """Describes what is frozen, by which run, since when."""
-    frozen = status["frozen"]
-    alive = {run["run_id"] for run in status["runs"] if run["alive"]}
+    frozen = status.frozen
+    at_work = {run.run_id: run.thaws_by for run in status.runs if run.state == "at-work"}
     if not frozen:
         text = screen.paint("nothing is frozen by vmsnapshot", Tone.GOOD) + "\n"
-    elif all(filesystem["run_id"] in alive for filesystem in frozen):
-        text = screen.paint(f"{_are(len(frozen))} frozen; the run is at work", Tone.DOUBTFUL) + "\n"
+    elif all(filesystem.run_id in at_work for filesystem in frozen):
+        limits = [limit for limit in at_work.values() if limit is not None]
+        until = f", and everything is thawed by {max(limits)}" if limits else ""
+        line = f"{_are(len(frozen))} frozen; the run is at work{until}"
+        text = screen.paint(line, Tone.DOUBTFUL) + "\n"
     else:
         line = f"{_are(len(frozen))} frozen; run `vmsnapshot thaw`"
         text = screen.paint(line, Tone.BAD) + "\n"
@@ -165,33 +193,36 @@ def status_text(status: RunStatus, screen: Screen) -> str:
         ]
         rows: list[list[Cell | str]] = [
             [
-                item["mount_point"],
-                item["device"],
-                Cell(item["state"], Tone.BAD),
-                item["since"],
-                item["run_id"],
+                item.mount_point,
+                item.device,
+                Cell(item.state, Tone.BAD),
+                item.since or "-",
+                item.run_id,
             ]
             for item in frozen
         ]
         text += "\n" + render(columns, rows, screen)
-    if status["runs"]:
+    if status.runs:
         columns = [
             Column("RUN", flexible=True),
             Column("PROCESS"),
             Column("WATCHDOG"),
             Column("STATE"),
         ]
-        text += "\n" + render(columns, [_run_row(run) for run in status["runs"]], screen)
-    holder = status["rcu_expedited"]["held_by"]
+        text += "\n" + render(columns, [_run_row(run) for run in status.runs], screen)
+    for ledger in status.unreadable:
+        line = f"could not read `{printable(ledger.path)}`: {printable(ledger.why)}; it may be the ledger of a run"
+        text += "\n" + screen.fold(line) + "\n"
+    holder = status.rcu_expedited.held_by
     if holder is not None:
         line = f"expedited RCU was switched on by run {printable(holder)}, and is not put back yet"
         text += "\n" + screen.fold(line) + "\n"
     return text
 
 
-def thaw_text(outcome: ThawOutcome, screen: Screen) -> str:
+def thaw_text(result: ThawResult, screen: Screen) -> str:
     """Describes what a thaw did."""
-    thawed, failed, left_alone = outcome["thawed"], outcome["failed"], outcome["left_alone"]
+    thawed, failed, left_alone = result.thawed, result.failed, result.left_alone
     if failed:
         line, tone = f"NOT THAWED: {_are(len(failed))} still frozen; run `vmsnapshot thaw` again", Tone.BAD
     elif left_alone:
@@ -203,14 +234,10 @@ def thaw_text(outcome: ThawOutcome, screen: Screen) -> str:
         line, tone = "there was nothing to thaw", Tone.GOOD
     text = screen.paint(line, tone) + "\n"
     rows: list[list[Cell | str]] = []
+    rows += [[item.mount_point, Cell("still frozen", Tone.BAD), item.run_id, item.error] for item in failed]
+    rows += [[item.mount_point, Cell("thawed", Tone.GOOD), item.run_id, "-"] for item in thawed]
     rows += [
-        [item["mount_point"], Cell("still frozen", Tone.BAD), item["run_id"], item["error"]]
-        for item in failed
-    ]
-    rows += [[item["mount_point"], Cell("thawed", Tone.GOOD), item["run_id"], "-"] for item in thawed]
-    rows += [
-        [item["mount_point"], Cell("left alone", Tone.DOUBTFUL), item["run_id"], item["why"]]
-        for item in left_alone
+        [item.mount_point, Cell("left alone", Tone.DOUBTFUL), item.run_id, item.why] for item in left_alone
     ]
     if rows:
         columns = [
@@ -220,7 +247,7 @@ def thaw_text(outcome: ThawOutcome, screen: Screen) -> str:
             Column("WHY", flexible=True),
         ]
         text += "\n" + render(columns, rows, screen)
-    if outcome["rcu_restored"]:
+    if result.rcu_restored:
         text += "\nexpedited RCU, which a run had left switched on, was put back\n"
     return text
 
@@ -278,7 +305,7 @@ def _filesystem_row(item: FilesystemOutcome) -> list[Cell | str]:
         item.mount_point,
         item.filesystem_type,
         str(item.level),
-        Cell(item.outcome, _FILESYSTEM_TONES.get(item.outcome, Tone.PLAIN)),
+        Cell(item.outcome, _FILESYSTEM_TONES[item.outcome]),
         duration_text(item.freeze_ms),
         duration_text(item.frozen_ms),
         item.thawed_by or "-",
@@ -288,7 +315,7 @@ def _filesystem_row(item: FilesystemOutcome) -> list[Cell | str]:
 def _blob_row(blob: BlobOutcome) -> list[Cell | str]:
     return [
         blob.uri,
-        Cell(blob.outcome, _BLOB_TONES.get(blob.outcome, Tone.PLAIN)),
+        Cell(blob.outcome, _BLOB_TONES[blob.outcome]),
         blob.snapshot or "-",
         "-" if blob.http_status is None else str(blob.http_status),
         duration_text(blob.answer_ms),
@@ -332,21 +359,20 @@ def _run_text(report: Report, screen: Screen) -> str:
     return "".join(screen.fold(line, indent=" " * 10) + "\n" for line in lines)
 
 
-def _run_row(run: Run) -> list[Cell | str]:
-    if run["alive"]:
-        state = Cell("at work", Tone.DOUBTFUL)
-    elif not run["finished"]:
-        state = Cell("ended early", Tone.BAD)
-    elif run["fired"] is not None:
-        state = Cell(f"thawed by its watchdog ({run['fired']})", Tone.DOUBTFUL)
-    else:
-        state = Cell("over", Tone.GOOD)
+def _run_row(run: RunStatus) -> list[Cell | str]:
+    words, tone = _RUN_STATES[run.state]
+    if run.state == "over" and run.fired is not None:
+        words, tone = f"thawed by its watchdog ({run.fired})", Tone.DOUBTFUL
     return [
-        run["run_id"],
-        f"{run['pid']} {'alive' if run['alive'] else 'gone'}",
-        f"{run['watchdog_pid']} {'alive' if run['watchdog_alive'] else 'gone'}",
-        state,
+        run.run_id,
+        _process(run.pid, run.alive),
+        _process(run.watchdog_pid, run.watchdog_alive),
+        Cell(words, tone),
     ]
+
+
+def _process(pid: int | None, is_alive: bool | None) -> str:
+    return "-" if pid is None else f"{pid} {'alive' if is_alive else 'gone'}"
 
 
 def _is_folded(skipped: SkippedFilesystem) -> bool:

@@ -3,6 +3,8 @@
 //! One verb, one file. Plain values come in and are checked here; frozen classes go out. The
 //! interpreter is released for the whole of every call that can wait.
 
+#![forbid(unsafe_code)]
+
 mod control_group;
 mod errors;
 mod host_call;

@@ -1,5 +1,7 @@
 //! The program that a run starts beside itself: `watch` or `sync`, talking on standard input.
 
+#![forbid(unsafe_code)]
+
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
