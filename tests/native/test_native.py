@@ -528,7 +528,7 @@ def test_only_the_engine_knows_the_network_and_only_native_knows_python() -> Non
 
 
 def test_the_core_knows_nothing_of_the_machine() -> None:
-    assert packages()["vmsnapshot-core"] == {"serde", "thiserror", "time"}
+    assert packages()["vmsnapshot-core"] == {"serde", "strum", "thiserror", "time"}
 
 
 def test_the_layers_depend_on_what_is_below_them_only() -> None:
