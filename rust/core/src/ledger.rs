@@ -9,8 +9,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicU8, Ordering};
 
+use strum::{FromRepr, IntoStaticStr, VariantNames};
+
 use crate::deadlines::Monotonic;
 use crate::device_number::DeviceNumber;
+use crate::names::stable_names;
 
 /// The first eight bytes of a ledger; the last one is the version of the layout.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"vmsnapL1");
@@ -33,7 +36,8 @@ pub const RUN_ID_MAX: usize = 64;
 /// ```
 ///
 /// A thaw may also follow `Announced` directly: FIFREEZE freezes before its caller can say so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRepr, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 #[repr(u32)]
 pub enum FreezeState {
     /// Nothing was done to it.
@@ -63,35 +67,9 @@ impl FreezeState {
         matches!(self, FreezeState::Announced | FreezeState::Frozen)
     }
 
-    /// Its stable name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            FreezeState::Planned => "planned",
-            FreezeState::Announced => "announced",
-            FreezeState::Frozen => "frozen",
-            FreezeState::Refused => "refused",
-            FreezeState::Revoked => "revoked",
-            FreezeState::ThawedByRun => "thawed-by-run",
-            FreezeState::ThawedByWatchdog => "thawed-by-watchdog",
-            FreezeState::ThawedByAnother => "thawed-by-another",
-            FreezeState::ThawedByOperator => "thawed-by-operator",
-        }
-    }
-
     fn from_raw(raw: u32) -> FreezeState {
-        match raw {
-            1 => FreezeState::Announced,
-            2 => FreezeState::Frozen,
-            3 => FreezeState::Refused,
-            4 => FreezeState::Revoked,
-            5 => FreezeState::ThawedByRun,
-            6 => FreezeState::ThawedByWatchdog,
-            7 => FreezeState::ThawedByAnother,
-            8 => FreezeState::ThawedByOperator,
-            // Also what a damaged ledger says: "do not thaw" is the safe reading of nonsense.
-            _ => FreezeState::Planned,
-        }
+        // A damaged ledger can hold any number: "do not thaw" is the safe reading of nonsense.
+        FreezeState::from_repr(raw).unwrap_or(FreezeState::Planned)
     }
 }
 
@@ -107,7 +85,8 @@ pub enum Thawer {
 }
 
 /// Why the watchdog thawed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRepr, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 #[repr(u32)]
 pub enum FireReason {
     /// The run's process is gone.
@@ -118,17 +97,7 @@ pub enum FireReason {
     Told = 3,
 }
 
-impl FireReason {
-    /// Its stable name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            FireReason::ParentGone => "parent-gone",
-            FireReason::Deadline => "deadline",
-            FireReason::Told => "told",
-        }
-    }
-}
+stable_names!(FreezeState, FireReason);
 
 /// One filesystem: a page of its own, so that a ledger is a header and an array.
 #[repr(C, align(4096))]
@@ -409,12 +378,7 @@ impl Header {
     /// Why the watchdog thawed, if it did.
     #[must_use]
     pub fn fired(&self) -> Option<FireReason> {
-        match self.fired.load(Ordering::SeqCst) {
-            1 => Some(FireReason::ParentGone),
-            2 => Some(FireReason::Deadline),
-            3 => Some(FireReason::Told),
-            _ => None,
-        }
+        FireReason::from_repr(self.fired.load(Ordering::SeqCst))
     }
 
     /// Says that expedited RCU is about to be switched on, and what to put back.
@@ -533,6 +497,18 @@ mod tests {
         assert_eq!(
             Ledger::count_in(Ledger::size_bytes(FILESYSTEMS_MAX + 1)),
             None
+        );
+    }
+
+    #[test]
+    fn a_state_that_is_none_is_read_as_planned() {
+        assert_eq!(FreezeState::from_raw(8), FreezeState::ThawedByOperator);
+        for nonsense in [9, u32::MAX] {
+            assert_eq!(FreezeState::from_raw(nonsense), FreezeState::Planned);
+        }
+        assert_eq!(
+            FreezeState::NAMES.last().copied(),
+            Some(FreezeState::ThawedByOperator.name())
         );
     }
 

@@ -14,6 +14,7 @@ pub mod frames;
 pub mod host_call;
 pub mod ledger;
 pub mod mountinfo;
+mod names;
 pub mod pattern;
 pub mod plan;
 pub mod report;

@@ -6,15 +6,18 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use strum::{IntoStaticStr, VariantNames};
 
+use crate::ledger::FireReason;
+use crate::names::stable_names;
 use crate::secret::SecretBytes;
 
 /// The version of the JSON document; it grows when a key changes its meaning or goes away.
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// How much can be said of the snapshots as a set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Consistency {
     /// Applications were quiesced and every filesystem was frozen over all snapshots.
     Application,
@@ -27,8 +30,8 @@ pub enum Consistency {
 }
 
 /// Why it is not known that everything planned was frozen over all calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 pub enum FreezeDoubt {
     /// Something is still frozen.
     NotThawed,
@@ -55,8 +58,8 @@ pub enum FreezeDoubt {
 }
 
 /// What became of one filesystem.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 pub enum FilesystemResult {
     /// Frozen by us and thawed by us.
     Thawed,
@@ -79,8 +82,8 @@ pub enum FilesystemResult {
 }
 
 /// Who thawed a filesystem.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 pub enum ThawedBy {
     /// The run itself.
     Run,
@@ -118,8 +121,8 @@ pub struct FilesystemOutcome {
 }
 
 /// What became of one snapshot request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 pub enum BlobResult {
     /// The service answered 201 or 200 and named the snapshot.
     Created,
@@ -159,8 +162,8 @@ pub struct BlobOutcome {
 }
 
 /// What became of the host call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 pub enum HostCallResult {
     /// The head of an answer came.
     Answered,
@@ -210,8 +213,8 @@ pub struct Mode {
 pub struct WatchdogOutcome {
     /// Its process id.
     pub pid: u32,
-    /// Why it thawed, if it did: `parent-gone`, `deadline` or `told`.
-    pub fired: Option<String>,
+    /// Why it thawed, if it did.
+    pub fired: Option<FireReason>,
     /// Whether it lived to the end and said so.
     pub released: bool,
     /// Whether it runs in a control group of its own.
@@ -270,6 +273,15 @@ pub struct Report {
     pub timeline: Vec<TimelineEvent>,
 }
 
+stable_names!(
+    Consistency,
+    FreezeDoubt,
+    FilesystemResult,
+    ThawedBy,
+    BlobResult,
+    HostCallResult,
+);
+
 /// An instant as people and programs read it: UTC with microseconds and `Z`.
 #[must_use]
 pub fn utc_text(unix_ns: i128) -> String {
@@ -287,4 +299,32 @@ pub fn utc_text(unix_ns: i128) -> String {
 #[must_use]
 pub fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn name_is_the_same_in_json_and_in_the_list_of_all() {
+        assert_eq!(
+            FilesystemResult::NAMES,
+            [
+                "thawed",
+                "thawed-by-watchdog",
+                "thawed-by-another",
+                "frozen-by-another",
+                "not-freezable",
+                "freeze-failed",
+                "not-frozen",
+                "freeze-hung",
+                "not-thawed",
+            ]
+        );
+        let hung = FilesystemResult::FreezeHung;
+        assert_eq!(hung.name(), "freeze-hung");
+        assert_eq!(serde_json::to_string(&hung).unwrap(), "\"freeze-hung\"");
+    }
 }

@@ -134,7 +134,7 @@ impl ArmedWatchdog {
                     (peak_memory_kib > 0).then_some(u64::from(peak_memory_kib));
             }
         }
-        outcome.fired = ledger.header.fired().map(|reason| reason.name().to_owned());
+        outcome.fired = ledger.header.fired();
         outcome
     }
 }

@@ -14,11 +14,8 @@ pub(crate) fn json(value: &impl Serialize) -> String {
 }
 
 /// The stable name of one of our enums: the one it has in JSON.
-fn name(value: &impl Serialize) -> String {
-    serde_json::to_value(value)
-        .ok()
-        .and_then(|value| value.as_str().map(str::to_owned))
-        .unwrap_or_default()
+fn name(value: impl Into<&'static str>) -> String {
+    value.into().to_owned()
 }
 
 #[pyclass(frozen, get_all)]
@@ -182,12 +179,12 @@ impl From<report::FilesystemOutcome> for FilesystemOutcome {
             device: outcome.device,
             filesystem_type: outcome.filesystem_type,
             level: outcome.level,
-            outcome: name(&outcome.outcome),
+            outcome: name(outcome.outcome),
             frozen_at: outcome.frozen_at,
             freeze_ms: outcome.freeze_ms,
             thawed_at: outcome.thawed_at,
             frozen_ms: outcome.frozen_ms,
-            thawed_by: outcome.thawed_by.map(|by| name(&by)),
+            thawed_by: outcome.thawed_by.map(name),
             error: outcome.error,
         }
     }
@@ -213,7 +210,7 @@ impl From<report::BlobOutcome> for BlobOutcome {
     fn from(outcome: report::BlobOutcome) -> Self {
         Self {
             uri: outcome.uri,
-            outcome: name(&outcome.outcome),
+            outcome: name(outcome.outcome),
             snapshot: outcome.snapshot,
             snapshot_uri: outcome.snapshot_uri,
             http_status: outcome.http_status,
@@ -241,7 +238,7 @@ impl HostCallOutcome {
 
     #[getter]
     fn outcome(&self) -> String {
-        name(&self.outcome.outcome)
+        name(self.outcome.outcome)
     }
 
     #[getter]
@@ -336,7 +333,7 @@ impl From<report::WatchdogOutcome> for WatchdogOutcome {
     fn from(outcome: report::WatchdogOutcome) -> Self {
         Self {
             pid: outcome.pid,
-            fired: outcome.fired,
+            fired: outcome.fired.map(name),
             released: outcome.released,
             own_control_group: outcome.own_control_group,
             peak_memory_kib: outcome.peak_memory_kib,
@@ -368,7 +365,7 @@ impl Report {
 
     #[getter]
     fn consistency(&self) -> String {
-        name(&self.report.consistency)
+        name(self.report.consistency)
     }
 
     #[getter]
@@ -383,7 +380,7 @@ impl Report {
 
     #[getter]
     fn freeze_doubt_code(&self) -> Option<String> {
-        self.report.freeze_doubt_code.as_ref().map(name)
+        self.report.freeze_doubt_code.map(name)
     }
 
     #[getter]
