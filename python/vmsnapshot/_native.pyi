@@ -174,14 +174,30 @@ class HostCallOutcome:
 
 @final
 class TimelineEvent:
-    """One moment of a run; ``at_ms`` counts from the start of the window."""
+    """One moment of a run; ``at_ms`` counts from the first FIFREEZE and is negative before it."""
 
     @property
     def at_ms(self) -> float: ...
     @property
-    def event(self) -> str: ...
+    def event(
+        self,
+    ) -> Literal[
+        "sync-late",
+        "sync-failed",
+        "freeze-called",
+        "freeze-returned",
+        "thaw-called",
+        "thawed",
+        "request-sent",
+        "request-ended",
+        "window-closed",
+    ]: ...
     @property
-    def subject(self) -> str | None: ...
+    def subject(self) -> str | None:
+        """The mount point, blob or host that it happened to."""
+    @property
+    def detail(self) -> str | None:
+        """What the system answered, for ``sync-failed``."""
 
 @final
 class Mode:

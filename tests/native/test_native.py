@@ -358,7 +358,7 @@ def test_a_run_that_freezes_nothing_sends_its_host_call_and_gives_the_answer(pla
         "attempts": 1,
         "answer_ms": outcome.answer_ms,
     }
-    assert host.uri in [event.subject for event in report.timeline if event.event == "request sent"]
+    assert host.uri in [event.subject for event in report.timeline if event.event == "request-sent"]
 
 
 @pytest.mark.usefixtures("root")

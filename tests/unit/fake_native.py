@@ -112,8 +112,9 @@ class HostCallOutcome:
 @dataclass(frozen=True)
 class TimelineEvent:
     at_ms: float = 0.0
-    event: str = "freeze"
+    event: str = "freeze-called"
     subject: str | None = "/data"
+    detail: str | None = None
 
 
 @dataclass(frozen=True)
