@@ -123,10 +123,10 @@ def ours(target: Target) -> Window:
     moments: dict[str, list[float]] = {}
     for event in report.timeline:
         moments.setdefault(event.event, []).append(event.at_ms)
-    began, ended = min(moments["freeze called"]), max(moments["thawed"])
-    frozen, thawing = max(moments["freeze returned"]), min(moments["thaw called"])
-    sent = min(moments.get("request sent", [frozen]))
-    answered = max(moments.get("request ended", [frozen]))
+    began, ended = min(moments["freeze-called"]), max(moments["thawed"])
+    frozen, thawing = max(moments["freeze-returned"]), min(moments["thaw-called"])
+    sent = min(moments.get("request-sent", [frozen]))
+    answered = max(moments.get("request-ended", [frozen]))
     started_ns = monotonic_ns(report.started_at)
     return Window(
         length_ms=report.window_ms,

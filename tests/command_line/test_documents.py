@@ -70,7 +70,7 @@ PART_KEYS: dict[str, dict[str, Any]] = {
         "own_control_group": bool,
         "peak_memory_kib": (int, type(None)),
     },
-    "timeline": {"at_ms": NUMBER, "event": str, "subject": TEXT_OR_NULL},
+    "timeline": {"at_ms": NUMBER, "event": str, "subject": TEXT_OR_NULL, "detail": TEXT_OR_NULL},
 }
 
 

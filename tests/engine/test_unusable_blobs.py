@@ -123,6 +123,6 @@ def test_an_unreachable_blob_does_not_prevent_the_other_snapshot(
     assert (report.freeze_doubt_code, report.all_thawed) == (None, True)
     assert [filesystem.outcome for filesystem in report.filesystems] == ["thawed"]
     at_ms = {event.event: event.at_ms for event in report.timeline}
-    assert at_ms["freeze returned"] <= at_ms["request sent"] <= at_ms["request ended"] <= at_ms["thaw called"]
+    assert at_ms["freeze-returned"] <= at_ms["request-sent"] <= at_ms["request-ended"] <= at_ms["thaw-called"]
     assert (report.consistency, report.consistent) == ("none", False)
     assert report.why == f"the snapshot of {unreachable} was refused: connect-failed"

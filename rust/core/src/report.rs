@@ -223,15 +223,41 @@ pub struct WatchdogOutcome {
     pub peak_memory_kib: Option<u64>,
 }
 
+/// What happened at a moment of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
+pub enum TimelineEventKind {
+    /// The sync before the window had not returned in time.
+    SyncLate,
+    /// The sync before the window failed.
+    SyncFailed,
+    /// FIFREEZE was called.
+    FreezeCalled,
+    /// FIFREEZE returned, with success or without.
+    FreezeReturned,
+    /// FITHAW was called.
+    ThawCalled,
+    /// FITHAW succeeded, or found the filesystem thawed.
+    Thawed,
+    /// A request was handed to its connection.
+    RequestSent,
+    /// A request was answered, failed or was given up.
+    RequestEnded,
+    /// Everything was thawed that the run could thaw.
+    WindowClosed,
+}
+
 /// One moment of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TimelineEvent {
-    /// From the start of the window; negative before it.
+    /// From the first FIFREEZE; negative before it.
     pub at_ms: f64,
-    /// What happened, in the field's terms.
-    pub event: String,
-    /// The mount point or blob it happened to.
+    /// What happened.
+    pub event: TimelineEventKind,
+    /// The mount point, blob or host that it happened to.
     pub subject: Option<String>,
+    /// What the system answered, for a sync that failed.
+    pub detail: Option<String>,
 }
 
 /// What a run did, and what its snapshots are worth.
@@ -280,6 +306,7 @@ stable_names!(
     ThawedBy,
     BlobResult,
     HostCallResult,
+    TimelineEventKind,
 );
 
 /// An instant as people and programs read it: UTC with microseconds and `Z`.
@@ -326,5 +353,19 @@ mod tests {
         let hung = FilesystemResult::FreezeHung;
         assert_eq!(hung.name(), "freeze-hung");
         assert_eq!(serde_json::to_string(&hung).unwrap(), "\"freeze-hung\"");
+        assert_eq!(
+            TimelineEventKind::NAMES,
+            [
+                "sync-late",
+                "sync-failed",
+                "freeze-called",
+                "freeze-returned",
+                "thaw-called",
+                "thawed",
+                "request-sent",
+                "request-ended",
+                "window-closed",
+            ]
+        );
     }
 }

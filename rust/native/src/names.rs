@@ -8,6 +8,7 @@ use vmsnapshot_core::ledger::{FireReason, FreezeState};
 use vmsnapshot_core::phase::Phase;
 use vmsnapshot_core::report::{
     BlobResult, Consistency, FilesystemResult, FreezeDoubt, HostCallResult, ThawedBy,
+    TimelineEventKind,
 };
 use vmsnapshot_core::status::RunState;
 
@@ -30,6 +31,7 @@ pub(crate) fn names(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         ("ErrorKind", ErrorKind::NAMES),
         ("ErrorSubject", ErrorSubject::NAMES),
         ("Phase", Phase::NAMES),
+        ("TimelineEventKind", TimelineEventKind::NAMES),
         ("FilesystemResult", FilesystemResult::NAMES),
         ("ThawedBy", ThawedBy::NAMES),
         ("BlobResult", BlobResult::NAMES),

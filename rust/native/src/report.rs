@@ -138,14 +138,16 @@ pub(crate) struct TimelineEvent {
     at_ms: f64,
     event: String,
     subject: Option<String>,
+    detail: Option<String>,
 }
 
 impl From<report::TimelineEvent> for TimelineEvent {
     fn from(event: report::TimelineEvent) -> Self {
         Self {
             at_ms: event.at_ms,
-            event: event.event,
+            event: name(event.event),
             subject: event.subject,
+            detail: event.detail,
         }
     }
 }

@@ -249,7 +249,7 @@ class Attempts:
         window_ms = report.window_ms or 0.0
         self._telemetry.set("FreezeTime", duration_text(freeze_ms / 1000))
         last_call_ms = max(
-            (event.at_ms for event in report.timeline if event.event == "request ended"), default=freeze_ms
+            (event.at_ms for event in report.timeline if event.event == "request-ended"), default=freeze_ms
         )
         self._telemetry.set("ThawTime", duration_text(max(0.0, window_ms - last_call_ms) / 1000))
         self._telemetry.set("snapshotTimeTaken", duration_text(max(0.0, window_ms - freeze_ms) / 1000))

@@ -101,7 +101,9 @@ class Freezing:
             self.log.resume()
             raise
         for event in report.timeline:
-            self.log.info(f"{event.at_ms:+.3f} ms {event.event} {event.subject or ''}".rstrip())
+            words = " ".join((event.event.replace("-", " "), event.subject or "")).rstrip()
+            detail = f": {event.detail}" if event.detail else ""
+            self.log.info(f"{event.at_ms:+.3f} ms {words}{detail}")
         self.log.info(f"run {report.run_id}: window {report.window_ms or 0.0:.3f} ms")
         if report.freeze_doubt and report.freeze_doubt_code != "nothing-frozen":
             self.log.error(f"the freeze is in doubt: {report.freeze_doubt}")
