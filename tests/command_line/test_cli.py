@@ -156,12 +156,6 @@ def test_snapshot_exits_1_when_prepare_fails_for_another_reason_than_the_argumen
     assert "run" not in native.calls
 
 
-def test_every_code_that_decides_an_exit_status_is_one_of_the_engine() -> None:
-    sources = "".join(path.read_text() for path in (REPOSITORY / "rust").glob("*/src/**/*.rs"))
-    codes = {*cli.NOT_THE_ARGUMENTS_CODES, cli.LEFT_FROZEN_CODE}
-    assert [code for code in sorted(codes) if f'"{code}"' not in sources] == []
-
-
 def test_snapshot_exits_3_when_an_earlier_run_left_something_frozen(
     command: Command, native: FakeNative, blob_list: str, tmp_path: Path
 ) -> None:
