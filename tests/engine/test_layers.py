@@ -46,7 +46,7 @@ def test_only_the_engine_depends_on_the_network_and_only_native_on_python() -> N
     assert "pyo3" in found["vmsnapshot-native"]
 
 
-def test_the_core_depends_on_three_crates_that_do_no_input_or_output() -> None:
+def test_the_core_depends_on_no_crate_that_does_input_or_output() -> None:
     assert packages()["vmsnapshot-core"] == {"serde", "thiserror", "time"}
 
 
