@@ -1,4 +1,4 @@
-"""Drives the real agent in a sandbox, a round at a time, and reads what it has on disk."""
+"""Drives the real agent in a sandbox, one round at a time, and reads its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGE = REPOSITORY / ".work/waagent"
 LIBRARY = Path("/var/lib/waagent")
 EXTENSION_LOG = Path("/var/log/azure") / EXTENSION
 
-# What Debian's file says, without what would touch the machine; the rest is the agent's own defaults.
+# Debian's configuration without the options that would change the machine. The rest are the agent's defaults.
 _CONFIGURATION = """\
 Extensions.Enabled=y
 AutoUpdate.Enabled=n
@@ -35,11 +35,11 @@ _PROGRAM = Path(__file__).with_name("agent_process.py")
 
 
 class AgentError(Exception):
-    """The agent failed, or did not answer in time; the end of its log is in the message."""
+    """The agent failed or did not answer in time. The message has the end of its log."""
 
 
 class Agent:
-    """The agent of one VM; it runs between `start` and `stop`, and what it has on disk outlives that."""
+    """The agent of one VM. It runs between `start` and `stop`, and its files remain after that."""
 
     def __init__(self, sandbox: Sandbox, wire_server: WireServer) -> None:
         self._sandbox = sandbox
@@ -51,7 +51,7 @@ class Agent:
         library.mkdir(mode=0o700)
 
     def start(self) -> None:
-        """Starts it; it asks for the goal state at once, and acts on it in its next `round`."""
+        """Starts it. It fetches the goal state at once, and acts on it in its next `round`."""
         with self._sandbox.path(_OUTPUT).open("ab") as output:
             self._process = self._sandbox.popen(
                 ["/usr/bin/python3", "-B", "-u", _PROGRAM],
@@ -72,12 +72,12 @@ class Agent:
                 raise AgentError("the agent did not end")
 
     def round(self, *, limit_seconds: float = 40.0) -> Report:
-        """Does one round of its loop: gets the goal state, acts on a new one, reports. Returns the report."""
+        """Does one round of its loop: fetches the goal state, acts on a new one, and returns the report."""
         self.begin_round()
         return self.end_round(limit_seconds=limit_seconds)
 
     def begin_round(self) -> None:
-        """Has it begin a round, and does not wait."""
+        """Starts a round without waiting for its end."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._reports_before = len(self._wire_server.reports)
@@ -85,7 +85,7 @@ class Agent:
         self._process.stdin.flush()
 
     def end_round(self, *, limit_seconds: float = 40.0) -> Report:
-        """Waits until the round is over, and returns what was reported in it."""
+        """Waits for the end of the round. Returns the report of it."""
         self._wait_for(b"done\n", limit_seconds=limit_seconds)
         reports = self._wire_server.reports[self._reports_before :]
         assert len(reports) == 1, f"{len(reports)} reports in one round: {self.log_tail()}"
@@ -96,17 +96,17 @@ class Agent:
         return self._sandbox.path(LIBRARY / f"{EXTENSION}-{version}")
 
     def versions(self) -> list[str]:
-        """Returns the versions whose directories there are."""
+        """Returns the versions that have a directory."""
         found = self._sandbox.path(LIBRARY).glob(f"{EXTENSION}-*")
         return sorted(path.name.rpartition("-")[2] for path in found if path.is_dir())
 
     def commands(self) -> list[str]:
-        """Returns the commands that were run since the VM began."""
+        """Returns the commands that ran since the VM was made."""
         log = self._sandbox.path(EXTENSION_LOG / "CommandExecution.log").read_text()
         return re.findall(r"Executing command: \S+ (\w+) with environment", log)
 
     def log_tail(self) -> str:
-        """Returns the last lines of what the agent logged."""
+        """Returns the last lines of the agent's log."""
         path = self._sandbox.path(_OUTPUT)
         return "\n".join(path.read_text(errors="replace").splitlines()[-40:])
 

@@ -1,12 +1,13 @@
-"""Azure's Linux agent, one round of its loop at a time; run by the system's Python inside a sandbox.
+"""Azure's Linux agent, one round of its loop at a time. The system's Python runs it inside a sandbox.
 
-All that handles an extension is the agent's own code (`azurelinuxagent`, found through PYTHONPATH): the wire
-protocol, goal states, certificates, download, unpacking, settings, commands, status. Left out of its ``run``
-is what has nothing to do with extensions: its threads, the firewall, the pause between two rounds. It looks
-after a command every 0.1 s instead of every second, or most of the tests' time would be spent there.
+The agent's own code (`azurelinuxagent`, found through PYTHONPATH) does everything that concerns an
+extension: the wire protocol, goal states, certificates, download, unpacking, settings, commands,
+status. This script omits the rest of its ``run``: threads, the firewall, the pause between two
+rounds. It polls a command every 0.1 s instead of every second, which would take most of the tests'
+time.
 
-Says ``ready``; then, for every line on standard input, does one round and says ``done``. At the end of the
-input it ends, as an agent that is stopped does, without a word to any extension.
+It prints ``ready``. Then it does one round for every line on standard input and prints ``done``. At
+the end of the input it ends without notice to any extension, as an agent that is stopped does.
 """
 # mypy: disable-error-code="import-not-found"
 
@@ -30,13 +31,13 @@ from azurelinuxagent.ga.update import get_update_handler
 
 WIRE_SERVER = "168.63.129.16"
 
-# It counts seconds by its sleeps: a command's limit becomes a tenth as well, 30 s for enable.
+# The agent counts its sleeps as seconds, so a command's limit shrinks to a tenth as well: 30 s for enable.
 COMMAND_SECOND = 0.1
 
 
 def main() -> None:
     """Starts as ``waagent -run-exthandlers`` does, and does rounds until standard input ends."""
-    # Extensions inherit the environment, and this is none that they meet on a VM.
+    # Extensions inherit the environment, and on a VM these variables are not set.
     del os.environ["PYTHONPATH"]
     answers = os.fdopen(os.dup(1), "w")
     # The agent logs to standard output.
@@ -47,7 +48,7 @@ def main() -> None:
     Agent(verbose=False, conf_file_path="/etc/waagent.conf")
     threading.current_thread().name = "ExtHandler"
     protocol_util = get_protocol_util()
-    # What DHCP says on Azure.
+    # The answer of DHCP on Azure.
     protocol_util.dhcp_handler.endpoint = WIRE_SERVER
     protocol = protocol_util.get_protocol()
     protocol.update_goal_state()

@@ -1,4 +1,4 @@
-"""A VM for each test of the agent."""
+"""Fixtures: a VM for each test, with the real agent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROLE_GUID = "c0ffee00-0000-4000-8000-000000000001"
 
 @pytest.fixture(scope="session")
 def agent_package() -> Path:
-    """The unpacked agent."""
+    """Returns the unpacked agent."""
     require(Path("/usr/bin/python3").exists(), "needs the system's Python at /usr/bin/python3 for the agent")
     for tool in ("ip", "unshare", "nsenter", "openssl"):
         require(shutil.which(tool) is not None, f"needs {tool}: see .ci/system-packages")
@@ -34,7 +34,7 @@ def agent_package() -> Path:
 
 @pytest.fixture(scope="session")
 def extension_package() -> Path:
-    """The extension as it is published."""
+    """Returns the extension package as it is published."""
     require(EXTENSION_PACKAGE.exists(), f"needs {EXTENSION_PACKAGE.name}: run `make extension`")
     return EXTENSION_PACKAGE
 
@@ -48,7 +48,7 @@ def vm(
     agent_package: Path,  # noqa: ARG001 (must be there)
     extension_package: Path,
 ) -> Iterator[Vm]:
-    """A VM with two disks, on which the agent runs; whatever hangs frozen is thawed before its time is up."""
+    """Makes a VM with two disks on which the agent runs. The rescue thaws what is still frozen."""
     disks = (scratch.make_on_loop("data"), scratch.make_on_loop("logs"))
     rescue([disk.mount_point for disk in disks], 55.0)
     with Sandbox(disks) as sandbox:

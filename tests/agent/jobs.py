@@ -20,9 +20,9 @@ def backup_job(
     status_blob: str | None = None,
     cipher: str = "des3",
 ) -> RequestedSettings:
-    """Returns the settings of a job that snapshots ``blobs``, URIs with a SAS: the protected part.
+    """Returns the settings of a job that snapshots ``blobs``: URIs with a SAS, in the protected part.
 
-    Every sequence number is a task of its own, unless ``task_id`` says otherwise.
+    Every sequence number is a new task, unless ``task_id`` is given.
     """
     now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
     ticks = (now - datetime.datetime(1, 1, 1)) // datetime.timedelta(microseconds=1) * 10

@@ -1,6 +1,6 @@
-"""The set-up itself: the real agent against our WireServer, with an extension of a few lines of shell.
+"""The set-up itself: the real agent with our WireServer and an extension of a few lines of shell.
 
-Where this fails, what the other tests say about our extension means nothing.
+If this fails, the results of the other tests mean nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.support.filesystems import ScratchFilesystems
 from tests.support.isolation import Sandbox
 from tests.support.wire_server import Requested, RequestedSettings, WireServer
 
-# Reports, as its message, what it could decrypt with the key that the agent put on disk.
+# Its message is what it decrypted with the key that the agent stored.
 SCRIPT = """\
 #!/bin/sh
 [ "$1" = enable ] || exit 0
@@ -35,7 +35,7 @@ COMMANDS = ("install", "enable", "update", "disable", "uninstall")
 
 @pytest.fixture
 def shell_extension(scratch: ScratchFilesystems) -> Path:
-    """An extension's package that is only a script."""
+    """Makes an extension's package that is only a script."""
     commands = {f"{verb}Command": f"main.sh {verb}" for verb in COMMANDS}
     manifest = [{"name": "shell", "version": 1.0, "handlerManifest": commands}]
     path = scratch.directory / "shell.zip"

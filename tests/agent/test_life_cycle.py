@@ -1,4 +1,4 @@
-"""The extension through its life, called by the real agent: what it reports, and what became of the disks."""
+"""The life of the extension under the real agent: its reports, its snapshots, and the state of the disks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOST_ITEM = {
 
 
 def test_each_job_is_done_once_whatever_its_cipher_and_however_often_the_agent_starts(vm: Vm) -> None:
-    # The first goal state: install, and a job in 3DES. The host takes no snapshots, so the guest does.
+    # The first goal state installs, and has a job encrypted with 3DES. The guest takes the snapshots.
     status_blob = vm.create_status_blob()
     vm.ask(vm.job(7, status_blob=status_blob))
     vm.agent.start()
@@ -34,11 +34,11 @@ def test_each_job_is_done_once_whatever_its_cipher_and_however_often_the_agent_s
     assert vm.frozen_disks() == [False, False]
     assert [item["isSuccessful"] for item in done.snapshots] == [True, True]
     assert done.telemetry["hostStatusCodePreSnapshot"] == "404"
-    # Azure Backup reads the same in the blob.
+    # Azure Backup reads the same report in the blob.
     assert vm.read_status_blob()["status"] == done.report["status"]
     assert vm.settings(7).keys() == {"publicSettings", "protectedSettingsCertThumbprint"}
 
-    # The agent starts anew, and runs enable for what it finds.
+    # A restarted agent runs enable again.
     vm.agent.stop()
     vm.agent.start()
     again = vm.wait_until_done()
@@ -47,7 +47,7 @@ def test_each_job_is_done_once_whatever_its_cipher_and_however_often_the_agent_s
     assert vm.snapshot_counts() == [1, 1]
     assert vm.settings(7).keys() == {"publicSettings", "protectedSettingsCertThumbprint"}
 
-    # The next job, as on a VM in FIPS mode.
+    # The next job is encrypted as on a VM in FIPS mode.
     vm.ask(vm.job(8, cipher="aes-256-cbc"))
     done = vm.wait_until_done()
     assert (done.sequence_number, done.status, done.code) == (8, "success", SUCCESS), vm.log()
@@ -56,7 +56,7 @@ def test_each_job_is_done_once_whatever_its_cipher_and_however_often_the_agent_s
     signature = urllib.parse.parse_qs(status_blob.partition("?")[2])["sig"][0]
     assert vm.files_with(signature) == vm.files_with(urllib.parse.quote(signature, safe="")) == []
 
-    # Gone from the goal state: the agent deletes it without a word.
+    # The goal state no longer has the extension: the agent deletes it without a command.
     vm.wire_server.request(None)
     assert vm.agent.round().handler is None
     assert vm.agent.versions() == []
@@ -113,7 +113,7 @@ def test_disable_waits_for_a_job_in_its_window_and_the_job_is_reported(vm: Vm) -
         vm.ask(vm.job(1), state="disabled")
         vm.agent.begin_round()
         wait_until(lambda: vm.agent.commands()[-1] == "disable", "the agent does not disable")
-        # It has a snapshot under way: ending it now would spoil that, and it is the one to thaw.
+        # The worker has a snapshot in progress and has to thaw, so disable must not kill it.
         assert vm.frozen_disks() == [True, True]
     handler = vm.agent.end_round().handler
     assert handler is not None
@@ -122,7 +122,7 @@ def test_disable_waits_for_a_job_in_its_window_and_the_job_is_reported(vm: Vm) -
     assert vm.read_status_blob()["status"]["code"] == SUCCESS
     assert vm.agent_is_alone()
 
-    # Enabled again, with the same number: nothing is left to do.
+    # Enabled again with the same number, there is nothing to do.
     vm.ask(vm.job(1))
     assert vm.wait_until_done().code == SUCCESS
     assert host_calls(vm) == 1
@@ -143,7 +143,7 @@ def test_a_job_outlives_the_agent_and_is_not_begun_again_by_the_next_one(vm: Vm)
 def test_a_killed_job_leaves_nothing_frozen_and_the_next_enable_reports_it(vm: Vm) -> None:
     with held_by_the_host(vm):
         os.kill(vm.worker_pid(), signal.SIGKILL)
-        wait_until(lambda: vm.frozen_disks() == [False, False], "nobody thawed")
+        wait_until(lambda: vm.frozen_disks() == [False, False], "the disks stayed frozen")
     vm.agent.stop()
     vm.agent.start()
     done = vm.wait_until_done()
@@ -157,7 +157,7 @@ def test_a_vm_restored_from_a_backup_takes_a_known_number_for_a_new_job(vm: Vm) 
     vm.ask(vm.job(5))
     vm.agent.start()
     first = vm.wait_until_done()
-    # Another VM with this one's disks.
+    # Another VM with the disks of this one.
     vm.agent.stop()
     vm.wire_server.role_guid = "c0ffee00-0000-4000-8000-000000000009"
     vm.ask(vm.job(5))
@@ -170,7 +170,7 @@ def test_a_vm_restored_from_a_backup_takes_a_known_number_for_a_new_job(vm: Vm) 
 
 @contextlib.contextmanager
 def held_by_the_host(vm: Vm) -> Iterator[None]:
-    """Begins job 1, whose snapshots the host takes; the disks are frozen until the block ends."""
+    """Starts job 1, whose snapshots the host takes. The disks are frozen until the block ends."""
     answer = threading.Event()
     vm.wire_server.backup_answers[PRE_SNAPSHOT] = BackupAnswer(200, {"bhsVersion": "1"})
     vm.wire_server.backup_answers[DO_SNAPSHOT] = BackupAnswer(
@@ -193,7 +193,7 @@ def host_calls(vm: Vm) -> int:
 
 
 def wait_until(is_so: Callable[[], bool], problem: str, *, limit_seconds: float = 15.0) -> None:
-    """Waits until something is so; fails with the problem at the limit."""
+    """Waits until ``is_so`` returns true. Fails with ``problem`` at the limit."""
     until = time.monotonic() + limit_seconds
     while not is_so():
         assert time.monotonic() < until, problem

@@ -33,28 +33,28 @@ _STATE_FILES = {
 
 @dataclass(frozen=True)
 class JobStatus:
-    """What the agent reported of a job."""
+    """The agent's report of a job."""
 
     sequence_number: int
     status: str
     code: str
     report: Mapping[str, Any]
-    """Our report in the substatus, which is what Azure Backup reads."""
+    """Our report in the substatus, which Azure Backup reads."""
 
     @property
     def telemetry(self) -> Mapping[str, str]:
-        """``telemetryData`` by its keys."""
+        """Returns ``telemetryData`` by its keys."""
         return {pair["Key"]: pair["Value"] for pair in self.report["status"]["telemetryData"]}
 
     @property
     def snapshots(self) -> list[Mapping[str, Any]]:
-        """``snapshotInfo``."""
+        """Returns ``snapshotInfo``."""
         return list(self.report["status"]["snapshotInfo"])
 
 
 @dataclass(frozen=True)
 class Vm:
-    """Everything that a test needs of it."""
+    """A VM with everything that a test uses."""
 
     name: str
     sandbox: Sandbox
@@ -63,11 +63,11 @@ class Vm:
     azurite: Azurite
     disks: tuple[ScratchFilesystem, ...]
     version: str
-    """The version of the extension as it was built."""
+    """The version of the extension that was built."""
 
     @property
     def blobs(self) -> tuple[str, ...]:
-        """The names of the disks' blobs."""
+        """Returns the names of the disks' blobs."""
         return tuple(f"{self.name}-{number}" for number in range(len(self.disks)))
 
     def job(self, sequence_number: int, **options: Any) -> RequestedSettings:
@@ -80,15 +80,15 @@ class Vm:
         self.wire_server.request(Requested(version or self.version, state, settings))
 
     def snapshot_counts(self) -> list[int]:
-        """Returns how many snapshots each disk's blob has."""
+        """Returns the number of snapshots of each disk's blob."""
         return [len(self.azurite.snapshots(name)) for name in self.blobs]
 
     def frozen_disks(self) -> list[bool]:
-        """Tells of each disk whether it is frozen."""
+        """Returns for each disk whether it is frozen."""
         return [is_frozen(disk.mount_point) for disk in self.disks]
 
     def wait_until_done(self, *, limit_seconds: float = 30.0) -> JobStatus:
-        """Does rounds of the agent until it reports that the job is over."""
+        """Does rounds of the agent until it reports a finished job."""
         until = time.monotonic() + limit_seconds
         while (status := job_status(self.agent.round())).code == TRANSITIONING:
             assert time.monotonic() < until, f"the job is not over: {self.log()}"
@@ -101,11 +101,11 @@ class Vm:
         assert self.sandbox.wait_until_empty(limit_seconds=10.0, but_for=1), "a worker did not end"
 
     def agent_is_alone(self) -> bool:
-        """Tells whether the agent is the only process of the VM now."""
+        """Returns whether the agent is the only process of the VM."""
         return self.sandbox.wait_until_empty(limit_seconds=0.0, but_for=1)
 
     def worker_pid(self) -> int:
-        """Returns the number, outside, of the process that does a job."""
+        """Returns the id outside of the worker."""
         pids = self.sandbox.process_ids()
         (pid,) = (pid for pid in pids if Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"\0worker\0"))
         return pid
@@ -118,7 +118,7 @@ class Vm:
         return settings
 
     def files_with(self, text: str) -> list[str]:
-        """Returns the files that hold a text, of all that the agent and the handler write."""
+        """Returns those files of the agent and the handler that contain a text."""
         finished = self.sandbox.run(
             "grep", "-rlF", "--", text, "/var/lib/waagent", "/var/log", "/etc/azure", "/run"
         )
@@ -126,7 +126,7 @@ class Vm:
         return finished.output.splitlines()
 
     def remembered(self, version: str) -> dict[str, str]:
-        """Returns what the handler has on disk about jobs and the machine, by the files' names."""
+        """Returns the handler's files about jobs and the machine, by name."""
         directory = self.agent.directory(version)
         return {path.name: path.read_text() for path in directory.iterdir() if path.name in _STATE_FILES}
 
@@ -155,7 +155,7 @@ class Vm:
 
 
 def job_status(report: Report) -> JobStatus:
-    """Takes the job's status out of what the agent reported."""
+    """Extracts the job's status from the agent's report."""
     handler = report.handler
     assert handler is not None, "the agent does not report our handler"
     assert handler["status"] == "Ready", handler
@@ -167,7 +167,7 @@ def job_status(report: Report) -> JobStatus:
 
 
 def repacked(package: Path, old: str, new: str, directory: Path) -> Path:
-    """Returns the extension's package as another version of it: the version is in the name only."""
+    """Returns the package as another version of it. The version is only in the name."""
     target = directory / package.name.replace(old, new)
     with zipfile.ZipFile(package) as source, zipfile.ZipFile(target, "x") as copy:
         for entry in source.infolist():

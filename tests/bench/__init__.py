@@ -1,1 +1,1 @@
-"""The benchmarks: what a window costs, beside how it is done today and beside what it must cost at least."""
+"""The benchmarks: the cost of a window, compared with today's way and with the least possible cost."""

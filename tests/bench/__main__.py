@@ -1,7 +1,7 @@
 """``make bench``: the window, the writers' stalls, the watchdog and the memory, with their baselines.
 
-Ends with status 0 when everything was measured, whatever the figures are, and with 1 when something did not
-thaw. Tables go to standard output, progress to standard error.
+The exit status is 0 if everything was measured, whatever the figures are, and 1 if something did
+not thaw. Tables go to standard output, progress to standard error.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ BENCHES: dict[str, Callable[[Bench], list[Claim]]] = {
 
 
 def main() -> int:
-    """Measures what was asked for."""
+    """Runs the selected benchmarks."""
     options = _options()
     if os.geteuid() != 0:
         print("bench: needs root, to mount and freeze scratch filesystems", file=sys.stderr)
@@ -64,7 +64,7 @@ def main() -> int:
         rcu_before = RCU_EXPEDITED.read_text() if RCU_EXPEDITED.exists() else ""
         say(f"making {max(options.count)} filesystems")
         make = filesystems.make_on_zram if options.device == "zram" else filesystems.make_on_loop
-        # What the benchmark of dirty data fills is larger.
+        # The benchmark of dirty data needs larger filesystems.
         made = [
             make(f"fs{index:02}", size_mib=192 if index < comparisons.DIRTY_COUNT else 64)
             for index in range(max(options.count))

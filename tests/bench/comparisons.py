@@ -1,7 +1,7 @@
-"""What is measured. Each function prints its tables and returns its claims with the figures.
+"""The measurements. Each function prints its tables and returns its claims with the figures.
 
-Everything that is compared is measured in turns within one run, because the machine's mood changes over
-minutes; figures are medians with the 10th and 90th percentiles.
+Alternatives are measured in turns within one run, because the machine's speed changes over minutes.
+Figures are medians with the 10th and 90th percentiles.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ WATCHDOG_PEAK_MIB = 12.0
 
 @dataclass(frozen=True)
 class Bench:
-    """What every benchmark works with."""
+    """What every benchmark uses."""
 
     directory: Path
     filesystems: Sequence[ScratchFilesystem]
@@ -66,20 +66,20 @@ class Bench:
     counts: Sequence[int]
     repetitions: int
     raw: dict[str, Any]
-    """What goes into the JSON file: every repetition."""
+    """The content of the JSON file: every repetition."""
 
     def mount_points(self, count: int) -> list[Path]:
-        """The first ``count`` of them."""
+        """Returns the first ``count`` of them."""
         return [filesystem.mount_point for filesystem in self.filesystems[:count]]
 
 
 def say(text: str) -> None:
-    """Tells where the benchmark is."""
+    """Prints the progress of the benchmark."""
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
 def windows(bench: Bench, kind: str) -> list[Claim]:
-    """The window of ours, of today's way, and the floor, without writers, on one blob service."""
+    """Measures the window of vmsnapshot, today's way, and the floor, without writers, on one blob service."""
     claims: list[Claim] = []
     rows, parts_rows = [], []
     medians: dict[int, float] = {}
@@ -90,9 +90,9 @@ def windows(bench: Bench, kind: str) -> list[Claim]:
         with servers.serving(kind, count, bench.directory, bench.certificates) as service:
             target = Target(bench.mount_points(count), service.uris, service.ca_file)
             with Floor(target) as floor:
-                # The first round is for warming up.
+                # The first round warms up and is not counted.
                 for repetition in range(bench.repetitions + 1):
-                    # Who follows whom changes, because what came before is felt: in caches, in Azurite.
+                    # The order changes, because each way affects the next one through caches and Azurite.
                     if repetition % 2:
                         our_window, least, their_window = ours(target), floor.repeat(), today(target)
                     else:
@@ -137,9 +137,9 @@ def windows(bench: Bench, kind: str) -> list[Claim]:
 
 
 def stalls(bench: Bench, kind: str) -> list[Claim]:
-    """The longest stall of a writer: ours, today's way, and with nothing frozen at all."""
+    """Measures the longest stall of a writer: vmsnapshot, today's way, and nothing frozen at all."""
     claims, rows = [], []
-    # Today's way takes seconds, and what is told from it is a factor of tens.
+    # Today's way takes seconds. A few repetitions show a factor of tens.
     repetitions = max(3, bench.repetitions * 2 // 3)
     for count in bench.counts:
         say(f"stalls, {kind}, N = {count}")
@@ -184,14 +184,14 @@ def stalls(bench: Bench, kind: str) -> list[Claim]:
 
 
 def nothing_to_call(bench: Bench) -> list[Claim]:
-    """Window and longest stall when there are no blobs: what freezing and thawing alone cost."""
+    """Measures window and longest stall without blobs: the cost of freeze and thaw alone."""
     claims, rows = [], []
     for count in bench.counts:
         say(f"no blobs, N = {count}")
         names = ("stall", "nothing frozen", "stall, whole run", "window", "window, no writers")
         figures = {name: Figure() for name in names}
         target = Target(bench.mount_points(count), [])
-        # Cheap, and short: more of them.
+        # These repetitions are short, so there are more.
         for repetition in range(2 * bench.repetitions + 1):
             with writing(_sample(target.mount_points)) as writers:
                 window = ours(target)
@@ -210,7 +210,7 @@ def nothing_to_call(bench: Bench) -> list[Claim]:
 
 
 def dirty(bench: Bench) -> list[Claim]:
-    """The window over filesystems with much to write out, beside the same filesystems clean."""
+    """Measures the window over filesystems with much dirty data, compared with clean ones."""
     if len(bench.filesystems) < DIRTY_COUNT:
         return []
     target = Target(bench.mount_points(DIRTY_COUNT), [])
@@ -239,7 +239,7 @@ def dirty(bench: Bench) -> list[Claim]:
 
 
 def watchdog(bench: Bench) -> list[Claim]:
-    """How soon the watchdog has thawed everything after SIGKILL, and after its deadline."""
+    """Measures how soon the watchdog has thawed everything after a SIGKILL, and after its deadline."""
     claims, rows = [], []
     for count in [number for number in bench.counts if number in (1, 16, 64)]:
         mount_points = bench.mount_points(count)
@@ -251,7 +251,7 @@ def watchdog(bench: Bench) -> list[Claim]:
                     from_ns, thawed_ns = event(mount_points)
                     processes.reap()
                     thawed.add((thawed_ns - from_ns) / 1e6)
-                    # The write that was stuck when it happened; its end is the resumption.
+                    # The end of the write that was stuck is the moment at which the writer resumed.
                     writer.wait_until_writing(writes=2)
                     stuck = [stall for stall in writer.stalls(since_ns=from_ns) if stall.start_ns < from_ns]
                     if not stuck:
@@ -270,7 +270,7 @@ def watchdog(bench: Bench) -> list[Claim]:
 
 
 def memory(bench: Bench) -> list[Claim]:
-    """Peak memory of the command and of its watchdog, over HTTPS, which takes the most."""
+    """Measures the peak memory of the command and of its watchdog over HTTPS, which needs the most."""
     claims, rows = [], []
     for count in bench.counts:
         say(f"memory, N = {count}")
@@ -286,22 +286,22 @@ def memory(bench: Bench) -> list[Claim]:
 
 
 def _sample(mount_points: Sequence[Path]) -> list[Path]:
-    """First, middle and last: a writer on each of 64 would keep two cores busy with nothing frozen."""
+    """Picks the first, the middle and the last: 64 writers would keep two cores busy with nothing frozen."""
     return list(dict.fromkeys([mount_points[0], mount_points[len(mount_points) // 2], mount_points[-1]]))
 
 
 def _longest(writers: Sequence[Writer], window: Window) -> float:
-    """The longest write during the window."""
+    """Returns the longest write during the window."""
     return _longest_between(writers, window.began_ns, window.ended_ns)
 
 
 def _longest_of_run(writers: Sequence[Writer], window: Window) -> float:
-    """The longest write from the beginning of the preparation on."""
+    """Returns the longest write since the beginning of the preparation."""
     return _longest_between(writers, window.run_began_ns, window.ended_ns)
 
 
 def _quiet_stretch(writers: Sequence[Writer], length_ms: float) -> float:
-    """The longest write in a stretch as long as the window, with nothing frozen."""
+    """Returns the longest write in a time as long as the window, with nothing frozen."""
     time.sleep(PAUSE_SECONDS)
     began_ns = time.monotonic_ns()
     time.sleep(length_ms / 1e3)
@@ -309,9 +309,9 @@ def _quiet_stretch(writers: Sequence[Writer], length_ms: float) -> float:
 
 
 def _longest_between(writers: Sequence[Writer], began_ns: int, ended_ns: int) -> float:
-    # What was stuck at the end has ended by then; a write still under way is counted as it is.
+    # By then a write that was stuck has ended. One that is still in progress counts with its length so far.
     time.sleep(0.01)
-    # A window of 0.1 ms may fall between two writes, so the ones before and after it count as well.
+    # A window of 0.1 ms may fall between two writes, so those before and after it count too.
     began_ns, ended_ns = began_ns - WRITE_INTERVAL_NS, ended_ns + WRITE_INTERVAL_NS
     return max(
         (
@@ -335,7 +335,7 @@ session.run()
 
 
 def _killed(mount_points: Sequence[Path]) -> tuple[int, int]:
-    """Kills a run in the middle of its window: when, and when the last filesystem was thawed."""
+    """Kills a run in its window. Returns when that was, and when the last filesystem was thawed."""
     with _silent_server() as uri:
         run = _start_run(mount_points, uri, thaw_timeout_seconds=10.0)
         try:
@@ -350,7 +350,7 @@ def _killed(mount_points: Sequence[Path]) -> tuple[int, int]:
 
 
 def _stopped(mount_points: Sequence[Path]) -> tuple[int, int]:
-    """Stops a run (SIGSTOP) in its window: its deadline, and when the last filesystem was thawed."""
+    """Stops a run (SIGSTOP) in its window. Returns its deadline, and when the last filesystem was thawed."""
     thaw_timeout_seconds = 0.5
     with _silent_server() as uri:
         run = _start_run(mount_points, uri, thaw_timeout_seconds=thaw_timeout_seconds)
@@ -366,7 +366,7 @@ def _stopped(mount_points: Sequence[Path]) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _silent_server() -> Iterator[str]:
-    # Connections are made by the kernel; nobody accepts, reads or answers.
+    # The kernel makes the connections. No program accepts, reads or answers.
     with socket.create_server(("127.0.0.1", 0), backlog=16) as listener:
         yield servers.sas_uri(listener.getsockname()[1], "disk")
 
@@ -381,12 +381,12 @@ def _start_run(
 
 
 def is_all_frozen(run: Any) -> bool:
-    """Whether the status says that every filesystem of a run is frozen."""
+    """Returns whether every filesystem of a run is frozen, by its status."""
     return all(filesystem["state"] == "frozen" for filesystem in run["filesystems"])
 
 
 def is_all_thawed(run: Any) -> bool:
-    """Whether the status says that every filesystem of a run is thawed."""
+    """Returns whether every filesystem of a run is thawed, by its status."""
     return all(filesystem["thawed_at"] for filesystem in run["filesystems"])
 
 
@@ -417,7 +417,7 @@ print(status.partition("VmHWM:")[2].split()[0], file=sys.stderr)
 
 
 def _peaks(target: Target) -> tuple[float, float]:
-    """Runs the command as people do, and asks it and its report for the peaks, in KiB."""
+    """Runs the command as users do. Returns the peaks of the command and of its watchdog, in KiB."""
     with tempfile.TemporaryDirectory() as scratch, Guard(target.mount_points):
         report = Path(scratch) / "report.json"
         blobs = Path(scratch) / "blobs"

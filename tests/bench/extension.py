@@ -1,4 +1,4 @@
-"""The extension as the agent runs it: how long enable takes, and a whole job with four disks."""
+"""The extension as the agent runs it: the time of enable, and of a whole job with four disks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.rescue import RescueThaw
 DISKS = 4
 ENABLE_MS = 300.0
 JOB_MS = 1000.0
-# What the reference took for such a job, on an idle VM with endpoints that answered at once.
+# The time of the reference for such a job, on an idle VM with endpoints that answered at once.
 REFERENCE_JOB_MS = 8600.0
 LIMIT_SECONDS = 60.0
 
@@ -30,7 +30,7 @@ _WINDOW = re.compile(r"window ([0-9.]+) ms")
 
 
 def jobs(bench: Bench) -> list[Claim]:
-    """Jobs of four disks on Azurite, guest path: the host answers PreSnapshot with 404."""
+    """Measures jobs of four disks on Azurite, by the guest: the host answers PreSnapshot with 404."""
     say(f"the extension, {DISKS} disks")
     figures = {name: Figure() for name in ("enable", "job", "window", "worker peak MiB")}
     filesystems = bench.filesystems[:DISKS]
@@ -46,14 +46,14 @@ def jobs(bench: Bench) -> list[Claim]:
         sandbox.forward(80, host="168.63.129.16", outside_port=host.port)
         sandbox.forward(int(azurite.endpoint.rpartition(":")[2]))
         extension = Extension(sandbox, base_directory)
-        # Makes the bytecode, as on a VM.
+        # install makes the bytecode, as on a VM.
         extension.run("install")
         for number in range(bench.repetitions + 1):
             paths = [filesystem.mount_point for filesystem in filesystems]
             with RescueThaw(paths, LIMIT_SECONDS):
                 measured = _job(extension, azurite, number)
             time.sleep(PAUSE_SECONDS)
-            # The first one is for warming up.
+            # The first job warms up and is not counted.
             if number:
                 for figure, value in zip(figures.values(), measured):
                     figure.add(value)
@@ -76,7 +76,7 @@ def jobs(bench: Bench) -> list[Claim]:
 
 
 def _job(extension: Extension, azurite: Azurite, number: int) -> tuple[float, float, float, float]:
-    """Runs one job; enable, the whole of it, its window (ms), and the worker's peak memory (MiB)."""
+    """Runs one job. Returns the times of enable, job and window (ms), and the worker's peak memory (MiB)."""
     names = [f"{number}-{disk}.vhd" for disk in range(DISKS)]
     for name in names:
         azurite.create_page_blob(name)
@@ -112,7 +112,7 @@ def _job(extension: Extension, azurite: Azurite, number: int) -> tuple[float, fl
 
 
 def _peak_kib(pid: int) -> int:
-    """A process's VmHWM; 0 when it is gone."""
+    """Returns a process's VmHWM, or 0 if it is gone."""
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     except OSError:

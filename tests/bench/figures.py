@@ -1,4 +1,4 @@
-"""Medians with their spread, tables, and the claims that are held against them."""
+"""Medians with their spread, tables, and the claims to which they are compared."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Figure:
-    """Repetitions of one measurement, in milliseconds unless its column says otherwise."""
+    """Repetitions of one measurement, in milliseconds unless its column has another unit."""
 
     values: list[float] = field(default_factory=list)
 
     def add(self, value: float) -> None:
-        """Notes one repetition."""
+        """Adds one repetition."""
         self.values.append(value)
 
     @property
     def median(self) -> float:
-        """The median; NaN if there is no repetition."""
+        """The median, or NaN without any repetition."""
         return statistics.median(self.values) if self.values else float("nan")
 
     @property
@@ -42,7 +42,7 @@ def _short(value: float) -> str:
 
 @dataclass(frozen=True)
 class Claim:
-    """One promised figure beside the measured one."""
+    """One promised figure and the measured one."""
 
     text: str
     figure: float

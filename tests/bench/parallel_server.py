@@ -1,8 +1,9 @@
 """A blob service that takes a fixed time for each snapshot and serves all of them in parallel.
 
-Runs by itself (``python -I -S parallel_server.py SERVICE_MS``), prints its port, and ends when its standard
-input does. One thread and one epoll, with nothing parsed and the answer made beforehand: it shares two
-cores with what is measured, and the fault server's asyncio takes 5 ms of them for 64 requests.
+It runs as a script (``python -I -S parallel_server.py SERVICE_MS``), prints its port, and ends when
+its standard input does. It has one thread and one epoll, parses nothing and sends a prepared
+answer, because it shares two cores with the program that is measured: the fault server's asyncio
+needs 5 ms for 64 requests.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ANSWER = (
 
 
 def main() -> None:
-    """Answers every request head ``SERVICE_MS`` after it came."""
+    """Answers every request ``SERVICE_MS`` after its head was received."""
     service_seconds = float(sys.argv[1]) / 1e3
     gc.disable()
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
@@ -32,12 +33,12 @@ def main() -> None:
     poller.register(listener.fileno(), select.EPOLLIN)
     poller.register(0, select.EPOLLIN)
     open_sockets: dict[int, socket.socket] = {}
-    # Every request takes as long as every other, so the oldest is due first.
+    # All requests take equally long, so the oldest is due first.
     due: deque[tuple[float, int]] = deque()
     clock = time.monotonic
     os.write(1, f"{listener.getsockname()[1]}\n".encode())
     while True:
-        # epoll rounds up to milliseconds, which would be two per cent of 50.
+        # epoll rounds up to milliseconds, and one is two per cent of 50.
         wait = max(0.0, due[0][0] - clock()) if due else -1
         if due and wait < 0.002:
             select.select([], [], [], wait)

@@ -37,7 +37,7 @@ class Service:
 
 @contextlib.contextmanager
 def serving(kind: str, blob_count: int, directory: Path, certificates: Certificates) -> Iterator[Service]:
-    """Runs a fresh, warmed service: Azurite slows with every snapshot in its store, and starts slowly."""
+    """Runs a new, warm service: Azurite starts slowly, and slows with every snapshot in its store."""
     if kind == PARALLEL:
         with _parallel_server() as port:
             yield Service([sas_uri(port, f"disk-{index}") for index in range(blob_count)], None)
@@ -52,7 +52,7 @@ def serving(kind: str, blob_count: int, directory: Path, certificates: Certifica
 
 
 def sas_uri(port: int, blob: str) -> str:
-    """Returns a blob's URI with a SAS of the right form, for a server that does not look at it."""
+    """Returns a blob's URI with a SAS of the right form, for a server that does not check it."""
     now = datetime.datetime.now(datetime.timezone.utc)
     start, expiry = now - datetime.timedelta(minutes=15), now + datetime.timedelta(hours=1)
     return (

@@ -1,6 +1,6 @@
-"""The three ways to take the snapshots that are compared: ours, the one of today, and the floor.
+"""The three ways to take snapshots that are compared: vmsnapshot, today's way, and the floor.
 
-Each has everything made that a fair person would make beforehand, and does one repetition when told to.
+Each prepares beforehand whatever it fairly can, and does one repetition per call.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from tests.support.filesystems import REPOSITORY
 from tests.support.mounts import assert_not_root
 from tests.support.rescue import RCU_EXPEDITED, RescueThaw
 
-# After a thaw the kernel's gates stay in their slow state for some 10 ms; a freeze then costs nearly nothing.
+# For some 10 ms after a thaw the kernel's gates stay in their slow state, in which a freeze costs little.
 PAUSE_SECONDS = 0.06
 RESCUE_SECONDS = 20.0
 ANOTHER_RUN_LIMIT_SECONDS = 60.0
 
 
 class NotThawedError(Exception):
-    """Something was still frozen when it should not have been: the one thing that fails a benchmark."""
+    """Something was still frozen when it should not be. Only this fails a benchmark."""
 
 
 class UnusableError(Exception):
-    """A repetition did not do what was to be measured."""
+    """A repetition did not do what it should measure."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What one repetition freezes and snapshots."""
+    """The filesystems and blobs of one repetition."""
 
     mount_points: Sequence[Path]
     uris: Sequence[str]
@@ -49,7 +49,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Window:
-    """One repetition: how long the window was, when it was (CLOCK_MONOTONIC), and its parts."""
+    """One repetition: the length of the window, its instants (CLOCK_MONOTONIC), and its parts."""
 
     length_ms: float
     began_ns: int
@@ -59,7 +59,7 @@ class Window:
 
 
 class Guard:
-    """Pauses, arms a rescue thaw, and says whether it was needed; around every repetition."""
+    """Surrounds a repetition: pauses, arms a rescue thaw, and raises an error if it was needed."""
 
     def __init__(self, mount_points: Sequence[Path]) -> None:
         for mount_point in mount_points:
@@ -82,14 +82,14 @@ class Guard:
 
 
 def monotonic_ns(utc: str) -> int:
-    """Converts an instant of a report or of the status, to the microsecond, to CLOCK_MONOTONIC."""
+    """Converts an instant of a report or a status to CLOCK_MONOTONIC, exact to a microsecond."""
     instant = datetime.datetime.strptime(utc, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=datetime.timezone.utc)
     since_1970 = instant - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
     return since_1970 // datetime.timedelta(microseconds=1) * 1000 - (time.time_ns() - time.monotonic_ns())
 
 
 def prepare(target: Target, *, thaw_timeout: float = 10.0) -> vmsnapshot.Session:
-    """Prepares a run of ours on exactly the target's filesystems."""
+    """Prepares a run of vmsnapshot on exactly the target's filesystems."""
     plan = vmsnapshot.plan(include=[str(path) for path in target.mount_points])
     if len(plan.filesystems) != len(target.mount_points):
         raise UnusableError(f"{len(plan.filesystems)} of {len(target.mount_points)} filesystems planned")
@@ -103,7 +103,7 @@ def prepare(target: Target, *, thaw_timeout: float = 10.0) -> vmsnapshot.Session
                 ca_file=str(target.ca_file) if target.ca_file else None,
             )
         except vmsnapshot.PrepareError as error:
-            # One run at a time on a machine; somebody else's may be under way, or about to be cleared up.
+            # A machine has one run at a time, and another one may be in progress or about to be cleared.
             if error.code not in ("another-run", "left-frozen") or time.monotonic() > until:
                 raise
             time.sleep(0.1)
@@ -144,13 +144,13 @@ def ours(target: Target) -> Window:
 
 
 def today(target: Target) -> Window:
-    """Takes the snapshots as scripts do: fsfreeze one after another, the SDK in a thread pool, and back."""
+    """Takes the snapshots as scripts do: fsfreeze one by one, the SDK in a thread pool, fsfreeze again."""
     clients = [
         BlobClient.from_blob_url(uri, connection_verify=str(target.ca_file) if target.ca_file else True)
         for uri in target.uris
     ]
     with Guard(target.mount_points), ThreadPoolExecutor(max_workers=max(1, len(clients))) as pool:
-        # The pool's threads exist before the window.
+        # Make the pool start its threads before the window.
         list(pool.map(time.sleep, [0.01] * len(clients)))
         _check_ordinary_grace_periods()
         began_ns = time.monotonic_ns()
@@ -183,7 +183,7 @@ def today(target: Target) -> Window:
 
 
 def _check_ordinary_grace_periods() -> None:
-    """Expedited grace periods that somebody left on make today's way seven times faster than it is."""
+    """Fails if expedited RCU was left on, which makes today's way seven times faster."""
     until = time.monotonic() + ANOTHER_RUN_LIMIT_SECONDS
     while RCU_EXPEDITED.exists() and RCU_EXPEDITED.read_text().strip() != "0":
         if time.monotonic() > until:
@@ -192,7 +192,7 @@ def _check_ordinary_grace_periods() -> None:
 
 
 class Floor:
-    """The program of ``rust/engine/examples/floor.rs``: bare calls with nothing frozen, and bare ioctls."""
+    """The program of ``rust/engine/examples/floor.rs``: bare requests with nothing frozen, bare ioctls."""
 
     PROGRAM = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target")) / "release/examples/floor"
 
@@ -205,7 +205,7 @@ class Floor:
         self._tell("\n".join([*lines, "go"]))
 
     def repeat(self) -> dict[str, float]:
-        """Does it once; how long the calls, the freezing and the thawing took."""
+        """Does one repetition. Returns the times of the requests, the freezes and the thaws."""
         time.sleep(PAUSE_SECONDS)
         self._tell("repeat")
         assert self._process.stdout is not None
@@ -232,7 +232,7 @@ class Floor:
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            # Its rescue, should it have to thaw, keeps asking for ten seconds.
+            # Its rescue, if it has to thaw, repeats FITHAW for ten seconds.
             self._process.wait(timeout=15.0)
         except subprocess.TimeoutExpired:
             self._process.kill()

@@ -80,6 +80,15 @@ def assert_keys(value: dict[str, Any], keys: dict[str, Any]) -> None:
         assert isinstance(value[key], types), key
 
 
+def section(heading: str) -> str:
+    """Returns the text below a heading of the documentation, to the next heading of the same level."""
+    for page in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]:
+        found = re.search(rf"^(#+) {heading}\n(.*?)(?=^\1 |\Z)", page.read_text(), re.MULTILINE | re.DOTALL)
+        if found:
+            return found[2]
+    raise AssertionError(f"no page of the documentation has the heading {heading!r}")
+
+
 @pytest.mark.parametrize("is_refused", [False, True])
 def test_the_report_has_every_documented_key_and_no_other(
     disk: ScratchFilesystem, fault_server: StartFaultServer, tmp_path: Path, is_refused: bool
@@ -97,10 +106,7 @@ def test_the_report_has_every_documented_key_and_no_other(
         assert parts
         for part in parts:
             assert_keys(part, keys)
-    readme = (REPOSITORY / "README.md").read_text()
-    documented = set(
-        re.findall(r"`(\w+)`", readme.partition("### The report")[2].partition("### The plan")[0])
-    )
+    documented = set(re.findall(r"`(\w+)`", section("The report")))
     assert {*REPORT_KEYS, *(key for keys in PART_KEYS.values() for key in keys)} <= documented
 
 

@@ -1,1 +1,1 @@
-"""``make demo``: the main job, from the filesystems to the snapshots read back, on what it makes itself."""
+"""``make demo``: the main job on filesystems of its own, with the snapshots read back."""

@@ -1,7 +1,7 @@
-"""The demo: disks, a blob service and writers of its own; one snapshot by the real command; what came of it.
+"""The demo makes disks, blobs and writers, takes a snapshot with the real command, and shows the result.
 
-Everything is made below one scratch directory and taken down after it, also after Ctrl-C. It never names
-``/``: the command is told which filesystems are meant, and those are the demo's own.
+Everything is below one scratch directory and is removed afterwards, also after Ctrl-C. The demo
+never freezes ``/``, because it names its own filesystems to the command.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from tests.support.rescue import RCU_EXPEDITED, RescueThaw
 from tests.support.writers import Writer
 
 VMSNAPSHOT = Path(sys.executable).with_name("vmsnapshot")
-# How long the writers write before the snapshot, to have something to compare with.
+# How long the writers write before the snapshot, for comparison.
 UNDISTURBED_SECONDS = 1.5
 THAW_TIMEOUT_SECONDS = 5
-# What the command may take at most: connecting, syncing, the window, and room to start.
+# The limit on the command: start, connecting, syncing and the window.
 COMMAND_LIMIT_SECONDS = 60.0
 RESCUE_AFTER_SECONDS = 90.0
 CONTENT_BYTES = 64 * 1024
@@ -48,16 +48,16 @@ _Made = TypeVar("_Made")
 
 @dataclass(frozen=True)
 class Disk:
-    """A filesystem, and the page blob that stands for its disk in the cloud."""
+    """A filesystem, and the page blob that represents its disk in the cloud."""
 
     name: str
     filesystem: ScratchFilesystem
     content: bytes
-    """What the blob holds at the time of the snapshot."""
+    """The content of the blob at the time of the snapshot."""
 
 
 class Findings:
-    """What was looked at after the snapshot, and whether it was as it should be."""
+    """The statements that were checked after the snapshot, and whether all hold."""
 
     def __init__(self) -> None:
         self.all_hold = True
@@ -69,14 +69,14 @@ class Findings:
 
 
 class Demo:
-    """One demonstration; `run` makes everything through ``stack``, which takes it down."""
+    """One demonstration. `run` makes everything through ``stack``, which removes it."""
 
     def __init__(self, stack: contextlib.ExitStack, interruptions: Interruptions) -> None:
         self.stack = stack
         self.interruptions = interruptions
 
     def run(self) -> bool:
-        """Shows all of it; returns whether everything was as it should be."""
+        """Shows everything. Returns whether all statements hold."""
         directory = self.make(scratch_directory())
         filesystems = self.make(ScratchFilesystems(directory))
 
@@ -106,7 +106,7 @@ class Demo:
         for disk in disks:
             azurite.create_page_blob(disk.name, CONTENT_BYTES, disk.content)
             print(f"  {azurite.sas_uri(disk.name).partition('?')[0]}")
-        # The first calls after its start take several times as long: the emulator is being compiled.
+        # The first calls after its start take several times as long, until its code is compiled.
         azurite.warm_up()
 
         heading(
@@ -116,7 +116,7 @@ class Demo:
             command: it gets the SAS URIs on its standard input, where no other user can see them.
             """,
         )
-        # Should all else fail, an independent process thaws. It has never had to.
+        # If all else fails, an independent process thaws. That has never happened.
         rescue = self.make(RescueThaw(mount_points, RESCUE_AFTER_SECONDS))
         writers = [self.make(Writer(mount_point)) for mount_point in mount_points]
         for writer in writers:
@@ -190,7 +190,7 @@ class Demo:
         azurite: Azurite,
         certificates: Certificates,
     ) -> None:
-        """Does the same once more, by the extension package."""
+        """Does the same with the extension package."""
         heading(
             "The same, as Azure Backup does it",
             """
@@ -228,7 +228,7 @@ class Demo:
         findings.note("and the rescue had nothing to do", rescue.cancel() == [])
 
     def make(self, context: contextlib.AbstractContextManager[_Made]) -> _Made:
-        """Enters a context that ends with the demo; a signal waits until it is noted."""
+        """Enters a context that ends with the demo. A signal is held until the stack has it."""
         with self.interruptions.held():
             return self.stack.enter_context(context)
 
@@ -243,7 +243,7 @@ class Demo:
         ]
 
     def note_snapshot(self, findings: Findings, azurite: Azurite, disk: Disk, snapshot: str | None) -> None:
-        """Compares one snapshot with what the blob held and with what was asked for."""
+        """Compares one snapshot with the content of the blob and with the metadata."""
         if snapshot is None:
             findings.note(f"{disk.name} has a snapshot", False)
             return
@@ -254,7 +254,7 @@ class Demo:
 
 
 def main() -> int:
-    """Runs the demo; returns 0 when all of it was as it should be."""
+    """Runs the demo. Returns 0 if all statements hold."""
     if os.geteuid() != 0:
         print("the demo makes, mounts and freezes filesystems of its own, and only root can", file=sys.stderr)
         print("hint: sudo make demo", file=sys.stderr)
@@ -262,8 +262,8 @@ def main() -> int:
     stack = contextlib.ExitStack()
     interruptions = Interruptions()
     status = 1
-    # Two of them, because a signal can come after the inner `finally` was entered and before it has done
-    # anything. It is the only one that is raised, so the outer one is left alone.
+    # There are two, because a signal can arrive after the inner `finally` was entered and before its first
+    # statement. Only one signal is raised, so none interrupts the outer `finally`.
     try:
         try:
             status = 0 if Demo(stack, interruptions).run() else 1
@@ -279,27 +279,27 @@ def main() -> int:
 
 
 def heading(title: str, text: str) -> None:
-    """Prints a heading and what the reader is about to see."""
+    """Prints a heading and an introduction."""
     width = min(shutil.get_terminal_size((90, 24)).columns, 90)
     paragraph = textwrap.fill(" ".join(text.split()), width)
     print(f"\n=== {title} ===\n{paragraph}\n", flush=True)
 
 
 def run_shown(arguments: list[str], given: str = "") -> int:
-    """Runs ``vmsnapshot`` as a person does, in sight; returns its exit status."""
+    """Prints a command and runs it. Returns its exit status."""
     print(command_text(arguments), flush=True)
     process = subprocess.Popen([VMSNAPSHOT, *arguments], stdin=subprocess.PIPE)
     try:
         process.communicate(given.encode(), timeout=COMMAND_LIMIT_SECONDS)
     except BaseException:
-        # Its watchdog thaws what it may have frozen.
+        # The watchdog thaws what the killed command froze.
         processes.kill(process)
         raise
     return process.returncode
 
 
 def command_text(arguments: list[str]) -> str:
-    """Writes a command as it would be typed, an option a line when it is long."""
+    """Returns a command as a user types it, with one option per line if it is long."""
     words = [shlex.quote(argument) for argument in arguments]
     line = " ".join(["$ vmsnapshot", *words])
     if len(line) <= 100:
@@ -308,7 +308,7 @@ def command_text(arguments: list[str]) -> str:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Returns the report, or nothing where there is none: the run has said why."""
+    """Returns the report, or an empty one if the run failed before its window and has printed why."""
     try:
         report: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
@@ -317,7 +317,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def window_of(report: dict[str, Any]) -> tuple[int, int] | None:
-    """Returns when the window began and ended (CLOCK_MONOTONIC, ns); none if nothing was frozen."""
+    """Returns the begin and the end of the window (CLOCK_MONOTONIC, ns), or None if nothing was frozen."""
     if report["window_ms"] is None:
         return None
     elapsed_ns = time.time_ns() - utc_ns(report["started_at"])
@@ -340,7 +340,7 @@ def show_stalls(writers: list[Writer], spans: dict[str, tuple[int, int] | None])
 
 
 def longest_stall_text(writer: Writer, span: tuple[int, int] | None) -> str:
-    """Returns the longest write that was under way at some time of ``span``."""
+    """Returns the longest write that was in progress at some time in ``span``."""
     if span is None:
         return "-"
     begin_ns, end_ns = span
@@ -349,8 +349,8 @@ def longest_stall_text(writer: Writer, span: tuple[int, int] | None) -> str:
 
 
 def frozen_below(directory: Path) -> bool:
-    """Asks ``vmsnapshot status`` whether anything below ``directory`` is frozen."""
-    # Exit status 3 is "something is frozen", and that may be somebody else's.
+    """Returns whether ``vmsnapshot status`` reports anything below ``directory`` as frozen."""
+    # Exit status 3 means that something is frozen, perhaps by another run.
     answer = subprocess.run(
         [VMSNAPSHOT, "status", "--json"], stdout=subprocess.PIPE, timeout=COMMAND_LIMIT_SECONDS, check=False
     )
@@ -359,7 +359,7 @@ def frozen_below(directory: Path) -> bool:
 
 
 def read_rcu() -> str | None:
-    """Returns the machine's setting of expedited RCU; none where it has none."""
+    """Returns the machine's setting of expedited RCU, or None if it has none."""
     return RCU_EXPEDITED.read_text() if RCU_EXPEDITED.exists() else None
 
 

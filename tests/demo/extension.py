@@ -1,4 +1,4 @@
-"""The demo's second act: the same disks and blobs, by the extension as the Azure Linux agent runs it."""
+"""The second part of the demo: the same disks and blobs with the extension, run as the agent runs it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LIMIT_SECONDS = 60.0
 def run_job(
     extension: Extension, azurite: Azurite, certificates: Certificates, disks: Sequence[str]
 ) -> dict[str, Any]:
-    """Enables the extension with the settings of one backup job; returns the report in the status blob."""
+    """Enables the extension with the settings of one backup job. Returns the report in the status blob."""
     for name in (STATUS_BLOB, LOG_BLOB):
         azurite.service.get_blob_client(CONTAINER, name).upload_blob(b"", overwrite=True)
     public = {
@@ -48,7 +48,7 @@ def run_job(
         "logsBlobUri": azurite.sas_uri(LOG_BLOB),
     }
     print(f"  install                 exit status {extension.run('install').status}")
-    # The emulator's certificate is signed by an authority of the demo's own.
+    # The demo's own authority has signed the emulator's certificate.
     trust = {"SSL_CERT_FILE": str(certificates.ca_file)}
     begun = time.monotonic()
     finished = extension.enable(NUMBER, public, protected, **trust)
@@ -73,7 +73,7 @@ def run_job(
 
 
 def prepare(sandbox: Sandbox, base_directory: Path, host_port: int, azurite: Azurite) -> Extension:
-    """Makes host and blob service reachable in the sandbox, and the extension's folders as the agent does."""
+    """Makes host and blobs reachable in the sandbox, and makes the extension's folders as the agent does."""
     sandbox.forward(80, host=HOST, outside_port=host_port)
     sandbox.forward(int(azurite.endpoint.rpartition(":")[2]))
     return Extension(sandbox, base_directory)

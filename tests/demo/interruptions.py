@@ -1,4 +1,4 @@
-"""Ctrl-C for a program that makes things which have to be taken down, whenever it comes."""
+"""Ctrl-C at any time in a program that has to remove what it makes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class InterruptedBySignalError(BaseException):
-    """Somebody wants the program to end; not an `Exception`, so that nothing takes it for a failure."""
+    """A signal asks the program to end. Not an `Exception`, so that no handler of failures catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -21,8 +21,8 @@ class InterruptedBySignalError(BaseException):
 class Interruptions:
     """Raises `InterruptedBySignalError` for the first of SIGINT, SIGTERM and SIGHUP, and only for that one.
 
-    So whoever takes down what was made is not interrupted again. While something is `held` the signal
-    is noted and raised after it: no program or mount is lost between its making and the note of it.
+    So no second signal interrupts the clean-up. During `held` the signal is only recorded, and
+    raised afterwards, so that no program or mount is made without a record of it.
     """
 
     def __init__(self) -> None:
@@ -30,13 +30,13 @@ class Interruptions:
         self._is_held = False
         self._is_over = False
         for number in _SIGNALS:
-            # One that is ignored (nohup) stays so.
+            # A signal that is ignored (nohup) stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._note)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Lets the block end before a signal is raised."""
+        """Holds signals until the end of the block."""
         self._is_held = True
         try:
             yield
@@ -46,7 +46,7 @@ class Interruptions:
             self._raise(self._noted)
 
     def end(self) -> None:
-        """Raises nothing from now on."""
+        """Raises no signal from now on."""
         self._is_over = True
 
     def _note(self, number: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""``make demo`` ends well, and takes down what it made whenever it is interrupted."""
+"""``make demo`` succeeds, and removes what it made whenever it is interrupted."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tests.support.filesystems import REPOSITORY, loop_devices_below
 from tests.support.mounts import mounts_below
 from tests.support.rescue import RCU_EXPEDITED
 
-# The demo itself takes some seconds; on a busy machine several times that.
+# The demo takes some seconds, and on a busy machine several times as long.
 DEMO_LIMIT_SECONDS = 100.0
 
 
 class RunningDemo:
-    """A demo in a process group of its own, as a shell would start it; marked, to find what it starts."""
+    """A demo in its own process group, as a shell starts it, with a marker in its environment."""
 
     def __init__(self) -> None:
         self.marker = f"VMSNAPSHOT_TEST_DEMO={uuid.uuid4()}"
         self.rcu_before = read_rcu()
         name, _, value = self.marker.partition("=")
         self.process = subprocess.Popen(
-            # A shell starts what it puts into the background with SIGINT ignored, and that is inherited.
+            # A shell ignores SIGINT for background jobs, and the demo would inherit that.
             ["env", "--default-signal=INT", sys.executable, "-m", "tests.demo"],
             cwd=REPOSITORY,
             env={**os.environ, name: value},
@@ -43,7 +43,7 @@ class RunningDemo:
         self.output = b""
 
     def read_until(self, text: bytes) -> None:
-        """Reads its output up to the line that has ``text`` in it."""
+        """Reads its output up to the line that contains ``text``."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.output += line
@@ -62,7 +62,7 @@ class RunningDemo:
         return self.process.returncode
 
     def left_over(self) -> list[str]:
-        """Returns what there still is of it: directories, mounts, loop devices, processes, RCU."""
+        """Returns what is left of it: directories, mounts, loop devices, processes, expedited RCU."""
         work = REPOSITORY / ".work"
         ours = f"{work}/run-{self.process.pid}-"
         left = [str(path) for path in work.iterdir() if str(path).startswith(ours)]
@@ -77,8 +77,8 @@ class RunningDemo:
 
 
 @pytest.fixture
-def demo(root: None) -> Iterator[RunningDemo]:  # noqa: ARG001 (asked for its effect)
-    """A demo under way, which is ended after the test."""
+def demo(root: None) -> Iterator[RunningDemo]:  # noqa: ARG001 (requested for its effect)
+    """Starts a demo, and ends it after the test."""
     require_azurite()
     running = RunningDemo()
     yield running
@@ -88,12 +88,12 @@ def demo(root: None) -> Iterator[RunningDemo]:  # noqa: ARG001 (asked for its ef
 
 
 def read_rcu() -> str:
-    """The machine's setting of expedited RCU."""
+    """Returns the machine's setting of expedited RCU."""
     return RCU_EXPEDITED.read_text() if RCU_EXPEDITED.exists() else ""
 
 
 def processes_with(marker: bytes) -> list[int]:
-    """The processes that have ``marker`` in their environment, after a second for those about to end."""
+    """Returns the processes with ``marker`` in their environment, after a second for those about to end."""
     until = time.monotonic() + 1.0
     while True:
         found = []
@@ -109,7 +109,7 @@ def processes_with(marker: bytes) -> list[int]:
 
 
 @pytest.mark.timeout(120)
-def test_demo_ends_well_and_leaves_nothing(demo: RunningDemo) -> None:
+def test_demo_succeeds_and_leaves_nothing(demo: RunningDemo) -> None:
     assert demo.wait() == 0, demo.output.decode()
     assert b" NO " not in demo.output
     assert demo.left_over() == []
@@ -119,7 +119,7 @@ def test_demo_ends_well_and_leaves_nothing(demo: RunningDemo) -> None:
 @pytest.mark.parametrize(
     ("number", "moment"),
     [
-        # While filesystems are made, while the blob service starts, and around the window.
+        # Interrupt while filesystems are made, while the blob service starts, and around the window.
         (signal.SIGINT, b"=== Disks ==="),
         (signal.SIGINT, b"=== Blob service ==="),
         (signal.SIGINT, b"$ vmsnapshot snapshot"),
@@ -130,7 +130,6 @@ def test_interrupted_demo_leaves_nothing(demo: RunningDemo, number: signal.Signa
     demo.read_until(moment)
     demo.signal_as_terminal(number)
     assert demo.wait() == 128 + number, demo.output.decode()
-    # No traceback of the demo; Python's own, where the command was interrupted while it was being loaded, is
-    # not the demo's.
+    # The demo prints no traceback. Python may print one if the command is interrupted as it starts.
     assert b"tests/demo" not in demo.output
     assert demo.left_over() == []

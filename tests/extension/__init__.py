@@ -1,1 +1,4 @@
-"""The extension package, run as the agent runs it; host and blobs record what they are asked."""
+"""Tests of the extension package, unpacked in a sandbox and run as the agent runs it.
+
+A service stands for the host and the blobs, and records every request.
+"""

@@ -1,6 +1,7 @@
-"""A VM for the tests of the extension: two disks, a host, blobs; the package is unpacked once a session.
+"""A VM for the tests of the extension: two disks, a host, blobs. The package is unpacked once per session.
 
-A VM serves all tests of a module, each under a sequence number of its own: making one takes a second.
+All tests of a module share a VM, because making one takes a second. Each uses its own sequence
+number.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _IMPORT = (
 
 
 class Vm:
-    """A VM with the extension unpacked on it, and the services that it talks to."""
+    """A VM with the unpacked extension, and the services to which it connects."""
 
     def __init__(
         self, extension: Extension, service: HostService, filesystems: list[ScratchFilesystem]
@@ -48,11 +49,11 @@ class Vm:
         self._numbers = itertools.count(1)
 
     def new_number(self) -> int:
-        """A sequence number that was not there before."""
+        """Returns a sequence number that was not used before."""
         return next(self._numbers)
 
     def job(self, number: int, *, disks: int = 2, mode: str | None = None, **changes: Any) -> Job:
-        """Settings as Azure Backup sends them; the blobs are made, and hold what they hold before a job."""
+        """Returns settings as Azure Backup sends them, and makes the blobs as they are before a job."""
         names = [f"{number}-os.vhd", *(f"{number}-data{lun}.vhd" for lun in range(disks - 1))]
         for name in names:
             self.service.create_page_blob(name)
@@ -63,7 +64,7 @@ class Vm:
 
 
 class Job:
-    """One job's settings, and the ends of it."""
+    """The settings of one job, and where its result is found."""
 
     def __init__(
         self,
@@ -108,15 +109,15 @@ class Job:
         }
         self.public.update(changes)
         self.omitted: set[str] = set()
-        """Public settings that are not sent."""
+        """Public settings to omit."""
 
     def enable(self, **environment: str) -> None:
-        """Runs enable; the worker goes on."""
+        """Runs enable. The worker continues after that."""
         finished = self.vm.extension.enable(self.number, self.settings(), self.protected, **environment)
         assert (finished.status, finished.output, finished.errors) == (0, "", "")
 
     def settings(self) -> dict[str, Any]:
-        """The public settings, with what was changed in the parts of them."""
+        """Returns the public settings, with the test's changes to their parts."""
         parts = {"objectStr": object_str(self.object), "customSettings": json.dumps(self.custom)}
         settings = {**parts, **self.public}
         return {name: value for name, value in settings.items() if name not in self.omitted}
@@ -134,13 +135,13 @@ class Job:
 
 
 def ticks_ago(*, minutes: float) -> str:
-    """.NET ticks of an instant that is so long ago."""
+    """Returns the .NET ticks of the instant ``minutes`` ago."""
     return str(int((time.time() - minutes * 60) * 10_000_000) + 621_355_968_000_000_000)
 
 
 @pytest.fixture(scope="session")
-def unpacked_extension(root: None) -> Iterator[Path]:  # noqa: ARG001 (asked for its effect)
-    """The package, unpacked as the agent does, with the bytecode that its install makes."""
+def unpacked_extension(root: None) -> Iterator[Path]:  # noqa: ARG001 (requested for its effect)
+    """Unpacks the package as the agent does, and makes the bytecode that its install makes."""
     require(any(Path("dist").glob("*.zip")), "needs the extension package: run `make extension`")
     with scratch_directory() as directory:
         base_directory = directory / "waagent" / f"{NAME}-{VERSION}"
@@ -152,7 +153,7 @@ def unpacked_extension(root: None) -> Iterator[Path]:  # noqa: ARG001 (asked for
 
 @pytest.fixture(scope="module")
 def machine(unpacked_extension: Path) -> Iterator[Vm]:
-    """The module's VM."""
+    """Makes the VM for a module."""
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(scratch_directory())
         filesystems = stack.enter_context(ScratchFilesystems(directory))
@@ -166,7 +167,7 @@ def machine(unpacked_extension: Path) -> Iterator[Vm]:
 
 @pytest.fixture
 def vm(machine: Vm) -> Iterator[Vm]:
-    """The module's VM, everything as usual; nothing may be left frozen or running by a test."""
+    """Resets the module's VM. Afterwards nothing may be frozen or running."""
     machine.extension.configure()
     machine.service.reset()
     paths = [filesystem.mount_point for filesystem in machine.filesystems]

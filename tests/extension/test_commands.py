@@ -1,4 +1,4 @@
-"""The agent's commands: what is done once, what again, and what becomes of a worker in the way."""
+"""The agent's commands: what runs once, what is repeated, and what happens to a running worker."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_same_sequence_number_takes_no_second_snapshot(vm: Vm) -> None:
     assert 'protectedSettings"' not in vm.extension.settings_text(job.number)
 
 
-def test_same_task_under_another_number_is_told_that_it_was_processed(vm: Vm) -> None:
+def test_same_task_under_another_number_is_reported_as_already_processed(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyGuest")
     job.run()
     vm.service.forget_requests()
@@ -45,7 +45,7 @@ def test_same_task_under_another_number_is_told_that_it_was_processed(vm: Vm) ->
     assert 'protectedSettings"' not in vm.extension.settings_text(again.number)
 
 
-def test_files_of_the_last_number_are_put_aside(vm: Vm) -> None:
+def test_files_of_the_previous_number_are_renamed(vm: Vm) -> None:
     first, second = (vm.job(vm.new_number(), disks=1, mode="onlyGuest") for _ in range(2))
     first.run()
     second.run()
@@ -56,13 +56,13 @@ def test_files_of_the_last_number_are_put_aside(vm: Vm) -> None:
     assert (folder / f"config/{first.number}_settings").exists()
 
 
-def test_lower_sequence_number_is_a_new_one(vm: Vm) -> None:
+def test_lower_sequence_number_is_a_new_job(vm: Vm) -> None:
     number = vm.new_number() + 1_000_000
     vm.job(number, disks=1, mode="onlyGuest").run()
     assert final(vm.job(number - 1, disks=1, mode="onlyGuest").run()) == ("success", "1", 1)
 
 
-def test_restored_vm_does_the_job_that_the_other_one_has_done(vm: Vm) -> None:
+def test_restored_vm_repeats_the_job_of_the_vm_that_was_backed_up(vm: Vm) -> None:
     job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
     job.run()
     vm.extension.be(OTHER_VM)
@@ -83,7 +83,7 @@ def test_enable_does_not_wait_for_its_worker(vm: Vm) -> None:
     assert final(job.blob_report()) == ("success", "1", 1)
 
 
-def test_worker_has_a_session_and_a_control_group_of_its_own(vm: Vm) -> None:
+def test_worker_has_its_own_session_and_control_group(vm: Vm) -> None:
     vm.service.script("presnapshot", Usual(after_ms=500.0))
     job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
     job.enable()
@@ -98,7 +98,7 @@ def test_worker_has_a_session_and_a_control_group_of_its_own(vm: Vm) -> None:
 
 
 @pytest.mark.parametrize("verb", ["disable", "uninstall"])
-def test_worker_in_its_window_ends_its_job_before_it_is_ended(vm: Vm, verb: str) -> None:
+def test_disable_waits_until_a_worker_in_its_window_has_finished(vm: Vm, verb: str) -> None:
     vm.service.script("dosnapshot", Usual(after_ms=700.0))
     job = vm.job(vm.new_number(), mode="onlyHost")
     job.enable()
@@ -109,7 +109,7 @@ def test_worker_in_its_window_ends_its_job_before_it_is_ended(vm: Vm, verb: str)
     assert not any(is_frozen(filesystem.mount_point) for filesystem in vm.filesystems)
 
 
-def test_worker_before_its_window_ends_without_a_snapshot(vm: Vm) -> None:
+def test_disable_ends_a_worker_before_its_window_without_a_snapshot(vm: Vm) -> None:
     vm.service.script("presnapshot", Answer(after_ms=NEVER_MS))
     job = vm.job(vm.new_number(), mode="onlyGuest")
     job.enable()
@@ -122,13 +122,13 @@ def test_worker_before_its_window_ends_without_a_snapshot(vm: Vm) -> None:
 
 
 @pytest.mark.parametrize("verb", ["disable", "uninstall", "update", "install"])
-def test_command_may_be_repeated_and_needs_no_settings(vm: Vm, verb: str) -> None:
+def test_command_can_be_repeated_and_needs_no_settings(vm: Vm, verb: str) -> None:
     for _ in range(2):
         finished = vm.extension.run(verb, 987654)
         assert (finished.status, finished.output, finished.errors) == (0, "", "")
 
 
-def test_install_leaves_a_workload_alone_that_is_named(vm: Vm) -> None:
+def test_install_leaves_a_workload_conf_that_names_a_workload_alone(vm: Vm) -> None:
     workload = vm.extension.sandbox.path(WORKLOAD)
     workload.write_text("[workload]\nworkload_name = mysql\n")
     vm.extension.run("install")
@@ -138,21 +138,21 @@ def test_install_leaves_a_workload_alone_that_is_named(vm: Vm) -> None:
     assert "linux_user" in workload.read_text()
 
 
-def test_update_brings_what_is_remembered_and_downgrade_takes_it_along(vm: Vm) -> None:
+def test_update_and_downgrade_carry_the_state_over(vm: Vm) -> None:
     job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
     job.run()
     base = vm.extension.base_directory
     newer = base.with_name(base.name.rpartition("-")[0] + "-2.0")
     inside = vm.extension.sandbox.path(newer)
     inside.mkdir()
-    # A downgrade: the code of the version that goes is run, and both variables name the one that comes.
+    # On a downgrade the agent runs the code of the old version, and both variables name the new one.
     vm.extension.run("update", job.number, VERSION="2.0", AZURE_GUEST_AGENT_UPDATING_FROM_VERSION="2.0")
     names = {path.name.partition("_")[0] for path in inside.iterdir()}
     assert names == {"mrseq", "task", "machine"}
     assert (inside / "mrseq").read_text() == str(job.number)
 
 
-def test_lock_that_cannot_be_had_fails_the_job(vm: Vm) -> None:
+def test_job_fails_without_the_lock(vm: Vm) -> None:
     directory = vm.extension.sandbox.path(LOCK_DIRECTORY)
     vm.extension.run("install")
     for path in directory.glob("*"):
@@ -168,7 +168,7 @@ def test_lock_that_cannot_be_had_fails_the_job(vm: Vm) -> None:
         directory.unlink()
 
 
-def test_newer_job_gets_its_status_although_an_older_one_is_still_at_work(vm: Vm) -> None:
+def test_newer_job_gets_its_status_while_an_older_one_still_runs(vm: Vm) -> None:
     vm.service.script("presnapshot", Usual(after_ms=1500.0), USUAL)
     older, newer = (vm.job(vm.new_number(), disks=1, mode="onlyGuest") for _ in range(2))
     older.enable()
@@ -177,13 +177,13 @@ def test_newer_job_gets_its_status_although_an_older_one_is_still_at_work(vm: Vm
     vm.extension.finish()
     assert final(older.blob_report()) == ("success", "1", 1)
     assert final(vm.extension.report(newer.number)) == ("success", "1", 1)
-    # Its files are not put aside before it is done with them.
+    # The files of the older job are not renamed before it has finished.
     assert final(vm.extension.report(older.number)) == ("success", "1", 1)
     vm.job(vm.new_number(), disks=1, mode="onlyGuest").run()
     assert not vm.extension.status_file(older.number).exists()
 
 
-def test_environment_that_cannot_be_read_does_not_keep_enable_from_a_status(vm: Vm) -> None:
+def test_enable_writes_a_status_when_its_environment_is_unreadable(vm: Vm) -> None:
     file = vm.extension.sandbox.path(vm.extension.base_directory / "HandlerEnvironment.json")
     text = file.read_text()
     file.write_text(text[: len(text) // 2])
@@ -217,7 +217,7 @@ def test_two_enables_at_once_take_one_snapshot(vm: Vm) -> None:
     assert len(vm.service.snapshots(job.disks[0])) == 1
 
 
-def test_settings_that_the_agent_writes_again_while_the_worker_runs_are_scrubbed_too(vm: Vm) -> None:
+def test_settings_that_the_agent_rewrites_while_the_worker_runs_are_scrubbed_too(vm: Vm) -> None:
     vm.service.script("dosnapshot", Usual(after_ms=700.0))
     job = vm.job(vm.new_number(), mode="onlyHost")
     job.enable()
@@ -228,9 +228,9 @@ def test_settings_that_the_agent_writes_again_while_the_worker_runs_are_scrubbed
     assert 'protectedSettings"' not in vm.extension.settings_text(job.number)
 
 
-def test_status_that_cannot_be_written_to_its_file_is_in_the_blob(vm: Vm) -> None:
+def test_status_is_in_the_blob_when_its_file_cannot_be_written(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyGuest")
-    # A directory in its place: nothing can be renamed over it.
+    # A directory in its place, which no file can replace.
     vm.extension.status_file(job.number).mkdir()
     try:
         assert final(job.run()) == ("success", "1", 1)
@@ -239,8 +239,8 @@ def test_status_that_cannot_be_written_to_its_file_is_in_the_blob(vm: Vm) -> Non
     assert "could not write the status file" in vm.extension.log()
 
 
-def test_polling_service_is_started_again_by_enable_and_ended_by_disable(vm: Vm) -> None:
-    # Without systemd, as here, a file says that it is wanted.
+def test_enable_restarts_the_polling_service_and_disable_ends_it(vm: Vm) -> None:
+    # There is no systemd here, so a file marks the service as wanted.
     (vm.extension.sandbox.path(vm.extension.base_directory) / "directsnapshot.pid").touch()
     job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
     for _ in range(2):
@@ -252,7 +252,7 @@ def test_polling_service_is_started_again_by_enable_and_ended_by_disable(vm: Vm)
     assert final(job.blob_report()) == ("success", "1", 1)
 
 
-def test_job_asks_for_the_polling_service(vm: Vm) -> None:
+def test_job_can_request_the_polling_service(vm: Vm) -> None:
     job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
     job.object["dynamicConfigsFromCRP"] = [{"Key": "EnableVMSnapshotExtensionPolling", "Value": "true"}]
     job.enable()
@@ -262,7 +262,7 @@ def test_job_asks_for_the_polling_service(vm: Vm) -> None:
     assert final(job.blob_report()) == ("success", "1", 1)
 
 
-def test_housekeeping_that_fails_does_not_keep_a_job(vm: Vm) -> None:
+def test_failed_housekeeping_does_not_prevent_a_job(vm: Vm) -> None:
     folder = vm.extension.sandbox.path(vm.extension.base_directory / "config")
     (folder / "99999.settings").mkdir()
     (folder / "99999_settings").touch()
@@ -277,7 +277,7 @@ def test_housekeeping_that_fails_does_not_keep_a_job(vm: Vm) -> None:
         (folder / "99999_settings").unlink()
 
 
-def test_person_can_ask_what_is_frozen_without_the_command_line(vm: Vm) -> None:
+def test_status_and_thaw_of_the_handler_work_without_the_command_line(vm: Vm) -> None:
     for verb in ("status", "thaw"):
         finished = vm.extension.run(verb)
         assert finished.status == 0, finished.errors
@@ -285,7 +285,7 @@ def test_person_can_ask_what_is_frozen_without_the_command_line(vm: Vm) -> None:
 
 
 def worker_of(vm: Vm) -> int:
-    """The worker's process, by its number outside."""
+    """Returns the id outside of the worker's process."""
     until = time.monotonic() + 10.0
     while time.monotonic() < until:
         for pid in vm.extension.sandbox.process_ids():
@@ -295,7 +295,7 @@ def worker_of(vm: Vm) -> int:
     raise AssertionError("there is no worker")
 
 
-def test_names_of_the_job_are_in_its_report(vm: Vm) -> None:
+def test_report_has_the_facts_about_the_job(vm: Vm) -> None:
     job: Job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
     report = job.run()
     assert report["name"] == "Microsoft.Azure.RecoveryServices.VMSnapshotLinux"

@@ -1,4 +1,4 @@
-"""A worker, or the command that starts it, is killed: its job is reported, and nothing stays frozen."""
+"""A worker, or the command that starts it, is killed: nothing stays frozen, and the job is reported."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LATE = Usual(after_ms=1500.0)
 
 
 def kill_worker(vm: Vm) -> None:
-    """Kills the worker as the kernel does when memory is short."""
+    """Kills the worker with SIGKILL, as the kernel does when memory runs out."""
     os.kill(worker_of(vm), signal.SIGKILL)
     vm.extension.finish()
 
 
 def killed_in_its_window(vm: Vm) -> Job:
-    """A job whose worker was killed while everything was frozen."""
+    """Returns a job whose worker was killed while everything was frozen."""
     vm.service.script("dosnapshot", NEVER)
     job = vm.job(vm.new_number(), mode="onlyHost")
     job.enable()
@@ -40,7 +40,7 @@ def killed_in_its_window(vm: Vm) -> Job:
 
 
 def killed_before_it_reported_anything(vm: Vm) -> Job:
-    """A job whose worker was killed while the host had not answered PreSnapshot."""
+    """Returns a job whose worker was killed before the host answered PreSnapshot."""
     vm.service.script("presnapshot", NEVER)
     job = vm.job(vm.new_number(), mode="onlyHost")
     job.enable()
@@ -52,7 +52,7 @@ def killed_before_it_reported_anything(vm: Vm) -> Job:
 
 
 def assert_reported_as_killed(vm: Vm, job: Job, number: int) -> None:
-    """File and blob both say so, and no second snapshot was taken."""
+    """Checks that file and blob report the killed job, and that no second snapshot was taken."""
     for report in (vm.extension.report(number), job.blob_report()):
         assert final(report) == ("error", "2", 2)
         assert "ended before it could report" in message(report)
@@ -60,14 +60,14 @@ def assert_reported_as_killed(vm: Vm, job: Job, number: int) -> None:
 
 
 @pytest.mark.parametrize("kill", [killed_in_its_window, killed_before_it_reported_anything])
-def test_same_number_again_reports_it(vm: Vm, kill: object) -> None:
+def test_same_number_again_reports_a_killed_job(vm: Vm, kill: object) -> None:
     assert callable(kill)
     job: Job = kill(vm)
     job.enable()
     vm.extension.finish()
     assert_reported_as_killed(vm, job, job.number)
     assert 'protectedSettings"' not in vm.extension.settings_text(job.number)
-    # And once more changes nothing.
+    # Another enable changes nothing.
     before = vm.service.content(job.status_blob), vm.extension.status_file(job.number).read_text()
     job.enable()
     vm.extension.finish()
@@ -75,7 +75,7 @@ def test_same_number_again_reports_it(vm: Vm, kill: object) -> None:
 
 
 @pytest.mark.parametrize("is_disabled_between", [False, True])
-def test_same_task_under_a_new_number_reports_it(vm: Vm, is_disabled_between: bool) -> None:
+def test_same_task_under_a_new_number_reports_a_killed_job(vm: Vm, is_disabled_between: bool) -> None:
     job = killed_in_its_window(vm)
     if is_disabled_between:
         vm.extension.run("disable")
@@ -85,7 +85,7 @@ def test_same_task_under_a_new_number_reports_it(vm: Vm, is_disabled_between: bo
     assert_reported_as_killed(vm, job, number)
 
 
-def test_same_task_under_a_new_number_gets_what_the_file_was_told(vm: Vm) -> None:
+def test_same_task_under_a_new_number_gets_the_report_of_the_status_file(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyHost")
     vm.service.script(job.status_blob, USUAL, NEVER, operation="PUT")
     job.enable()
@@ -101,7 +101,7 @@ def test_same_task_under_a_new_number_gets_what_the_file_was_told(vm: Vm) -> Non
     assert len(vm.service.requests("dosnapshot")) == 1
 
 
-def test_final_status_that_did_not_reach_its_blob_is_sent_again(vm: Vm) -> None:
+def test_final_status_that_was_not_uploaded_is_sent_again(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyHost")
     vm.service.script(job.status_blob, USUAL, Answer(503), operation="PUT")
     job.enable()
@@ -114,7 +114,7 @@ def test_final_status_that_did_not_reach_its_blob_is_sent_again(vm: Vm) -> None:
     assert job.blob_report() == vm.extension.report(job.number)
 
 
-def test_update_takes_along_what_is_still_to_be_reported(vm: Vm) -> None:
+def test_update_carries_the_record_of_a_killed_job_over(vm: Vm) -> None:
     job = killed_in_its_window(vm)
     base = vm.extension.base_directory
     inside = vm.extension.sandbox.path(base.with_name(base.name.rpartition("-")[0] + "-3.0"))
@@ -124,24 +124,24 @@ def test_update_takes_along_what_is_still_to_be_reported(vm: Vm) -> None:
 
 
 @pytest.mark.parametrize("verb", ["disable", "uninstall"])
-def test_next_command_tells_the_status_file(vm: Vm, verb: str) -> None:
+def test_next_command_writes_the_status_file_of_a_killed_job(vm: Vm, verb: str) -> None:
     job = killed_in_its_window(vm)
     assert vm.extension.run(verb, 0).status == 0
     assert final(vm.extension.report(job.number)) == ("error", "2", 2)
-    # The agent brings the settings again, and with them the blob's URI.
+    # The agent sends the settings again, and with them the blob's URI.
     job.enable()
     vm.extension.finish()
     assert_reported_as_killed(vm, job, job.number)
 
 
-def test_killed_job_does_not_keep_the_next_one(vm: Vm) -> None:
+def test_killed_job_does_not_prevent_the_next_one(vm: Vm) -> None:
     killed = killed_in_its_window(vm)
     job = vm.job(vm.new_number(), mode="onlyHost")
     assert final(job.run()) == ("success", "1", 1)
     assert not vm.extension.status_file(killed.number).exists()
 
 
-def test_worker_killed_after_its_final_report_leaves_it_as_it_is(vm: Vm) -> None:
+def test_final_report_of_a_worker_killed_later_is_not_changed(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyHost")
     vm.service.script(job.logs_blob, USUAL, NEVER, operation="PUT")
     job.enable()
@@ -155,7 +155,7 @@ def test_worker_killed_after_its_final_report_leaves_it_as_it_is(vm: Vm) -> None
     assert len(vm.service.requests("dosnapshot")) == 1
 
 
-def test_worker_killed_between_its_two_final_reports_has_the_second_one_written(vm: Vm) -> None:
+def test_second_final_report_is_written_for_a_worker_killed_after_the_first(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyHost")
     vm.service.script(job.status_blob, USUAL, NEVER, operation="PUT")
     job.enable()
@@ -169,9 +169,9 @@ def test_worker_killed_between_its_two_final_reports_has_the_second_one_written(
     assert job.blob_report() == vm.extension.report(job.number)
 
 
-def test_enable_killed_before_it_had_a_worker_is_noticed(vm: Vm) -> None:
+def test_job_of_an_enable_killed_before_it_started_a_worker_is_reported(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyHost")
-    # What is there after the first thing that it writes.
+    # The state after the first file that enable writes.
     base = vm.extension.sandbox.path(vm.extension.base_directory)
     (base / "mrseq").write_text(str(job.number))
     job.enable()
@@ -179,7 +179,7 @@ def test_enable_killed_before_it_had_a_worker_is_noticed(vm: Vm) -> None:
     assert_reported_as_killed(vm, job, job.number)
 
 
-def test_record_that_a_crash_of_the_machine_emptied_is_noticed(vm: Vm) -> None:
+def test_job_whose_record_a_crash_of_the_machine_emptied_is_reported(vm: Vm) -> None:
     job = killed_in_its_window(vm)
     record = vm.extension.base_directory / f"workers/{job.number}.json"
     assert json.loads(vm.extension.sandbox.path(record).read_text())["taskId"] == job.public["taskId"]
@@ -189,18 +189,18 @@ def test_record_that_a_crash_of_the_machine_emptied_is_noticed(vm: Vm) -> None:
     assert_reported_as_killed(vm, job, job.number)
 
 
-def test_restored_vm_does_not_report_the_job_that_its_snapshot_was_taken_in(vm: Vm) -> None:
+def test_restored_vm_does_not_report_the_job_that_took_its_snapshot(vm: Vm) -> None:
     job = killed_in_its_window(vm)
     vm.extension.be(OTHER_VM)
     job.enable()
     vm.extension.finish()
-    # The same number is a new job to it.
+    # For the restored VM, the same number is a new job.
     assert final(vm.extension.report(job.number)) == ("success", "1", 1)
     assert "ended before" not in vm.extension.log().rpartition("restored from another")[2]
 
 
-def test_job_that_is_ended_while_it_decrypts_is_reported(vm: Vm) -> None:
-    # Slow, so that the signal comes in time.
+def test_job_ended_while_it_decrypts_is_reported(vm: Vm) -> None:
+    # Decryption is slow here, so that the signal arrives during it.
     openssl = vm.extension.sandbox.path("/usr/local/bin/slow-openssl")
     openssl.write_text('#!/bin/sh\nsleep 1\nexec /usr/bin/openssl "$@"\n')
     openssl.chmod(0o755)
@@ -218,7 +218,7 @@ def test_job_that_is_ended_while_it_decrypts_is_reported(vm: Vm) -> None:
     assert vm.service.requests("dosnapshot") == []
 
 
-def test_worker_outlives_the_control_group_that_enable_was_run_in(vm: Vm) -> None:
+def test_worker_survives_the_end_of_the_control_group_of_enable(vm: Vm) -> None:
     vm.service.script("presnapshot", LATE)
     job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
     vm.extension.write_settings(job.number, settings_file_text(job.settings(), job.protected))
@@ -233,13 +233,13 @@ def test_worker_outlives_the_control_group_that_enable_was_run_in(vm: Vm) -> Non
         )
         assert (finished.status, finished.errors) == (0, "")
         vm.service.wait_for("presnapshot")
-        # A service manager that ends a service ends its whole group.
+        # A service manager that ends a service kills its whole group.
         (group / "cgroup.kill").write_text("1")
     vm.extension.finish()
     assert final(job.blob_report()) == ("success", "1", 1)
 
 
-def test_record_is_gone_when_all_is_reported(vm: Vm) -> None:
+def test_record_of_a_job_is_removed_when_all_is_reported(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyHost")
     job.run()
     folder = vm.extension.sandbox.path(vm.extension.base_directory / "workers")
@@ -248,6 +248,6 @@ def test_record_is_gone_when_all_is_reported(vm: Vm) -> None:
 
 def until_final(vm: Vm, job: Job) -> None:
     """Waits until the final report is in the status blob."""
-    # The transitioning one and the final one.
+    # The first upload is the transitioning report, the second the final one.
     vm.service.wait_for("PUT", 4)
     assert final(job.blob_report()) == ("success", "1", 1)

@@ -1,4 +1,4 @@
-"""What a job reports when freeze, thaw or services fail: with real freezes, through ``enable``."""
+"""What a job reports when a freeze, a thaw or a service fails, with real freezes through ``enable``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEVER = Answer(after_ms=NEVER_MS)
 
 
 def item(is_successful: object, **more: object) -> dict[str, Any]:
-    """A disk's entry in the host's answer."""
+    """Returns a disk's entry in the host's answer."""
     uri = "https://h/b?snapshot=2025-05-14T02:10:07.4821190Z"
     return {
         "isSuccessful": is_successful,
@@ -34,7 +34,7 @@ def item(is_successful: object, **more: object) -> dict[str, Any]:
 
 
 def items(*are_successful: object) -> Answer:
-    """The host's answer with such entries."""
+    """Returns the host's answer with such entries."""
     return json_answer({"snapshotInfo": [item(is_successful) for is_successful in are_successful]})
 
 
@@ -47,7 +47,7 @@ GUEST = [
 
 
 @pytest.mark.parametrize(("script", "expected"), [row[1:] for row in GUEST], ids=[row[0] for row in GUEST])
-def test_guest_snapshots_of_which_some_fail(
+def test_failed_guest_snapshots_are_reported_by_disk(
     vm: Vm, script: list[Script], expected: tuple[str, str, int]
 ) -> None:
     vm.extension.configure(timeout=2)
@@ -58,7 +58,7 @@ def test_guest_snapshots_of_which_some_fail(
     first, second = report["snapshotInfo"]
     assert (first["isSuccessful"], second["isSuccessful"]) == (True, False)
     assert first["snapshotUri"].startswith(f"{first['blobUri']}?snapshot=")
-    # The reference leaves out which disk it was.
+    # The reference omits which disk it was.
     assert second["blobUri"].endswith(job.disks[1])
     assert_thawed(vm)
 
@@ -83,7 +83,7 @@ HOST = [
 
 
 @pytest.mark.parametrize(("answer", "codes"), [row[1:] for row in HOST], ids=[row[0] for row in HOST])
-def test_host_that_fails(vm: Vm, answer: Answer, codes: tuple[int, int]) -> None:
+def test_failure_of_the_host_is_reported(vm: Vm, answer: Answer, codes: tuple[int, int]) -> None:
     vm.extension.configure(timeout=2)
     vm.service.script("dosnapshot", answer)
     job = vm.job(vm.new_number(), mode="onlyHost")
@@ -93,7 +93,7 @@ def test_host_that_fails(vm: Vm, answer: Answer, codes: tuple[int, int]) -> None
     assert_thawed(vm)
 
 
-def test_hosts_own_form_of_success_is_passed_on(vm: Vm) -> None:
+def test_form_of_success_that_the_host_uses_is_passed_on(vm: Vm) -> None:
     vm.service.script("dosnapshot", items("true", True))
     report = vm.job(vm.new_number(), mode="onlyHost").run()
     assert final(report) == ("success", "1", 1)
@@ -123,7 +123,7 @@ def test_direct_drive_disks_are_identified(vm: Vm) -> None:
     assert b'"DateTime": "\\/Date(1747188607512)\\/"' in vm.service.content(job.status_blob)
 
 
-def test_freeze_of_somebody_else_fails_the_job_and_is_left_alone(vm: Vm) -> None:
+def test_freeze_of_another_program_fails_the_job_and_is_left_alone(vm: Vm) -> None:
     other = vm.filesystems[1].mount_point
     job = vm.job(vm.new_number(), mode="onlyGuest")
     with frozen(other):
@@ -135,7 +135,7 @@ def test_freeze_of_somebody_else_fails_the_job_and_is_left_alone(vm: Vm) -> None
     assert_thawed(vm)
 
 
-def test_failed_freeze_of_the_guest_that_stands_in_for_the_host(vm: Vm) -> None:
+def test_failed_freeze_of_the_guest_after_a_failed_host_fails_the_job(vm: Vm) -> None:
     vm.service.script("presnapshot", Answer(404))
     job = vm.job(vm.new_number(), mode="firstHostThenGuest")
     with frozen(vm.filesystems[0].mount_point):
@@ -144,7 +144,7 @@ def test_failed_freeze_of_the_guest_that_stands_in_for_the_host(vm: Vm) -> None:
 
 
 @pytest.mark.parametrize("mode", ["onlyGuest", "onlyHost"])
-def test_failed_freeze_is_a_crash_consistent_success_where_the_job_allows_it(vm: Vm, mode: str) -> None:
+def test_failed_freeze_is_a_crash_consistent_success_if_the_job_allows_it(vm: Vm, mode: str) -> None:
     vm.service.script("dosnapshot", items("true"))
     job = vm.job(vm.new_number(), disks=1, mode=mode)
     job.custom.update(canTakeCrashConsistentSnapshot=True, backupRetryCount=1)
@@ -158,7 +158,7 @@ def test_failed_freeze_is_a_crash_consistent_success_where_the_job_allows_it(vm:
 
 
 @pytest.mark.parametrize("is_allowed", [False, True])
-def test_thaw_by_somebody_else_makes_the_snapshots_inconsistent(vm: Vm, is_allowed: bool) -> None:
+def test_thaw_by_another_program_makes_the_snapshots_inconsistent(vm: Vm, is_allowed: bool) -> None:
     vm.service.script("dosnapshot", replace(items("true"), after_ms=500.0))
     job = vm.job(vm.new_number(), disks=1, mode="onlyHost")
     job.custom.update(canTakeCrashConsistentSnapshot=is_allowed, backupRetryCount=1)
@@ -171,7 +171,7 @@ def test_thaw_by_somebody_else_makes_the_snapshots_inconsistent(vm: Vm, is_allow
     assert len(report["snapshotInfo"]) == 1
 
 
-def test_unreachable_blob_service_keeps_the_freeze_from_happening(vm: Vm) -> None:
+def test_job_with_an_unreachable_blob_service_does_not_freeze(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyGuest")
     uris = [vm.service.uri(disk).replace(f":{vm.service.port}/", ":9/") for disk in job.disks]
     job.protected["objectStr"] = object_str({"blobSASUri": uris})
@@ -182,7 +182,7 @@ def test_unreachable_blob_service_keeps_the_freeze_from_happening(vm: Vm) -> Non
 
 
 @pytest.mark.parametrize("bad", ["unreachable", "blank", "unsigned"])
-def test_bad_disk_does_not_keep_the_others_from_being_snapshotted(vm: Vm, bad: str) -> None:
+def test_unusable_disk_does_not_prevent_the_other_snapshots(vm: Vm, bad: str) -> None:
     job = vm.job(vm.new_number(), mode="firstGuestThenHost")
     good, other = (vm.service.uri(disk) for disk in job.disks)
     bad_uri = {
@@ -196,18 +196,18 @@ def test_bad_disk_does_not_keep_the_others_from_being_snapshotted(vm: Vm, bad: s
     first, second = report["snapshotInfo"]
     assert (first["isSuccessful"], second["isSuccessful"]) == (True, False)
     assert second["errorMessage"] is None
-    # A partial failure is none for the host to make good.
+    # After a partial failure the host is not asked for the snapshots.
     assert vm.service.requests("dosnapshot") == []
 
 
-def test_clock_of_the_vm_does_not_judge_a_sas(vm: Vm) -> None:
+def test_sas_is_sent_even_if_it_is_expired_by_the_clock_of_the_vm(vm: Vm) -> None:
     job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
     expired = re.sub(r"&se=[^&]*", "&se=2001-01-01T00%3A00%3A00Z", vm.service.uri(job.disks[0]))
     job.protected["objectStr"] = object_str({"blobSASUri": [expired]})
     assert final(job.run()) == ("success", "1", 1)
 
 
-def test_lock_is_not_needed_where_nothing_is_frozen(vm: Vm) -> None:
+def test_job_that_freezes_nothing_does_not_need_the_lock(vm: Vm) -> None:
     vm.extension.configure(MountsToSkip="/, ext4, xfs")
     directory = vm.extension.sandbox.path("/etc/azure/MicrosoftRecoverySvcsSafeFreezeLock")
     file = directory / "SafeFreezeLockFile"
@@ -221,7 +221,7 @@ def test_lock_is_not_needed_where_nothing_is_frozen(vm: Vm) -> None:
         directory.unlink()
 
 
-def test_nothing_to_freeze_is_no_failure(vm: Vm) -> None:
+def test_job_with_nothing_to_freeze_succeeds(vm: Vm) -> None:
     vm.extension.configure(MountsToSkip="/, ext4, xfs")
     job = vm.job(vm.new_number(), mode="onlyGuest")
     assert final(job.run()) == ("success", "1", 1)
@@ -239,14 +239,14 @@ def test_skipped_mounts_are_not_frozen(vm: Vm) -> None:
     assert f"freeze called {skipped}" not in log
 
 
-def test_method_of_the_configuration_wins_over_the_settings(vm: Vm) -> None:
+def test_snapshot_method_of_the_configuration_wins_over_the_settings(vm: Vm) -> None:
     vm.extension.configure(SnapshotMethod="onlyHost")
     vm.job(vm.new_number(), mode="onlyGuest").run()
     assert len(vm.service.requests("dosnapshot")) == 1
     assert vm.service.requests("PUT snapshot") == []
 
 
-def test_excluded_disks_without_a_list_fail_the_job_before_anything(vm: Vm) -> None:
+def test_excluded_disks_without_a_list_fail_the_job_before_any_request(vm: Vm) -> None:
     job = vm.job(vm.new_number())
     job.included_disks.update(
         isAnyDiskExcluded=True, dataDiskLunList=[], isOSDiskIncluded=False, isAnyWADiskIncluded=True
@@ -257,7 +257,7 @@ def test_excluded_disks_without_a_list_fail_the_job_before_anything(vm: Vm) -> N
     assert vm.service.requests("presnapshot") == []
 
 
-def test_uploads_can_be_switched_off(vm: Vm) -> None:
+def test_uploads_can_be_disabled(vm: Vm) -> None:
     vm.extension.configure(UploadStatusAndLog="False")
     job = vm.job(vm.new_number(), mode="onlyGuest")
     job.enable()
@@ -266,7 +266,7 @@ def test_uploads_can_be_switched_off(vm: Vm) -> None:
     assert {request.blob for request in vm.service.requests()} == {"", *job.disks}
 
 
-def test_failed_upload_does_not_change_the_outcome_and_is_told(vm: Vm) -> None:
+def test_failed_upload_is_reported_and_does_not_change_the_outcome(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyGuest")
     vm.service.script(job.logs_blob, Answer(403))
     report = job.run()
@@ -274,7 +274,7 @@ def test_failed_upload_does_not_change_the_outcome_and_is_told(vm: Vm) -> None:
     assert telemetry(report)["statusBlobUploadError"] == "true"
 
 
-def test_status_blob_of_somebody_else_is_left_alone(vm: Vm) -> None:
+def test_status_blob_with_other_content_is_left_alone(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyGuest")
     vm.service.create_block_blob(job.status_blob, b"the result of another run")
     job.enable()
@@ -284,10 +284,10 @@ def test_status_blob_of_somebody_else_is_left_alone(vm: Vm) -> None:
 
 
 def telemetry(report: dict[str, Any]) -> dict[str, str]:
-    """The report's telemetry."""
+    """Returns the report's telemetry."""
     return {pair["Key"]: pair["Value"] for pair in report["telemetryData"]}
 
 
 def assert_thawed(vm: Vm) -> None:
-    """Nothing is frozen."""
+    """Checks that nothing is frozen."""
     assert not any(is_frozen(filesystem.mount_point) for filesystem in vm.filesystems)

@@ -1,4 +1,4 @@
-"""Restore points that the host asks for: the service in a sandbox, real filesystems, a host that answers."""
+"""The polling service does the restore points that the host requests, with real filesystems in a sandbox."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REQUEST = {
 }
 CONSISTENT = {"snapshotId": SNAPSHOT_ID, "errMsg": ""}
 
-# Holds the lock that keeps backups apart until its standard input ends.
+# Holds the lock of backups until its standard input ends.
 HOLD_LOCK = """
 import sys
 from vmsnapshot.handler.freeze.lock import SafeFreezeLock
@@ -67,7 +67,7 @@ def sandbox(disk: ScratchFilesystem, host: HostService) -> Iterator[Sandbox]:
 
 
 def prepare(sandbox: Sandbox, host: HostService) -> None:
-    """Puts the extension's directories and the host where the service looks for them."""
+    """Makes the directories of the extension and the configuration that names the host."""
     sandbox.forward(80, host=ADDRESS, outside_port=host.port)
     for directory in (BASE, LOG_FOLDER):
         sandbox.path(directory).mkdir(parents=True)
@@ -85,7 +85,7 @@ def start_service(sandbox: Sandbox) -> subprocess.Popen[bytes]:
 
 
 def process_of_service(sandbox: Sandbox) -> int:
-    """The service's own process, among its watchdog and what else runs in the sandbox."""
+    """Returns the id of the service's process, which is not the only one in the sandbox."""
     (pid,) = (
         pid
         for pid in sandbox.process_ids()
@@ -124,14 +124,14 @@ def told(host: HostService, operation: str) -> Any:
 
 
 def error_told(host: HostService, operation: str) -> str:
-    """The code of the error that the host was told; its two messages must be the same, and not empty."""
+    """Returns the error code that was sent to the host. Its two messages must be equal and not empty."""
     document = told(host, operation)
     assert document["snapshotId"] == SNAPSHOT_ID
     assert document["errMsg"] == document["error"]["message"] != ""
     return str(document["error"]["code"])
 
 
-def test_the_host_takes_its_snapshots_while_all_is_frozen_and_is_told_after_the_thaw(
+def test_the_host_snapshots_frozen_filesystems_and_gets_the_result_after_the_thaw(
     sandbox: Sandbox, disk: ScratchFilesystem, host: HostService
 ) -> None:
     host.script(START, Usual(after_ms=1000.0))
@@ -155,7 +155,7 @@ def test_the_host_takes_its_snapshots_while_all_is_frozen_and_is_told_after_the_
     assert SIGNATURE not in log
 
 
-def test_nothing_to_freeze_is_as_good_as_frozen(root: None, host: HostService) -> None:  # noqa: ARG001
+def test_a_request_with_nothing_to_freeze_succeeds(root: None, host: HostService) -> None:  # noqa: ARG001
     with Sandbox() as sandbox:
         prepare(sandbox, host)
         service = start_service(sandbox)
@@ -164,7 +164,7 @@ def test_nothing_to_freeze_is_as_good_as_frozen(root: None, host: HostService) -
         end_service(sandbox, service)
 
 
-def test_a_filesystem_that_another_has_frozen_is_told_with_both_calls_and_stays_frozen(
+def test_a_freeze_of_another_program_is_reported_with_both_calls_and_left_alone(
     sandbox: Sandbox, disk: ScratchFilesystem, host: HostService
 ) -> None:
     with frozen(disk.mount_point):
@@ -176,7 +176,7 @@ def test_a_filesystem_that_another_has_frozen_is_told_with_both_calls_and_stays_
     assert operations(host) == ["checkforsnapshot", START, PUBLISH]
 
 
-def test_a_refusal_of_the_host_is_told_back_by_its_status(
+def test_a_refusal_of_the_host_is_published_with_its_status(
     sandbox: Sandbox, disk: ScratchFilesystem, host: HostService
 ) -> None:
     host.script(START, Answer(500))
@@ -187,7 +187,7 @@ def test_a_refusal_of_the_host_is_told_back_by_its_status(
     end_service(sandbox, service)
 
 
-def test_a_host_that_does_not_answer_in_the_window_is_told_so_after_the_thaw(
+def test_a_missing_answer_of_the_host_is_published_after_the_thaw(
     sandbox: Sandbox, disk: ScratchFilesystem, host: HostService
 ) -> None:
     sandbox.path(AZURE_CONFIGURATION).write_text(BACKUP_CONFIGURATION + "timeout = 1\n")
@@ -199,7 +199,7 @@ def test_a_host_that_does_not_answer_in_the_window_is_told_so_after_the_thaw(
     end_service(sandbox, service)
 
 
-def test_told_to_end_in_the_window_it_thaws_and_publishes_first(
+def test_a_service_that_gets_sigterm_in_the_window_thaws_and_publishes_first(
     sandbox: Sandbox, disk: ScratchFilesystem, host: HostService
 ) -> None:
     host.script(START, Usual(after_ms=1000.0))
@@ -212,7 +212,7 @@ def test_told_to_end_in_the_window_it_thaws_and_publishes_first(
     assert "polling ended" in log_of(sandbox)
 
 
-def test_it_waits_for_the_lock_of_a_backup(
+def test_a_service_waits_for_the_lock_of_a_backup(
     sandbox: Sandbox, disk: ScratchFilesystem, host: HostService
 ) -> None:
     backup = sandbox.popen([sys.executable, "-c", HOLD_LOCK], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -230,7 +230,7 @@ def test_it_waits_for_the_lock_of_a_backup(
     end_service(sandbox, service)
 
 
-def test_told_to_end_before_the_freeze_it_ends_at_once_and_the_host_is_told(
+def test_a_service_that_gets_sigterm_before_the_freeze_ends_at_once_and_publishes_that(
     sandbox: Sandbox, disk: ScratchFilesystem, host: HostService
 ) -> None:
     backup = sandbox.popen([sys.executable, "-c", HOLD_LOCK], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -240,7 +240,7 @@ def test_told_to_end_before_the_freeze_it_ends_at_once_and_the_host_is_told(
         assert backup.stdout.readline() == b"locked\n"
         service = start_service(sandbox)
         host.wait_for("checkforsnapshot")
-        # Logged when the request is taken up; before that a signal ends it without a word to the host.
+        # Wait for this line: before the service accepts the request, a signal ends it without a result.
         until = time.monotonic() + 10.0
         while SNAPSHOT_ID not in log_of(sandbox):
             assert time.monotonic() < until
@@ -252,7 +252,7 @@ def test_told_to_end_before_the_freeze_it_ends_at_once_and_the_host_is_told(
     assert not is_frozen(disk.mount_point)
 
 
-def test_a_service_thaws_what_a_killed_one_and_its_killed_watchdog_left_frozen(
+def test_a_service_thaws_what_a_killed_service_and_its_killed_watchdog_left_frozen(
     sandbox: Sandbox, disk: ScratchFilesystem, host: HostService
 ) -> None:
     host.script(START, Answer(after_ms=NEVER_MS))
@@ -260,7 +260,7 @@ def test_a_service_thaws_what_a_killed_one_and_its_killed_watchdog_left_frozen(
     host.wait_for(START)
     pid = process_of_service(sandbox)
     watchdogs = [other for other in sandbox.process_ids() if other != pid]
-    # Stopped first, or it would thaw as soon as the service is gone.
+    # Stop the watchdog first. Otherwise it would thaw as soon as the service is gone.
     for watchdog in watchdogs:
         os.kill(watchdog, signal.SIGSTOP)
     os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Nothing secret is in anything that a job leaves behind: files, status, blobs, arguments, environment."""
+"""A job leaves no secret in files, status, blobs, arguments or environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROTECTED = "cHJvdGVjdGVkLWN1c3RvbS1zZXR0aW5n"
 
 
 def run_with_secrets(job: Job) -> None:
-    """A job full of secrets."""
+    """Returns a job with a secret in every field that can hold one."""
     job.protected["snapshotTaskToken"] = TOKEN
     del job.object["snapshotTaskToken"]
     job.omitted.add("customSettings")
@@ -26,14 +26,14 @@ def run_with_secrets(job: Job) -> None:
 
 
 def secrets() -> list[bytes]:
-    """What must not be found: the texts, and the settings that hold them encoded."""
+    """Returns what must not be found: the secrets, and the settings that contain them encoded."""
     plain = [SIGNATURE, SIGNATURE.replace("%2B", "+").replace("%3D", "="), TOKEN, PROTECTED]
     encoded = [base64.b64encode(text.encode()).decode().rstrip("=")[:-2] for text in plain]
     return [text.encode() for text in plain + encoded]
 
 
 @pytest.mark.parametrize("mode", ["onlyGuest", "onlyHost"])
-def test_no_secret_is_left_in_any_file(vm: Vm, mode: str) -> None:
+def test_no_file_contains_a_secret_after_a_job(vm: Vm, mode: str) -> None:
     job = vm.job(vm.new_number(), mode=mode)
     vm.service.script(
         job.disks[0],
@@ -59,19 +59,19 @@ def test_no_secret_is_left_in_any_file(vm: Vm, mode: str) -> None:
     assert found["log blob"]
     leaks = [name for name, content in found.items() if any(secret in content for secret in secrets())]
     assert leaks == []
-    # A direct-drive disk's token is what the service asks for; it is in the report, and in nothing else.
+    # Azure Backup needs a direct-drive disk's token in the report. It may be nowhere else.
     if mode == "onlyHost":
         holders = {Path(name).name for name, content in found.items() if DISK_TOKEN.encode() in content}
         assert holders == {"status blob", f"{job.number}.status"}
 
 
-def test_no_secret_is_left_by_a_job_that_fails_early(vm: Vm) -> None:
+def test_no_file_contains_a_secret_after_a_job_that_fails_early(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyGuest", objectStr=f"abcde{TOKEN}x")
     job.protected["objectStr"] = f"!{TOKEN}"
     run_with_secrets(job)
     vm.extension.finish()
     contents = [*vm.extension.sandbox.written().values(), vm.service.content(job.logs_blob)]
-    # The public objectStr stays in the settings file, where the agent put it.
+    # The public objectStr stays in the settings file, to which the agent has written it.
     assert not any(SIGNATURE.encode() in content for content in contents)
     log = (
         vm.extension.log().encode() + vm.service.content(job.logs_blob) + vm.service.content(job.status_blob)
@@ -79,7 +79,7 @@ def test_no_secret_is_left_by_a_job_that_fails_early(vm: Vm) -> None:
     assert not any(secret in log for secret in secrets())
 
 
-def test_no_secret_is_in_arguments_or_environment_of_the_worker(vm: Vm) -> None:
+def test_worker_has_no_secret_in_its_arguments_or_environment(vm: Vm) -> None:
     vm.service.script("presnapshot", Usual(after_ms=700.0))
     job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
     run_with_secrets(job)

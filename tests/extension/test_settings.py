@@ -1,4 +1,4 @@
-"""Missing and bad settings, through ``enable``: each row of the contract's table has a final status."""
+"""Missing and bad settings through ``enable``: each row of the contract's table ends in a final status."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Change = Callable[[Job], None]
 
 
 def public(**values: Any) -> Change:
-    """Sets public settings; None as a value is JSON's null."""
+    """Sets public settings. A value None is JSON's null."""
     return lambda job: job.public.update(values)
 
 
 def without_public(*names: str) -> Change:
-    """Takes public settings away."""
+    """Omits public settings."""
     return lambda job: job.omitted.update(names)
 
 
@@ -87,13 +87,13 @@ def test_missing_blobs_end_in_76(vm: Vm) -> None:
     assert report["snapshotInfo"] == []
 
 
-def test_missing_blobs_do_not_keep_the_host_from_it(vm: Vm) -> None:
+def test_missing_blobs_do_not_prevent_snapshots_by_the_host(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyHost")
     job.protected.pop("objectStr")
     assert final(job.run()) == ("success", "1", 1)
 
 
-def test_missing_vm_type_is_a_classic_vm(vm: Vm) -> None:
+def test_missing_vm_type_means_a_classic_vm(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyGuest")
     without_public("vmType")(job)
     job.protected.pop("objectStr")
@@ -104,14 +104,14 @@ def test_missing_vm_type_is_a_classic_vm(vm: Vm) -> None:
 @pytest.mark.parametrize(
     "ticks", [None, "", "6.36458E+17", 6.36458e17, "soon", "9" * 400, "3155378975999999999"]
 )
-def test_ticks_that_are_no_time_skip_the_rule_and_are_echoed(vm: Vm, ticks: object) -> None:
+def test_malformed_ticks_skip_the_rule_and_are_echoed(vm: Vm, ticks: object) -> None:
     job = vm.job(vm.new_number(), disks=1, mode="onlyGuest", commandStartTimeUTCTicks=ticks)
     report = job.run()
     assert final(report) == ("success", "1", 1)
     assert report["commandStartTimeUTCTicks"] == ticks
 
 
-def test_ticks_as_a_number_are_as_good_as_a_text(vm: Vm) -> None:
+def test_ticks_may_be_a_number(vm: Vm) -> None:
     ticks = int(ticks_ago(minutes=141))
     job = vm.job(vm.new_number(), disks=1, mode="onlyGuest", commandStartTimeUTCTicks=ticks)
     report = job.run()
@@ -129,7 +129,7 @@ NO_SETTINGS = [
 
 
 @pytest.mark.parametrize("text", [row[1] for row in NO_SETTINGS], ids=[row[0] for row in NO_SETTINGS])
-def test_no_settings_at_all_end_in_16(vm: Vm, text: str) -> None:
+def test_missing_settings_end_in_16(vm: Vm, text: str) -> None:
     number = vm.new_number()
     vm.extension.write_settings(number, text)
     assert vm.extension.run("enable", number).status == 0
@@ -138,7 +138,7 @@ def test_no_settings_at_all_end_in_16(vm: Vm, text: str) -> None:
     assert vm.service.requests() == []
 
 
-def test_protected_settings_for_a_certificate_that_is_gone_end_in_76(vm: Vm) -> None:
+def test_protected_settings_for_a_missing_certificate_end_in_76(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyGuest")
     text = json.loads(settings_file_text(job.settings(), job.protected))
     handler_settings = text["runtimeSettings"][0]["handlerSettings"]
@@ -151,7 +151,7 @@ def test_protected_settings_for_a_certificate_that_is_gone_end_in_76(vm: Vm) -> 
 
 
 @pytest.mark.parametrize("cipher", ["des3", "aes256"])
-def test_protected_settings_are_decrypted_and_taken_out_of_the_file(vm: Vm, cipher: str) -> None:
+def test_protected_settings_are_decrypted_and_removed_from_the_file(vm: Vm, cipher: str) -> None:
     job = vm.job(vm.new_number(), mode="onlyGuest")
     vm.extension.enable(job.number, job.settings(), job.protected, cipher=cipher)
     vm.extension.finish()
@@ -163,7 +163,7 @@ def test_protected_settings_are_decrypted_and_taken_out_of_the_file(vm: Vm, ciph
     assert handler_settings["publicSettings"] == job.settings()
 
 
-def test_command_to_install_installs(vm: Vm) -> None:
+def test_command_install_in_the_settings_installs(vm: Vm) -> None:
     job = vm.job(vm.new_number(), commandToExecute="Install")
     report = job.run()
     assert final(report) == ("success", "1", 1)
@@ -172,17 +172,17 @@ def test_command_to_install_installs(vm: Vm) -> None:
 
 
 def final(report: dict[str, Any]) -> tuple[str, str, int]:
-    """What Azure Backup decides by."""
+    """Returns the fields by which Azure Backup decides."""
     return report["status"], report["code"], report["vmHealthInfo"]["vmHealthStatusCode"]
 
 
 def message(report: dict[str, Any]) -> str:
-    """The report's message."""
+    """Returns the report's message."""
     text: str = json.loads(report["formattedMessage"]["message"])["messageStr"]
     return text
 
 
 def assert_file_is_final(job: Job, report: dict[str, Any]) -> None:
-    """The file embeds the report, and shows a V2 VM's failure as a success."""
+    """Checks that the file embeds the report, and shows a failure of a V2 VM as a success."""
     assert job.vm.extension.report(job.number) == report
     assert job.vm.extension.status(job.number)["status"] == "success"

@@ -1,4 +1,4 @@
-"""A freeze that the kernel does not finish: whoever reads the blob is told before any file is touched."""
+"""A freeze that the kernel does not finish: the blob is written before any file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.rescue import RescueThaw
 
 @pytest.fixture
 def stacked_vm(unpacked_extension: Path) -> Iterator[Vm]:
-    """A VM with one filesystem on a file of the other."""
+    """Makes a VM with one filesystem on a file of the other."""
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(scratch_directory())
         filesystems = stack.enter_context(ScratchFilesystems(directory))
@@ -37,16 +37,16 @@ def stacked_vm(unpacked_extension: Path) -> Iterator[Vm]:
         assert rescue.cancel() == []
 
 
-def test_blob_is_told_first_when_something_may_still_be_frozen(stacked_vm: Vm) -> None:
+def test_status_blob_is_written_first_when_something_may_still_be_frozen(stacked_vm: Vm) -> None:
     vm = stacked_vm
     lower, upper = (filesystem.mount_point for filesystem in vm.filesystems)
     vm.extension.configure(timeout=1)
     job = vm.job(vm.new_number(), mode="onlyGuest")
     vm.service.script(job.status_blob, Usual(), Usual(after_ms=700.0), operation="PUT")
-    # While somebody else keeps what it lies on frozen, a FIFREEZE of the upper one does not return.
+    # FIFREEZE of the upper filesystem does not return while another program keeps the lower one frozen.
     with frozen(lower):
         job.enable()
-        # Two transitioning ones, of status and log, and the final one.
+        # Two uploads are transitioning, of status and log. The third is the final status.
         vm.service.wait_for("PUT", 3)
         assert vm.extension.report(job.number)["code"] == "4"
         vm.extension.wait_for_code(job.number, "122")

@@ -1,8 +1,8 @@
-"""What the host and the blob service are asked, in which order: chapter 14 of the extension's contract.
+"""The requests to the host and the blob service, and their order: chapter 14 of the extension's contract.
 
-Ours asks less: one PreSnapshot, before the freeze (its clock serves for the check after it), and no blob's
-properties twice. What it must keep is the form of every request, and the order of status, snapshots, final
-status, final log.
+This handler sends fewer requests than the reference: one PreSnapshot, before the freeze (its clock
+serves for the check after it), and no blob's properties twice. The form of every request, and the
+order of status, snapshots, final status and final log must be the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ END = ["status HEAD", "status PUT", "logs HEAD", "logs PUT"]
 
 
 def names_of(job: Job, requests: list[Request]) -> list[str]:
-    """Short names: the host's operation, or what is done to the status, the logs, a disk."""
+    """Returns short names of requests: the operation of the host, or the kind of blob and its operation."""
     names = []
     for request in requests:
         kind = {job.status_blob: "status ", job.logs_blob: "logs "}.get(request.blob, "disk ")
@@ -34,22 +34,22 @@ def names_of(job: Job, requests: list[Request]) -> list[str]:
 
 
 def trace(job: Job, **environment: str) -> list[str]:
-    """Runs the job; returns what was asked, disks in any order."""
+    """Runs the job. Returns the requests, with those to disks sorted."""
     job.run(**environment)
     return names_of(job, job.vm.service.requests())
 
 
-def test_only_guest(vm: Vm) -> None:
+def test_only_guest_sends_the_requests_of_the_contract(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyGuest")
     assert trace(job) == [*BEGINNING, "disk PUT snapshot", "disk PUT snapshot", *END]
 
 
-def test_only_host(vm: Vm) -> None:
+def test_only_host_sends_the_requests_of_the_contract(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyHost")
     assert trace(job) == [*BEGINNING, DO, *END]
 
 
-def test_first_host_then_guest_with_a_host_that_is_well(vm: Vm) -> None:
+def test_first_host_then_guest_asks_only_the_host_if_it_succeeds(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="firstHostThenGuest")
     assert trace(job) == [*BEGINNING, DO, *END]
     [request] = vm.service.requests(PRE)
@@ -65,7 +65,7 @@ def test_first_host_then_guest_with_a_host_that_is_well(vm: Vm) -> None:
         (Answer(drops_connection=True), "555"),
     ],
 )
-def test_first_host_then_guest_with_a_host_that_is_not(vm: Vm, answer: Answer, number: str) -> None:
+def test_first_host_then_guest_asks_the_blobs_if_the_host_fails(vm: Vm, answer: Answer, number: str) -> None:
     vm.service.script(PRE, answer)
     job = vm.job(vm.new_number(), mode="firstHostThenGuest")
     names = trace(job)
@@ -80,7 +80,7 @@ def test_first_host_then_guest_with_a_host_that_is_not(vm: Vm, answer: Answer, n
     assert f"hostStatusCodePreSnapshot={number}, " in message_of(report)
 
 
-def test_first_guest_then_host_when_all_disks_fail(vm: Vm) -> None:
+def test_first_guest_then_host_asks_the_host_if_all_disks_fail(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="firstGuestThenHost")
     for disk in job.disks:
         vm.service.script(disk, blob_error(403, "AuthorizationFailure"), operation="PUT snapshot")
@@ -88,7 +88,7 @@ def test_first_guest_then_host_when_all_disks_fail(vm: Vm) -> None:
     assert job.blob_report()["code"] == "1"
 
 
-def test_first_guest_then_host_when_one_disk_fails(vm: Vm) -> None:
+def test_first_guest_then_host_does_not_ask_the_host_if_one_disk_fails(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="firstGuestThenHost")
     vm.service.script(job.disks[1], blob_error(403, "AuthorizationFailure"), operation="PUT snapshot")
     assert trace(job) == [*BEGINNING, "disk PUT snapshot", "disk PUT snapshot", *END]
@@ -96,12 +96,12 @@ def test_first_guest_then_host_when_one_disk_fails(vm: Vm) -> None:
     assert (report["code"], report["vmHealthInfo"]["vmHealthStatusCode"]) == ("76", 761)
 
 
-def test_encrypted_disks_by_the_guest(vm: Vm) -> None:
+def test_guest_sends_the_encryption_settings_of_each_disk(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyGuest")
     job.included_disks["isVMADEEnabled"] = True
     vm.service.create_page_blob(job.disks[1], metadata={"diskencryptionsettings": "encrypted-1"})
     names = trace(job)
-    # The disks are asked while the transitioning status is written: whichever comes first.
+    # The properties of the disks are read while the transitioning status is written, in either order.
     assert sorted(names[:7]) == sorted([*BEGINNING, "disk GET metadata", "disk GET metadata"])
     assert names[7:] == ["disk PUT snapshot", "disk PUT snapshot", *END]
     [pre] = vm.service.requests(PRE)
@@ -116,7 +116,7 @@ def test_encrypted_disks_by_the_guest(vm: Vm) -> None:
     ]
 
 
-def test_encrypted_disks_by_the_host(vm: Vm) -> None:
+def test_host_gets_the_encryption_details_of_its_presnapshot_answer(vm: Vm) -> None:
     details = {
         "isOsDiskADEEncrypted": True,
         "areDataDisksADEEncrypted": False,
@@ -134,7 +134,7 @@ def test_encrypted_disks_by_the_host(vm: Vm) -> None:
     assert request.json["snapshotMetadata"][-1] == {"Key": "DiskEncryptionSettings", "Value": "encrypted"}
 
 
-def test_too_late(vm: Vm) -> None:
+def test_job_that_starts_too_late_takes_no_snapshot(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="onlyGuest", commandStartTimeUTCTicks=ticks_ago(minutes=141))
     vm.service.script(PRE, json_answer({}))
     assert trace(job) == [PRE, "logs HEAD", "logs PUT", "status HEAD", "status PUT"]
@@ -144,14 +144,14 @@ def test_too_late(vm: Vm) -> None:
     assert message_of(report).startswith("CRP timeout limit has reached, will not take snapshot.")
 
 
-def test_host_clock_is_the_clock_of_the_rule(vm: Vm) -> None:
+def test_clock_of_the_host_decides_whether_a_job_is_too_late(vm: Vm) -> None:
     long_ago = {"year": 2001, "month": 2, "day": 3, "hour": 4, "minute": 5, "second": 6}
     vm.service.script(PRE, json_answer({"responseTime": long_ago}))
     job = vm.job(vm.new_number(), mode="onlyGuest", commandStartTimeUTCTicks=ticks_ago(minutes=1000))
     assert job.run()["code"] == "1"
 
 
-def test_form_of_the_guests_request(vm: Vm) -> None:
+def test_guest_request_has_the_form_of_the_contract(vm: Vm) -> None:
     job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
     job.run()
     [request] = vm.service.requests("PUT snapshot")
@@ -166,7 +166,7 @@ def test_form_of_the_guests_request(vm: Vm) -> None:
     )
 
 
-def test_form_of_the_hosts_requests(vm: Vm) -> None:
+def test_host_requests_have_the_form_of_the_contract(vm: Vm) -> None:
     job = vm.job(vm.new_number(), disks=3, mode="onlyHost")
     job.included_disks["instantAccessDurationMinutes"] = 120
     job.included_disks["isVmmdBlobIncluded"] = True
@@ -203,7 +203,7 @@ def test_form_of_the_hosts_requests(vm: Vm) -> None:
         assert "User-Agent" not in headers
 
 
-def test_writers_wait_for_the_snapshots_and_for_nothing_else(vm: Vm) -> None:
+def test_writers_stall_during_the_snapshots_and_at_no_other_time(vm: Vm) -> None:
     vm.service.script(PRE, json_answer({}, after_ms=400.0))
     vm.service.script(DO, json_answer({"snapshotInfo": [host_item()]}, after_ms=250.0))
     job = vm.job(vm.new_number(), disks=1, mode="onlyHost")
@@ -216,7 +216,7 @@ def test_writers_wait_for_the_snapshots_and_for_nothing_else(vm: Vm) -> None:
 
 
 def is_stalled(writer: Writer, at_ns: int) -> bool:
-    """Whether a write was held up for long at that instant: a slow disk is not meant."""
+    """Returns whether a write was stalled at that instant, for longer than a slow disk would explain."""
     return any(
         stall.start_ns <= at_ns <= stall.start_ns + stall.length_ms * 1e6
         for stall in writer.stalls()
@@ -225,7 +225,7 @@ def is_stalled(writer: Writer, at_ns: int) -> bool:
 
 
 def host_item() -> dict[str, Any]:
-    """A disk's entry in the host's answer."""
+    """Returns a disk's entry in the host's answer."""
     return {
         "isSuccessful": "true",
         "snapshotUri": "https://h/b?snapshot=2025-05-14T02:10:07.4821190Z",
@@ -235,6 +235,6 @@ def host_item() -> dict[str, Any]:
 
 
 def message_of(report: dict[str, Any]) -> str:
-    """The report's message."""
+    """Returns the report's message."""
     message: str = json.loads(report["formattedMessage"]["message"])["messageStr"]
     return message

@@ -1,1 +1,1 @@
-"""What tests, demo and benchmarks share: scratch filesystems, servers, writers, and the rescue."""
+"""What tests, demo and benchmarks share: filesystems, servers, writers, the rescue; with its own tests."""

@@ -1,4 +1,4 @@
-"""Azurite, the blob service that the tests, the demo and the benchmark snapshot disks on."""
+"""Azurite, Microsoft's emulator of the blob service: tests, demo and benchmarks take snapshots on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support import processes
 from tests.support.certificates import Certificates
 from tests.support.filesystems import REPOSITORY
 
-# Azurite's own, published, and good for nothing else.
+# The published account of Azurite. It opens nothing else.
 ACCOUNT = "devstoreaccount1"
 ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 CONTAINER = "disks"
@@ -26,10 +26,11 @@ _READY = re.compile(rb"successfully (?:listens|listening) (?:on|at) (https?://[0
 
 
 class Azurite:
-    """A running Azurite on a free port of 127.0.0.1, over HTTPS when it is given certificates.
+    """A running Azurite on a free port of 127.0.0.1; over HTTPS if it is given certificates.
 
-    Use it as a context manager. It dies with the process that started it. Its store is in memory:
-    the one on disk is saved every few seconds by the thread that serves, which a benchmark would see.
+    Use it as a context manager. It dies with the process that started it. Its store is in memory,
+    because the thread that answers requests saves a store on disk every few seconds, which distorts
+    a benchmark.
     """
 
     def __init__(self, directory: Path, certificates: Certificates | None = None) -> None:
@@ -45,7 +46,7 @@ class Azurite:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Out of reach of the terminal's Ctrl-C: whoever started it ends it.
+                # Ctrl-C in the terminal must not reach it: `stop` ends it.
                 start_new_session=True,
             )
         try:
@@ -62,11 +63,11 @@ class Azurite:
 
     @property
     def service(self) -> BlobServiceClient:
-        """The SDK's client of the whole account, for what is not here."""
+        """The SDK's client of the whole account, for calls that this class lacks."""
         return self._service
 
     def warm_up(self, calls: int = 200) -> None:
-        """Takes ``calls`` snapshots of a blob that is then deleted: the first ones find nothing compiled."""
+        """Takes ``calls`` snapshots of a blob and deletes it: the first calls are slower than later ones."""
         self.create_page_blob("warm-up")
         blob = self._service.get_blob_client(CONTAINER, "warm-up")
         for _ in range(calls):
@@ -78,7 +79,7 @@ class Azurite:
         blob = self._service.get_blob_client(CONTAINER, name)
         blob.create_page_blob(size_bytes)
         padded = content + bytes(-len(content) % 512)
-        # The service takes at most 4 MiB in one call.
+        # The service accepts at most 4 MiB per call.
         for offset in range(0, len(padded), 4 * 1024 * 1024):
             pages = padded[offset : offset + 4 * 1024 * 1024]
             blob.upload_page(pages, offset=offset, length=len(pages))
@@ -93,7 +94,7 @@ class Azurite:
     ) -> str:
         """Returns a blob's URI with a SAS as Azure Backup sends it: sv, sr=b, sig, st, se, sp.
 
-        Good from 15 minutes ago for an hour unless told otherwise; times are UTC.
+        By default it is valid from 15 minutes ago until an hour from now. Times are UTC.
         """
         now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
         token = generate_blob_sas(
@@ -108,7 +109,7 @@ class Azurite:
         return f"{self.endpoint}/{ACCOUNT}/{CONTAINER}/{name}?{token}"
 
     def snapshots(self, name: str) -> list[str]:
-        """Returns the times that name a blob's snapshots, oldest first."""
+        """Returns the times that identify a blob's snapshots, oldest first."""
         blobs = self._service.get_container_client(CONTAINER).list_blobs(
             name_starts_with=name, include=["snapshots"]
         )
@@ -125,7 +126,7 @@ class Azurite:
         return dict(blob.get_blob_properties().metadata)
 
     def stop(self) -> None:
-        """Ends it: SIGTERM, three seconds, SIGKILL. It can take over 20 s to end by itself."""
+        """Ends it with SIGTERM, and after three seconds with SIGKILL: by itself it can take over 20 s."""
         if hasattr(self, "_service"):
             self._service.close()
         if self._process.poll() is None:

@@ -1,4 +1,4 @@
-"""A certificate authority of the tests' own, for HTTPS on this machine."""
+"""A certificate authority for the tests, for HTTPS on this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Certificates:
 
 
 def make_certificates(directory: Path) -> Certificates:
-    """Makes an authority and a certificate for localhost, 127.0.0.1 and ::1, good for 30 days."""
+    """Makes an authority and a certificate for localhost, 127.0.0.1 and ::1, valid for 30 days."""
     files = Certificates(directory / "ca.pem", directory / "server.pem", directory / "server.key")
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca_name = _name("vmsnapshot test authority")

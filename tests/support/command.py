@@ -1,6 +1,6 @@
-"""The command as its users have it: in processes of its own, with a limit on every wait.
+"""The command as its users run it: as a process, with a limit on every wait.
 
-Every snapshot names its mounts: without a name it would freeze the machine that the tests run on.
+Every snapshot names its mounts. Without a name it would freeze the machine that runs the tests.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Finished:
 
     @property
     def document(self) -> Any:
-        """What ``--json`` printed."""
+        """The document that ``--json`` printed."""
         return json.loads(self.output)
 
     @property
@@ -50,7 +50,7 @@ def run_command(
     before: Sequence[str] = (),
     limit_seconds: float = 20.0,
 ) -> Finished:
-    """Runs ``vmsnapshot`` to its end, behind the words ``before`` (setpriv, unshare); killed at the limit."""
+    """Runs ``vmsnapshot`` with the words ``before`` in front (setpriv, unshare). Kills it at the limit."""
     process = subprocess.Popen(
         [*before, str(COMMAND), *map(str, arguments)],
         stdin=subprocess.PIPE,
@@ -63,12 +63,12 @@ def run_command(
 
 
 def read_status() -> Any:
-    """What ``vmsnapshot status --json`` says."""
+    """Returns the document of ``vmsnapshot status --json``."""
     return run_command("status", "--json").document
 
 
 def run_of(status: Any, run_id: str) -> Any:
-    """One run of a status."""
+    """Returns one run of a status document."""
     (run,) = (run for run in status["runs"] if run["run_id"] == run_id)
     return run
 
@@ -76,7 +76,7 @@ def run_of(status: Any, run_id: str) -> Any:
 def snapshot_arguments(
     mount_points: Sequence[Path], *options: str | Path, thaw_timeout: float = 5.0
 ) -> list[str | Path]:
-    """The arguments of a snapshot of just these mounts, whose blobs come on standard input."""
+    """Returns the arguments of a snapshot of exactly these mounts. Its blobs come on standard input."""
     assert mount_points, "a snapshot without a mount would freeze this machine"
     mounts = [f"--mount=mount={mount_point}" for mount_point in mount_points]
     words = ["snapshot", "--json", "--no-proxy", "--blobs-from=-", f"--thaw-timeout={thaw_timeout}"]
@@ -99,9 +99,9 @@ def take_snapshot(
 
 
 class SnapshotRun:
-    """A ``vmsnapshot snapshot --json`` at work, in a session and process group of its own.
+    """A running ``vmsnapshot snapshot --json``, in its own session and process group.
 
-    A context manager; whatever is left of it at the end is killed.
+    A context manager that kills the process if it is still alive at the end.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class SnapshotRun:
         self.process.stdin = None
 
     def wait_until_open(self, server: FaultServer, *, requests: int = 1, limit_seconds: float = 15.0) -> None:
-        """Waits until ``server`` has the requests of this run: then everything is frozen."""
+        """Waits until ``server`` has received the requests of this run. By then everything is frozen."""
         until = time.monotonic() + limit_seconds
         while len(server.requests()) < requests:
             if self.process.poll() is not None:
@@ -137,20 +137,20 @@ class SnapshotRun:
             time.sleep(0.005)
 
     def send(self, number: signal.Signals) -> int:
-        """Sends a signal to the process; returns the instant just before (CLOCK_MONOTONIC, nanoseconds)."""
+        """Sends a signal to the process. Returns the instant just before (CLOCK_MONOTONIC, nanoseconds)."""
         now_ns = time.monotonic_ns()
         self.process.send_signal(number)
         return now_ns
 
     def run_id(self) -> str:
-        """The run's name, from the status of the machine."""
+        """Returns the id of the run, from the machine's status."""
         (run_id,) = (
             run["run_id"] for run in read_status()["runs"] if run["pid"] == self.process.pid and run["alive"]
         )
         return str(run_id)
 
     def finish(self, *, limit_seconds: float = 20.0) -> Finished:
-        """Waits for the end."""
+        """Waits until the process has ended."""
         return _finish(self.process, None, limit_seconds)
 
     def __enter__(self) -> SnapshotRun:
@@ -171,7 +171,7 @@ class SnapshotRun:
 
 
 def is_running(pid: int) -> bool:
-    """Tells whether a process exists and is no zombie."""
+    """Returns whether a process exists and is not a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -180,7 +180,7 @@ def is_running(pid: int) -> bool:
 
 
 def wait_until_gone(pid: int, *, limit_seconds: float = 5.0) -> None:
-    """Waits until a process that need not be a child of ours has ended."""
+    """Waits until a process has ended, which need not be a child of this one."""
     until = time.monotonic() + limit_seconds
     while is_running(pid):
         assert time.monotonic() < until, f"process {pid} did not end"

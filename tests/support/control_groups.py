@@ -1,4 +1,4 @@
-"""Control groups of a test's own, to end all of one at once as a service manager does."""
+"""Control groups for a test, which can kill everything in one at once, as a service manager does."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.conftest import require
 from tests.support.mounts import read_mounts
 
 ENTER = ("sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"')
-"""What to put before a group and a command: the shell enters the group, then becomes the command."""
+"""Words that go before a group and a command: a shell enters the group and becomes the command."""
 
 
 @contextlib.contextmanager
 def control_group() -> Iterator[Path]:
-    """A new group of the cgroup v2 hierarchy, which is removed at the end."""
+    """Makes a group in the cgroup v2 hierarchy, and removes it at the end."""
     hierarchies = [mount.mount_point for mount in read_mounts() if mount.filesystem_type == "cgroup2"]
     require(bool(hierarchies), "a cgroup v2 hierarchy")
     group = hierarchies[0] / f"vmsnapshot-test-{os.getpid()}"

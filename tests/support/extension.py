@@ -16,7 +16,7 @@ from tests.support.protected_settings import key_pair, settings_file_text
 
 NAME = "Microsoft.Azure.RecoveryServices.VMSnapshotLinux"
 VERSION = "1.0.0.1"
-# What a test waits for a worker; every step of one has a limit of its own.
+# How long a test waits for a worker. Each step of a worker has its own, shorter limit.
 WORKER_LIMIT_SECONDS = 45.0
 LOG_FOLDER = Path("/var/log/azure") / NAME
 
@@ -32,7 +32,7 @@ def built_package() -> Path:
 
 
 def unpack(package: Path, base_directory: Path) -> None:
-    """Unpacks as the agent does: no modes, then u+x on every file."""
+    """Unpacks as the agent does: without modes, then with u+x on every file."""
     with zipfile.ZipFile(package) as archive:
         archive.extractall(base_directory)
     for path in base_directory.rglob("*"):
@@ -43,8 +43,8 @@ def unpack(package: Path, base_directory: Path) -> None:
 class Extension:
     """One version of the extension in a sandbox, with its settings, status and logs.
 
-    ``base_directory`` is the unpacked package, at the same place inside; what is written there in the sandbox
-    stays in the sandbox.
+    ``base_directory`` is the unpacked package. It has the same path in the sandbox, and what is
+    written there stays in the sandbox.
     """
 
     def __init__(self, sandbox: Sandbox, base_directory: Path) -> None:
@@ -66,22 +66,22 @@ class Extension:
         self.be("{3f0c1a52-7b1e-4d0c-9a55-0d6f2c9be411}")
 
     def be(self, role_guid: str) -> None:
-        """Makes the VM the one with this identity."""
+        """Gives the VM this identity."""
         text = f'<HostingEnvironmentConfig><Role guid="{role_guid}" name="x" /></HostingEnvironmentConfig>'
         path = self.base_directory.parent / "HostingEnvironmentConfig.xml"
         self.sandbox.path(path).write_text(text)
 
     def configure(self, **options: object) -> None:
-        """Writes vmbackup.conf: these options of its section, and that ``/`` is skipped."""
+        """Writes vmbackup.conf with these options, and with ``/`` as a skipped mount."""
         lines = "".join(f"{name} = {value}\n" for name, value in options.items())
         self.sandbox.path(AZURE_CONFIGURATION).write_text(BACKUP_CONFIGURATION + lines)
 
     def write_settings(self, number: int, text: str) -> None:
-        """Writes a settings file as it is."""
+        """Writes a settings file with exactly this content."""
         self.sandbox.path(self.base_directory / f"config/{number}.settings").write_text(text)
 
     def settings_text(self, number: int) -> str:
-        """Returns a settings file."""
+        """Returns the content of a settings file."""
         return self.sandbox.path(self.base_directory / f"config/{number}.settings").read_text()
 
     def run(self, verb: str, number: int = 0, **environment: str) -> Finished:
@@ -107,16 +107,16 @@ class Extension:
         cipher: str = "des3",
         **environment: str,
     ) -> Finished:
-        """Writes the settings and runs enable; the worker goes on."""
+        """Writes the settings and runs enable. The worker continues after that."""
         self.write_settings(number, settings_file_text(public, protected, cipher=cipher))
         return self.run("enable", number, **environment)
 
     def finish(self) -> None:
-        """Waits for the worker."""
+        """Waits until the worker has ended."""
         assert self.sandbox.wait_until_empty(WORKER_LIMIT_SECONDS), "the worker did not end"
 
     def status_file(self, number: int) -> Path:
-        """Where the status is, from outside."""
+        """Returns the path of the status file, outside of the sandbox."""
         return self.sandbox.path(self.base_directory / f"status/{number}.status")
 
     def status(self, number: int) -> dict[str, Any]:
@@ -137,6 +137,6 @@ class Extension:
             time.sleep(0.005)
 
     def log(self) -> str:
-        """Returns what the handler has logged."""
+        """Returns the handler's log."""
         path = self.sandbox.path(LOG_FOLDER / "extension.log")
         return path.read_text() if path.exists() else ""

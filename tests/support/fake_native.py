@@ -1,6 +1,6 @@
-"""A stand-in for the compiled engine: the same names as ``_native.pyi``, with answers that a test chooses.
+"""A stand-in for the compiled engine: the names of ``_native.pyi``, with answers that a test sets.
 
-It keeps what it was called with. It is not the engine: what the engine does is tested in tests/engine.
+It records its calls. It tests nothing of the engine, whose own tests are in tests/engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SIGNATURE = "c2VjcmV0c2lnbmF0dXJlZm9ydGVzdHM"
 
 
 def sas_uri(disk: int = 0) -> str:
-    """A SAS URI as Azure Backup sends it, with a signature that no output may hold."""
+    """Returns a SAS URI as Azure Backup sends it, with a signature that must not be in any output."""
     return f"https://acct.blob.example/vhds/disk{disk}.vhd?sv=2019-12-12&sp=rw&sig={SIGNATURE}%3D"
 
 
@@ -157,7 +157,7 @@ class Report:
 
     def to_json(self) -> str:
         document = asdict(self)
-        # Bodies of answers are not in the document.
+        # The document omits the bodies of answers.
         for part in [*document["blobs"], document["host_call"] or {}]:
             part.pop("body", None)
         return json.dumps(document)
@@ -312,7 +312,7 @@ class Session:
 
 
 class FakeNative(types.ModuleType):
-    """The module ``vmsnapshot._native``, as far as the shell uses it."""
+    """The module ``vmsnapshot._native``, as far as the Python part uses it."""
 
     def __init__(self) -> None:
         super().__init__("vmsnapshot._native")
@@ -358,7 +358,7 @@ class FakeNative(types.ModuleType):
         self.status_error: Exception | None = None
         self.thaw_error: Exception | None = None
         self.on_prepare: Callable[[Callable[[str], None]], None] | None = None
-        # Called where the engine writes out dirty data, and where it has the window.
+        # `on_sync` is called where the engine writes out dirty data, `on_run` where it opens the window.
         self.on_sync: Callable[[], None] | None = None
         self.on_run: Callable[[], None] | None = None
 
@@ -402,7 +402,7 @@ class FakeNative(types.ModuleType):
 
 
 def is_compiled() -> bool:
-    """Returns whether the engine itself can be imported, rather than a stand-in or nothing."""
+    """Returns whether ``vmsnapshot._native`` is the compiled engine, and neither a stand-in nor missing."""
     try:
         return hasattr(importlib.import_module("vmsnapshot._native"), "__file__")
     except ImportError:
@@ -410,9 +410,10 @@ def is_compiled() -> bool:
 
 
 def make_importable() -> None:
-    """Lets ``vmsnapshot`` be imported where the engine is not compiled.
+    """Makes ``import vmsnapshot`` work where the engine is not compiled.
 
-    Where it is compiled, this does nothing, and the tests put the stand-in into its place one by one.
+    Where it is compiled this does nothing, and each test that wants the stand-in puts it into
+    place.
     """
     try:
         importlib.import_module("vmsnapshot")
@@ -421,7 +422,7 @@ def make_importable() -> None:
 
 
 def install() -> FakeNative:
-    """Puts a fake in the place of the compiled module, before ``vmsnapshot`` is imported."""
+    """Puts the stand-in into the compiled module's place, before ``vmsnapshot`` is imported."""
     native = FakeNative()
     sys.modules["vmsnapshot._native"] = native
     return native

@@ -1,7 +1,7 @@
-"""A blob service that does on request what the real one and Azurite will not.
+"""A blob service that fails on request, in ways in which the real one and Azurite do not.
 
-It runs in a process of its own, so that it never waits for the interpreter of the program under test.
-Each blob has a script: one behaviour a request, the last one for every further request.
+It runs in its own process, so that it never waits for the interpreter of the program under test.
+Each blob has a script with one behaviour per request. The last one answers every further request.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.support.certificates import Certificates
 
 @dataclass(frozen=True)
 class Creates:
-    """Answers 201 with a snapshot's time, ``after_ms`` after the request; any number of them in parallel."""
+    """Answers 201 with a snapshot's time, ``after_ms`` after the request, any number in parallel."""
 
     after_ms: float = 0.0
 
@@ -53,7 +53,7 @@ class AnswersByteByByte:
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers with exactly these bytes, and closes the connection after them if told to."""
+    """Answers with exactly these bytes, and then closes the connection if ``then_closes``."""
 
     raw: bytes
     then_closes: bool = False
@@ -61,12 +61,12 @@ class Answers:
 
 @dataclass(frozen=True)
 class NeverAnswers:
-    """Takes the request and says nothing."""
+    """Receives the request and sends nothing."""
 
 
 @dataclass(frozen=True)
 class Resets:
-    """Takes the request and resets the connection (RST) instead of the first byte of an answer."""
+    """Receives the request and resets the connection (RST) instead of answering."""
 
 
 Behaviour = Union[Creates, Refuses, AnswersByteByByte, Answers, NeverAnswers, Resets]
@@ -74,28 +74,28 @@ Behaviour = Union[Creates, Refuses, AnswersByteByByte, Answers, NeverAnswers, Re
 
 @dataclass(frozen=True)
 class RecordedRequest:
-    """A request as it came in."""
+    """A request as it was received."""
 
     head: bytes
-    """Request line and headers, up to and with the empty line."""
+    """Request line and headers, including the empty line."""
     body: bytes
     at_ns: int
     """When the head was complete (CLOCK_MONOTONIC)."""
     connection: int
-    """Which connection it came on, counted from 0."""
+    """The number of its connection, counted from 0."""
 
     @property
     def blob(self) -> str:
-        """The last part of the path."""
+        """The last component of the path."""
         return _blob_of(self.head)
 
 
 class FaultServer:
-    """The server, on a free port of 127.0.0.1; over HTTPS when it is given certificates.
+    """The server, on a free port of 127.0.0.1; over HTTPS if it is given certificates.
 
-    ``idle_close_seconds`` closes a connection on which nothing was asked for so long. Use it as a context
-    manager; it ends with the process that started it. Its process imports the caller's main module anew,
-    as ``multiprocessing`` does: a script needs its ``if __name__ == "__main__"``.
+    It closes a connection that was idle for ``idle_close_seconds``. Use it as a context manager. It
+    ends with the process that started it. Its process imports the caller's main module again, as
+    ``multiprocessing`` does, so a script needs its ``if __name__ == "__main__"``.
     """
 
     def __init__(
@@ -114,14 +114,14 @@ class FaultServer:
         theirs.close()
         self.certificates = certificates
         self.port = int(self._receive(limit_seconds=30.0))
-        """Where it listens."""
+        """The port on which it listens."""
 
     def script(self, blob: str, *behaviours: Behaviour) -> None:
-        """Sets what the requests for one blob get: one behaviour each, the last one again and again."""
+        """Sets the behaviour for each request of one blob in turn. The last one is repeated."""
         self._ask("script", blob, behaviours)
 
     def uri(self, blob: str, *, host: str = "127.0.0.1", permission: str = "rw") -> str:
-        """Returns a blob's URI with a SAS of the right form; this server does not look at it."""
+        """Returns a blob's URI with a SAS of the right form, which this server does not check."""
         now = datetime.datetime.now(datetime.timezone.utc)
         start, expiry = now - datetime.timedelta(minutes=15), now + datetime.timedelta(hours=1)
         scheme = "https" if self.certificates else "http"
@@ -131,24 +131,24 @@ class FaultServer:
         )
 
     def requests(self) -> list[RecordedRequest]:
-        """Returns every request so far, in the order they came in."""
+        """Returns every request so far, in order of arrival."""
         recorded: list[RecordedRequest] = self._ask("requests")
         return recorded
 
     def forget_requests(self) -> None:
-        """Begins the record anew."""
+        """Forgets the recorded requests."""
         self._ask("forget")
 
     def connections(self) -> int:
-        """Returns how many connections were ever made (over HTTPS: with a finished handshake)."""
+        """Returns the number of connections so far (over HTTPS, of finished handshakes)."""
         return int(self._ask("connections"))
 
     def close_idle_connections(self) -> None:
-        """Closes every connection that has no request under way, now."""
+        """Closes every connection that is not waiting for an answer."""
         self._ask("close-idle")
 
     def stop(self) -> None:
-        """Ends the server; bounded."""
+        """Ends the server, within a time limit."""
         with contextlib.suppress(OSError):
             self._control.send(("stop",))
         self._process.join(timeout=2.0)
@@ -198,7 +198,7 @@ class _State:
         return script.pop(0) if len(script) > 1 else script[0]
 
     def created(self) -> bytes:
-        """The answer to a snapshot request that succeeds; no two have the same time."""
+        """Returns the answer to a snapshot request that succeeds. No two have the same time."""
         self.snapshots += 1
         now = datetime.datetime.now(datetime.timezone.utc)
         snapshot = f"{now:%Y-%m-%dT%H:%M:%S}.{self.snapshots % 10_000_000:07d}Z"
@@ -295,7 +295,7 @@ def _serve(
     default: Behaviour,
     idle_close_seconds: float | None,
 ) -> None:
-    # Ctrl-C reaches the whole group; this process is ended by the one that started it.
+    # Ctrl-C reaches the whole group, but the process that started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asyncio.run(_serve_until_told(control, certificates, _State(default, idle_close_seconds)))
 

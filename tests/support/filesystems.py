@@ -1,8 +1,8 @@
 """Real filesystems to freeze: ext4, xfs and btrfs on loop devices and zram, stacked to any depth.
 
-Everything lies below one scratch directory, and is found by that when it is taken down: what is mounted
-below it, and which loop devices have their file there. So nothing is left over when a test, a Ctrl-C or
-a SIGKILL came between two steps.
+Everything lies below one scratch directory. The clean-up finds every mount below it and every loop
+device with a file there, so nothing is left over if a test, Ctrl-C or SIGKILL interrupts between
+two steps.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tests.support.rescue import thaw_at_once
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# The smallest each mkfs takes, rounded up. Image files are sparse.
+# The smallest size that each mkfs accepts, rounded up. Image files are sparse.
 DEFAULT_SIZE_MIB = {"ext4": 64, "xfs": 320, "btrfs": 128}
 
 _MKFS = {
-    # Nothing is left for later, so that no kernel thread writes while a test or a benchmark runs.
+    # No lazy initialization, so that no kernel thread writes while a test or a benchmark runs.
     "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"],
     "xfs": ["mkfs.xfs", "-q", "-f", "-K"],
     "btrfs": ["mkfs.btrfs", "-q", "-f", "-K"],
@@ -39,25 +39,25 @@ _ZRAM_CONTROL = Path("/sys/class/zram-control")
 
 
 class CleanupError(Exception):
-    """Something could not be unmounted, detached or removed; the message says what and why."""
+    """Something could not be unmounted, detached or removed. The message names it and the cause."""
 
 
 @dataclass(frozen=True)
 class ScratchFilesystem:
-    """A mounted filesystem of our own."""
+    """A mounted filesystem of the tests."""
 
     mount_point: Path
     device: Path
     """The block device: ``/dev/loop3``."""
     filesystem_type: str
     image: Path | None
-    """The file behind a loop device; None on zram."""
+    """The file behind a loop device. None on zram."""
 
 
 class ScratchFilesystems:
-    """The filesystems of one test, demo or benchmark, taken down by `close` in the right order.
+    """The filesystems of one test, demo or benchmark. `close` takes them down in the right order.
 
-    Use it as a context manager. Not for several threads.
+    Use it as a context manager, and from one thread only.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -74,8 +74,8 @@ class ScratchFilesystems:
     ) -> ScratchFilesystem:
         """Makes and mounts a filesystem on a loop device over a sparse file.
 
-        ``inside`` puts that file on another scratch filesystem, which is how they are stacked. Make the lower
-        one larger: 512 MiB holds any of the defaults.
+        ``inside`` puts that file on another scratch filesystem, and so stacks the two. Make the
+        lower one larger: 512 MiB are enough for any of the defaults.
         """
         image = (inside.mount_point if inside else self.directory) / f"{name}.img"
         size_bytes = (size_mib or DEFAULT_SIZE_MIB[filesystem_type]) * 1024 * 1024
@@ -86,7 +86,7 @@ class ScratchFilesystems:
         return self._mount(name, filesystem_type, device, image)
 
     def make_on_zram(self, name: str, *, size_mib: int = 64) -> ScratchFilesystem:
-        """Makes and mounts an ext4 on a compressed RAM disk: what freezing costs without a disk below."""
+        """Makes and mounts an ext4 on a compressed RAM disk, to measure a freeze without a disk below."""
         if not _ZRAM_CONTROL.exists():
             run_bounded(["modprobe", "zram"])
         number = self._add_zram()
@@ -96,9 +96,9 @@ class ScratchFilesystems:
         return self._mount(name, "ext4", device, None)
 
     def close(self) -> None:
-        """Thaws, unmounts and detaches everything; bounded, and not stopped by Ctrl-C.
+        """Thaws, unmounts and detaches everything, within a time limit and despite Ctrl-C.
 
-        Raises `CleanupError` after it has tried all of it.
+        Raises `CleanupError` after it has tried everything.
         """
         with _ctrl_c_ignored():
             problems = _take_down(self.directory)
@@ -126,7 +126,7 @@ class ScratchFilesystems:
         return ScratchFilesystem(mount_point, device, filesystem_type, image)
 
     def _add_zram(self) -> int:
-        # Reading hot_add makes the device: a Ctrl-C between that and the note would lose it.
+        # Reading hot_add makes the device. A Ctrl-C before its number is stored would lose it.
         with _ctrl_c_ignored():
             number = int((_ZRAM_CONTROL / "hot_add").read_text())
             self._zram_numbers.append(number)
@@ -137,8 +137,8 @@ class ScratchFilesystems:
 def scratch_directory() -> Iterator[Path]:
     """Yields an empty directory on a real disk, and removes it with whatever is still mounted in it.
 
-    It is below ``.work/`` in the repository, where what a killed run left over is found and removed by
-    the next one; in the system's temporary directory when the repository's disk is nearly full.
+    It is below ``.work/`` in the repository, where the next run finds and removes what a killed one
+    left over. If the repository's disk is nearly full, it is in the system's temporary directory.
     """
     base = REPOSITORY / ".work"
     base.mkdir(exist_ok=True)
@@ -154,7 +154,7 @@ def scratch_directory() -> Iterator[Path]:
 
 
 def loop_devices_below(directory: Path) -> list[tuple[Path, Path]]:
-    """Returns the loop devices whose file is (or was, before it was deleted) below ``directory``, with it."""
+    """Returns each loop device whose file is below ``directory``, also a deleted one, with that file."""
     devices = []
     for backing_file in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
@@ -165,7 +165,7 @@ def loop_devices_below(directory: Path) -> list[tuple[Path, Path]]:
 
 
 def _take_down(directory: Path) -> list[str]:
-    """Thaws, unmounts and detaches what is below ``directory``; returns what could not be done."""
+    """Thaws, unmounts and detaches what is below ``directory``. Returns what failed."""
     problems = []
     mounts = mounts_below(directory)
     try:
@@ -173,7 +173,7 @@ def _take_down(directory: Path) -> list[str]:
         thaw_at_once([point for point in points if is_scratch(point)])
     except (OSError, RuntimeError) as error:
         problems.append(f"thaw: {error}")
-    # What was mounted last is on top. Its loop device holds the file below open, so it goes next.
+    # The last mount is on top. Its loop device has a file open on the one below, so detach it next.
     for mount in reversed(mounts):
         problem = _retry(["umount", mount.mount_point])
         if problem:
@@ -191,7 +191,7 @@ def _take_down(directory: Path) -> list[str]:
 
 
 def _detach(device: Path) -> list[str]:
-    """Detaches a loop device and waits until the kernel has let go of its file."""
+    """Detaches a loop device and waits until the kernel has closed its file."""
     problem = _retry(["losetup", "--detach", device])
     backing_file = Path("/sys/block") / device.name / "loop" / "backing_file"
     until = time.monotonic() + 5.0
@@ -201,7 +201,7 @@ def _detach(device: Path) -> list[str]:
 
 
 def _remove_zram(number: int) -> list[str]:
-    """Removes a zram device; udev may hold it open for a moment."""
+    """Removes a zram device, which udev may have open for a moment."""
     until = time.monotonic() + 5.0
     while Path(f"/sys/block/zram{number}").exists():
         try:
@@ -214,7 +214,7 @@ def _remove_zram(number: int) -> list[str]:
 
 
 def _retry(arguments: list[str | Path], *, limit_seconds: float = 10.0) -> str | None:
-    """Runs a command until it succeeds (a killed writer may hold a mount for a while); returns why not."""
+    """Repeats a command until it succeeds: a killed writer may keep a mount busy. Returns the last error."""
     until = time.monotonic() + limit_seconds
     while True:
         try:
@@ -230,7 +230,7 @@ def _retry(arguments: list[str | Path], *, limit_seconds: float = 10.0) -> str |
 def _remove_directory(directory: Path) -> None:
     problems = _take_down(directory)
     if mounts_below(directory):
-        # Removing it now would remove what is on the filesystem that is still mounted.
+        # Removing the directory now would remove the files of the filesystem that is still mounted.
         raise CleanupError("; ".join(problems))
     shutil.rmtree(directory)
     if problems:
@@ -248,7 +248,7 @@ def _sweep(base: Path) -> None:
 
 @contextlib.contextmanager
 def _ctrl_c_ignored() -> Iterator[None]:
-    """Lets nothing of Ctrl-C through, to this process or to the commands it starts meanwhile."""
+    """Shields this process and the commands that it starts from Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

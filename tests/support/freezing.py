@@ -1,6 +1,6 @@
 """Bare FIFREEZE and FITHAW for tests, on scratch filesystems only.
 
-Each call blocks for as long as the kernel takes, and nothing can interrupt it: arm a rescue first
+Each call blocks until the kernel returns, and nothing can interrupt it. Arm a rescue first
 (`tests.support.rescue`).
 """
 
@@ -31,18 +31,18 @@ _IOCTL = (
 
 
 def freeze(path: Path) -> None:
-    """Freezes a scratch filesystem. Raises `OSError`: EBUSY if it is frozen already."""
+    """Freezes a scratch filesystem. Raises `OSError`, with EBUSY if it is frozen already."""
     _ioctl(path, FIFREEZE)
 
 
 def thaw(path: Path) -> None:
-    """Thaws a scratch filesystem. Raises `OSError`: EINVAL if it is not frozen."""
+    """Thaws a scratch filesystem. Raises `OSError`, with EINVAL if it is not frozen."""
     _ioctl(path, FITHAW)
 
 
 @contextlib.contextmanager
 def frozen(path: Path) -> Iterator[None]:
-    """Keeps a scratch filesystem frozen; it is no error if somebody else has thawed it by the end."""
+    """Freezes a scratch filesystem for the block, in which another program may thaw it."""
     descriptor = open_mount_directory(path)
     try:
         fcntl.ioctl(descriptor, FIFREEZE, 0)
@@ -59,24 +59,25 @@ def frozen(path: Path) -> Iterator[None]:
 
 
 def start_freeze(path: Path) -> subprocess.Popen[bytes]:
-    """Calls FIFREEZE in a process whose exit status is 0 or the errno: for a freeze that hangs."""
+    """Calls FIFREEZE in a process, for a freeze that hangs. Its exit status is 0 or the errno."""
     return _start(path, _IOCTL, FIFREEZE)
 
 
 def start_thaw(path: Path) -> subprocess.Popen[bytes]:
-    """Calls FITHAW in a process whose exit status is 0 or the errno: for a thaw that hangs."""
+    """Calls FITHAW in a process, for a thaw that hangs. Its exit status is 0 or the errno."""
     return _start(path, _IOCTL, FITHAW)
 
 
 def is_frozen(path: Path, *, patience_seconds: float = 0.25) -> bool:
-    """Tells whether writers to a scratch filesystem are held; never hangs.
+    """Returns whether a freeze blocks writers to a scratch filesystem. Never hangs.
 
-    The kernel has no question for it, so a child process sets the time stamp of the mount directory:
-    that passes the gate a freeze closes first, and waits for no disk. A child still stuck after
-    ``patience_seconds`` means "frozen". It is left in state D, ends at the thaw, and is reaped by a later
-    call. (Asking FIFREEZE for EBUSY would freeze what is not frozen; a remount can hang on s_umount.)
+    The kernel has no call for this question, so a child process sets the time stamp of the mount
+    directory. That has to pass the gate that a freeze closes first, and waits for no disk. A child
+    that is still stuck after ``patience_seconds`` means "frozen". It stays in state D until the
+    thaw, and a later call reaps it. (FIFREEZE answers EBUSY on a frozen filesystem, but freezes any
+    other; a remount can hang on s_umount.)
 
-    Raises `OSError` if the probe could not be made.
+    Raises `OSError` if the child cannot be started.
     """
     processes.reap()
     probe = _start(path, _PROBE, output=subprocess.PIPE)

@@ -1,6 +1,7 @@
-"""A host that takes snapshots, as far as the engine is concerned: one POST in, one answer out.
+"""A host that takes snapshots, as the engine sees it: it receives one POST and sends one answer.
 
-It runs in threads of the test's own process, so that a test can look around while a call is being answered.
+It runs in threads of the test's process, so that a test can inspect the machine while a call is in
+progress.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Callable, NamedTuple
 
 
 class HostRequest(NamedTuple):
-    """A POST as it came in."""
+    """A POST as it was received."""
 
     path: str
     headers: list[tuple[str, str]]
@@ -20,9 +21,9 @@ class HostRequest(NamedTuple):
 
 
 class Host(http.server.ThreadingHTTPServer):
-    """Answers every POST with one status and body, and keeps what it was asked. A context manager.
+    """Answers every POST with one status and body, and records the requests. A context manager.
 
-    ``before_answer`` is called when a request is there and before it is answered.
+    It calls ``before_answer`` between a request and its answer.
     """
 
     daemon_threads = True
@@ -67,4 +68,4 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(self.server.body)
 
     def log_message(self, *arguments: object) -> None:
-        """Nobody reads it."""
+        """Discards the log line."""

@@ -1,12 +1,12 @@
-"""The host and a blob service in one, which records every request and answers as it is told to.
+"""The host and a blob service in one. It records every request, and a test can script the answers.
 
-It runs in a process of its own, so that it answers while the test's interpreter is busy. What it does unless
-told otherwise is what a healthy host and a healthy blob service do:
+It runs in its own process, so that it answers while the test's interpreter is busy. Without a
+script it answers as a healthy host and a healthy blob service do:
 
     POST .../presnapshot, .../dosnapshot        chapter 6 of the extension's contract
-    GET, POST /machine/plugins?comp=xdisksvc    chapter 11: no request (404); 200 to what is published
+    GET, POST /machine/plugins?comp=xdisksvc    chapter 11: no request (404); 200 to a result
     HEAD, GET, PUT of a block blob              in memory
-    PUT comp=page, comp=properties              page blobs, as far as a status or a log needs them
+    PUT comp=page, comp=properties              page blobs, as far as statuses and logs need them
     PUT comp=snapshot, GET comp=metadata        of either
 
 Use it so::
@@ -46,7 +46,7 @@ from aiohttp import web
 from tests.support.certificates import Certificates
 
 SIGNATURE = "c2VjcmV0LXNpZ25hdHVyZQ%2BA%3D%3D"
-"""The signature in every URI of `HostService.uri`, as it stands there: look for it where no secret may be."""
+"""The signature in every URI of `HostService.uri`, as it is written there. It must not be found elsewhere."""
 
 HOST_OPERATIONS = (
     "presnapshot",
@@ -57,25 +57,25 @@ HOST_OPERATIONS = (
 )
 
 NEVER_MS = 3_600_000.0
-"""For `Answer.after_ms`: no answer as long as any test lives."""
+"""For `Answer.after_ms`: longer than any test runs."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer that a test wants."""
+    """One scripted answer."""
 
     status: int = 200
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
     after_ms: float = 0.0
-    """How long after the request."""
+    """The delay after the request."""
     drops_connection: bool = False
-    """The connection is closed instead of an answer (after `after_ms`)."""
+    """Close the connection instead of answering, after `after_ms`."""
 
 
 @dataclass(frozen=True)
 class Usual:
-    """The answer that is given without a script, but late if need be."""
+    """The answer without a script, optionally late."""
 
     after_ms: float = 0.0
 
@@ -91,7 +91,7 @@ def json_answer(document: object, status: int = 200, *, after_ms: float = 0.0) -
 
 
 def blob_error(status: int, error_code: str, message: str = "The request was refused.") -> Answer:
-    """A refusal as the blob service writes it: header and XML body."""
+    """Returns a refusal as the blob service writes it, with header and XML body."""
     body = (
         '<?xml version="1.0" encoding="utf-8"?>'
         f"<Error><Code>{escape(error_code)}</Code><Message>{escape(message)}</Message></Error>"
@@ -103,7 +103,7 @@ def blob_error(status: int, error_code: str, message: str = "The request was ref
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it came in."""
+    """A request as it was received."""
 
     operation: str
     """One of `HOST_OPERATIONS`, or method and ``comp`` of a blob request: ``HEAD``, ``PUT page``."""
@@ -114,12 +114,12 @@ class Request:
     has_signature: bool
     """Whether ``sig`` was there, byte for byte as in `HostService.uri`."""
     headers: tuple[tuple[str, str], ...]
-    """In their order, names in their case."""
+    """In order, with the names as they were written."""
     body: bytes
     at_ns: int
-    """When its head had come (CLOCK_MONOTONIC)."""
+    """When its head was complete (CLOCK_MONOTONIC)."""
     connection: int
-    """Which connection it came on, counted from 0."""
+    """The number of its connection, counted from 0."""
 
     @property
     def blob(self) -> str:
@@ -128,17 +128,17 @@ class Request:
 
     @property
     def json(self) -> Any:
-        """The body, read as JSON."""
+        """The body, parsed as JSON."""
         return json.loads(self.body)
 
     def header(self, name: str) -> str | None:
-        """The value of a header, whatever the case of its name."""
+        """Returns the value of a header. Its name is compared without regard to case."""
         return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot that was taken."""
+    """A snapshot of a blob."""
 
     time: str
     """``x-ms-snapshot``."""
@@ -147,10 +147,10 @@ class Snapshot:
 
 
 class HostService:
-    """The service, on a free port of 127.0.0.1; over HTTPS when it is given certificates.
+    """The service, on a free port of 127.0.0.1; over HTTPS if it is given certificates.
 
-    Use it as a context manager, or call `stop`; it ends with the process that started it. Its calls may come
-    from any thread.
+    Use it as a context manager, or call `stop`. It ends with the process that started it. Any
+    thread may call it.
     """
 
     def __init__(self, certificates: Certificates | None = None) -> None:
@@ -163,10 +163,10 @@ class HostService:
         self._scheme = "https" if certificates else "http"
         self.port = int(self._receive(limit_seconds=30.0))
         self.address = f"127.0.0.1:{self.port}"
-        """What ``AZURE_GUEST_AGENT_WIRE_PROTOCOL_ADDRESS`` is to be."""
+        """The value for ``AZURE_GUEST_AGENT_WIRE_PROTOCOL_ADDRESS``."""
 
     def uri(self, blob: str, *, permission: str = "rw") -> str:
-        """Returns a blob's URI with a SAS of the right form; only its signature is looked at."""
+        """Returns a blob's URI with a SAS of the right form. The service checks only its signature."""
         now = datetime.datetime.now(datetime.timezone.utc)
         start, expiry = now - datetime.timedelta(minutes=15), now + datetime.timedelta(hours=1)
         return (
@@ -175,11 +175,11 @@ class HostService:
         )
 
     def script(self, subject: str, *answers: Script, operation: str | None = None) -> None:
-        """Sets what the requests for a blob, or of one of the `HOST_OPERATIONS`, get.
+        """Sets the answers to the requests for a blob, or to one of the `HOST_OPERATIONS`.
 
-        One answer each, the last one for every further request; `USUAL` is the answer without a script.
-        `operation` limits it to one operation of a blob (see `Request.operation`), and wins over a script
-        without one.
+        There is one answer per request, and the last one is repeated. `USUAL` is the answer without
+        a script. `operation` limits the script to one operation of a blob (see
+        `Request.operation`); such a script wins over one without.
         """
         self._ask("script", (subject, operation), list(answers))
 
@@ -192,12 +192,12 @@ class HostService:
     def create_page_blob(
         self, name: str, size_bytes: int = 512, *, metadata: dict[str, str] | None = None
     ) -> None:
-        """Makes a page blob of zero bytes: a disk, or a status blob of that kind."""
+        """Makes a page blob filled with zeros: a disk, or a status blob of that type."""
         blob = _Blob("PageBlob", bytes(size_bytes), "application/octet-stream", metadata or {})
         self._ask("create", name, blob)
 
     def content(self, name: str) -> bytes:
-        """Returns what a blob holds; `KeyError` where there is none."""
+        """Returns the content of a blob. Raises `KeyError` if there is no such blob."""
         return self._blob(name).content
 
     def content_type(self, name: str) -> str:
@@ -209,30 +209,30 @@ class HostService:
         return self._blob(name).snapshots
 
     def requests(self, operation: str | None = None) -> list[Request]:
-        """Returns every request so far, or every one of an operation, in the order in which they came in."""
+        """Returns all requests so far, or all of one operation, in order of arrival."""
         recorded: list[Request] = self._ask("requests")
         return [request for request in recorded if operation in (None, request.operation)]
 
     def forget_requests(self) -> None:
-        """Begins the record anew."""
+        """Forgets the recorded requests."""
         self._ask("forget")
 
     def reset(self) -> None:
-        """Forgets blobs, scripts and requests: for one service that many tests use in turn."""
+        """Forgets blobs, scripts and requests, so that many tests can use one service in turn."""
         self._ask("reset")
 
     def wait_for(self, operation: str, count: int = 1, *, limit_seconds: float = 10.0) -> list[Request]:
-        """Waits until that many requests of an operation are recorded, and returns them.
+        """Waits until so many requests of an operation are recorded, and returns them.
 
         Raises:
-            TimeoutError: they did not come within `limit_seconds`.
+            TimeoutError: fewer were recorded within `limit_seconds`.
         """
         if not self._ask("wait", operation, count, limit_seconds, limit_seconds=limit_seconds + 10.0):
             raise TimeoutError(f"no {count} requests of {operation} within {limit_seconds:g} s")
         return self.requests(operation)
 
     def stop(self) -> None:
-        """Ends the service; bounded."""
+        """Ends the service, within a time limit."""
         with contextlib.suppress(OSError):
             self._control.send(("stop",))
         self._process.join(timeout=2.0)
@@ -359,7 +359,7 @@ class _State:
             query,
             has_signature,
             tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in incoming.raw_headers),
-            # All of it: `incoming.read` would stop at a mebibyte.
+            # `incoming.read` would stop at one mebibyte.
             await incoming.content.read(),
             at_ns,
             self.connections.setdefault(incoming.protocol, len(self.connections)),
@@ -369,7 +369,7 @@ class _State:
         if request.operation == "presnapshot":
             return json_answer(_pre_snapshot_document())
         if request.operation == "dosnapshot":
-            # No disks named is all disks; this machine has one.
+            # A request without disks means all disks, and this machine has one.
             disks = request.json["diskIds"] or [-1]
             return json_answer({"snapshotInfo": [self.host_item(disk) for disk in disks]})
         if request.operation == "checkforsnapshot":
@@ -398,7 +398,7 @@ class _State:
         blob = self.blobs.get(request.blob)
         if blob is None:
             if request.operation == "PUT":
-                # As the real service does it: a PUT makes a blob, unless the request says not to.
+                # Like the real service, a PUT makes a blob unless the request forbids it.
                 if request.header("If-Match"):
                     return blob_error(412, "ConditionNotMet")
                 self.blobs[request.blob] = blob = _Blob("BlockBlob", b"", "")
@@ -439,7 +439,7 @@ class _State:
         return self.written(blob, 201)
 
     def change(self, blob: _Blob) -> None:
-        # No two contents of any blobs have the same ETag: a late request cannot hit the wrong one.
+        # An ETag is never used again for any blob, so that a late request cannot match a newer content.
         self.versions += 1
         blob.version = self.versions
 
@@ -477,7 +477,7 @@ class _State:
 
 
 def _serve(control: Connection, certificates: Certificates | None) -> None:
-    # Ctrl-C reaches the whole group; this process is ended by the one that started it.
+    # Ctrl-C reaches the whole group, but the process that started this one ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asyncio.run(_serve_until_told(control, certificates))
 

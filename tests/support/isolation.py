@@ -1,17 +1,19 @@
-"""A sandbox in which the extension handler can be run for real: it thinks that it is on an Azure VM.
+"""A sandbox in which the extension's handler runs as on an Azure VM.
 
-The handler freezes whatever the machine has mounted, writes to ``/etc/azure`` and ``/var/lib/waagent``, and
-talks to 168.63.129.16. A `Sandbox` has namespaces of its own (mount, network, processes); there it may:
+The handler freezes whatever the machine has mounted, writes to ``/etc/azure`` and
+``/var/lib/waagent``, and talks to 168.63.129.16. A `Sandbox` has its own namespaces (mount,
+network, processes), where that is safe:
 
-* its root is an overlay over the machine's files. What is written stays in memory, and goes with the sandbox;
-* no filesystem on a block device is mounted in it but those that the test made and names. The machine's ``/``
-  is only below the overlay, out of reach of FIFREEZE. Other processes' mounts cannot be seen;
-* its network is a loopback device that also has the addresses of Azure's host, so that they and port 80 work;
-* before anything is run in it, the product's own plan, made inside and with nothing excluded, must name just
-  the test's filesystems. Otherwise `SandboxError` is raised.
+* Its root is an overlay over the machine's files. Writes stay in memory and vanish with the sandbox.
+* The only filesystems on block devices in it are those that the test made and names. The machine's ``/`` is
+  only below the overlay, where FIFREEZE cannot reach it. Mounts of other processes are not visible.
+* Its network is a loopback device that also has the addresses of Azure's host, so that they and port 80 work.
+* Before anything else runs in it, the product's plan inside, with nothing excluded, must name exactly the
+  test's filesystems. Otherwise `SandboxError` is raised.
 
-Servers of the tests stay outside: `Sandbox.listen` gives them a socket that listens inside, `Sandbox.forward`
-does that for what has its own port (Azurite). Files inside are read and written through `Sandbox.path`.
+Servers of the tests stay outside. `Sandbox.listen` gives them a socket that listens inside, and
+`Sandbox.forward` does that for a server with its own port (Azurite). `Sandbox.path` leads to files
+inside.
 """
 
 from __future__ import annotations
@@ -34,10 +36,10 @@ from tests.support.command import COMMAND, Finished
 from tests.support.filesystems import REPOSITORY, ScratchFilesystem
 from tests.support.mounts import assert_not_root, read_mounts
 
-# What a plain system service has.
+# The environment of a plain system service.
 SERVICE_ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
-# The sandbox has no disk at its root; this is so that the product is told, too.
+# The sandbox has no disk at its root. The configuration skips `/` as a second safeguard.
 BACKUP_CONFIGURATION = "[SnapshotThread]\nMountsToSkip = /\n"
 AZURE_CONFIGURATION = Path("/etc/azure/vmbackup.conf")
 
@@ -47,14 +49,14 @@ _PYTHON = (sys.executable, "-I", "-S", str(Path(__file__).with_name("isolation_p
 
 
 class SandboxError(Exception):
-    """A sandbox could not be made, is not safe to freeze in, or something was left running in it."""
+    """A sandbox could not be made, a freeze in it would not be safe, or a process was left in it."""
 
 
 class Sandbox:
-    """Namespaces of a test's own, until `close`. Use it as a context manager; not for several threads.
+    """Namespaces for one test, until `close`. Use it as a context manager, and from one thread only.
 
-    ``filesystems`` are the only ones that can be frozen in it: make them before, arm a rescue for them, and
-    take them down after it. They are at the same place inside.
+    Only ``filesystems`` can be frozen in it. Make them and arm a rescue for them before, and take
+    them down afterwards. They have the same mount points inside.
     """
 
     def __init__(self, filesystems: Sequence[ScratchFilesystem] = ()) -> None:
@@ -86,9 +88,9 @@ class Sandbox:
             raise
 
     def assert_safe(self) -> None:
-        """Raises `SandboxError` unless the product's plan is to freeze just the test's filesystems.
+        """Raises `SandboxError` unless the product would freeze exactly the test's filesystems.
 
-        Nothing is excluded from that plan. It is made once before anything else is run inside.
+        Nothing is excluded from that plan, which is made once, before anything else runs inside.
         """
         mounts = read_mounts()
         machine = {mount.device for mount in mounts if mount.mount_point == Path("/")}
@@ -109,11 +111,11 @@ class Sandbox:
             raise SandboxError("not safe: the root of the sandbox is the machine's")
 
     def path(self, inside: str | Path) -> Path:
-        """Returns where a file of the sandbox is to be found from outside."""
+        """Returns the path, as seen from outside, of a file in the sandbox."""
         return Path(f"/proc/{self.holder_pid}/root") / Path(inside).relative_to("/")
 
     def written(self) -> dict[str, bytes]:
-        """Returns every file that was made or changed inside, by the end of its path: what is left behind."""
+        """Returns the content of every file that was made or changed inside, by the path inside."""
         found = {}
         for path in self.path("/run").rglob("*"):
             if path.is_file() and not path.is_symlink():
@@ -130,8 +132,8 @@ class Sandbox:
     ) -> subprocess.Popen[bytes]:
         """Starts a program inside, as root, with the environment of a system service and ``environment``.
 
-        The process returned is one outside that ends with the program, and has its exit status. End it with
-        `kill`; any other signal is for a process of `process_ids`.
+        It returns a process outside, which ends with the program and with its exit status. End it
+        with `kill`. Send any other signal to a process of `process_ids`.
         """
         process = subprocess.Popen(
             [*self._enter, *_DIES_WITH_US, "env", f"--chdir={directory}", *map(str, arguments)],
@@ -150,7 +152,7 @@ class Sandbox:
         standard_input: str = "",
         limit_seconds: float = 20.0,
     ) -> Finished:
-        """Runs a program inside to its end; it is killed at the limit, which raises `SandboxError`."""
+        """Runs a program inside to its end. At the limit it kills the program and raises `SandboxError`."""
         process = self.popen(
             arguments,
             environment=environment,
@@ -169,9 +171,9 @@ class Sandbox:
         return Finished(process.returncode, output.decode(errors="replace"), errors.decode(errors="replace"))
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """Ends a program that `popen` started with SIGKILL; one that has ended is no error."""
-        # The program itself, not nsenter: it would be left to the machine's init, which collects it when it
-        # likes, and until then these namespaces cannot end.
+        """Kills a program that `popen` started. It is no error if the program has ended."""
+        # Kill the program, not nsenter. Otherwise the program would become a child of the machine's init, and
+        # these namespaces would exist until init reaps it.
         for pid in self.process_ids():
             with contextlib.suppress(OSError):
                 if _stat(Path(f"/proc/{pid}"))[1] == str(process.pid):
@@ -179,7 +181,7 @@ class Sandbox:
         processes.end(process, limit_seconds=2.0)
 
     def listen(self, host: str, port: int) -> socket.socket:
-        """Returns a socket that listens inside, for a server that runs outside; the caller closes it."""
+        """Returns a socket that listens inside, for a server that runs outside. The caller closes it."""
         self._control.send(json.dumps({"host": host, "port": port}).encode())
         message, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 1)
         if not descriptors:
@@ -187,7 +189,7 @@ class Sandbox:
         return socket.socket(fileno=descriptors[0])
 
     def forward(self, port: int, *, host: str = "127.0.0.1", outside_port: int | None = None) -> None:
-        """Makes a server on a port of the machine's 127.0.0.1 reachable inside, on ``host`` and ``port``."""
+        """Makes a server on a port of the machine's 127.0.0.1 reachable inside at ``host`` and ``port``."""
         with self.listen(host, port) as listener:
             words = [*_DIES_WITH_US, *_PYTHON, "relay", str(listener.fileno()), str(outside_port or port)]
             relay = subprocess.Popen(
@@ -196,7 +198,7 @@ class Sandbox:
             self._relays.append(relay)
 
     def process_ids(self) -> list[int]:
-        """Returns the processes that run inside, by their numbers outside; zombies do not count."""
+        """Returns the ids outside of the processes that run inside, without zombies."""
         found = []
         for directory in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -206,7 +208,7 @@ class Sandbox:
         return sorted(found)
 
     def wait_until_empty(self, limit_seconds: float, *, but_for: int = 0) -> bool:
-        """Waits until at most ``but_for`` processes run inside; returns whether that came true in time."""
+        """Waits until at most ``but_for`` processes run inside. Returns whether that happened in time."""
         until = time.monotonic() + limit_seconds
         while len(self.process_ids()) > but_for:
             if time.monotonic() > until:
@@ -215,10 +217,10 @@ class Sandbox:
         return True
 
     def close(self) -> None:
-        """Ends whatever runs inside, and the sandbox; bounded.
+        """Ends every process inside, and the sandbox, within a time limit.
 
-        Raises `SandboxError` if a program had left a process behind that did not end by itself, or if one
-        cannot be ended (it hangs on a frozen filesystem).
+        Raises `SandboxError` if a program left a process behind, or if a process cannot be ended
+        because it hangs on a frozen filesystem.
         """
         for process in self._started:
             self.kill(process)
@@ -254,20 +256,20 @@ class Sandbox:
         return answer
 
     def _end(self) -> bool:
-        """Ends the first process, and with it all others; returns whether they are gone."""
+        """Ends the first process, and with it all others. Returns whether they are gone."""
         self._control.close()
         return processes.end(self._holder, limit_seconds=5.0)
 
 
 def _lower_directories() -> list[str]:
-    """Returns the mount points below which the files are that programs of the tests need, outermost first."""
+    """Returns the mount points, outermost first, that hold the files which the tests' programs need."""
     needed = (Path("/"), REPOSITORY, Path(sys.base_prefix).resolve())
     found = {next(path for path in (need, *need.parents) if path.is_mount()) for need in needed}
     return [str(path) for path in sorted(found, key=lambda path: len(path.parts))]
 
 
 def _stat(process: Path) -> list[str]:
-    """Returns what follows a process's name in its stat: its state, its parent."""
+    """Returns the fields that follow a process's name in its stat: its state, its parent."""
     return (process / "stat").read_text().rpartition(")")[2].split()
 
 

@@ -1,11 +1,12 @@
-"""The processes behind `tests.support.isolation`; they need nothing but the standard library.
+"""The processes behind `tests.support.isolation`. They need only the standard library.
 
-``python -I -S isolation_process.py hold CONTROL_FD`` is the first process of a sandbox's namespaces
-(``unshare`` has made them). It builds the sandbox's own root, says so, and then hands out listening sockets
-of the sandbox's network. When its control socket closes it ends, and the kernel ends all else in there.
+``python -I -S isolation_process.py hold CONTROL_FD`` is the first process of a sandbox's
+namespaces, which ``unshare`` has made. It builds the sandbox's root, reports that, and then hands
+out listening sockets of the sandbox's network. When its control socket closes, it ends, and the
+kernel ends every other process inside.
 
-``python -I -S isolation_process.py relay LISTENING_FD PORT`` runs outside, and carries connections that were
-made inside to a port of the machine's own 127.0.0.1.
+``python -I -S isolation_process.py relay LISTENING_FD PORT`` runs outside. It forwards connections
+from inside to a port of the machine's 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from typing import Any
 # WireServer (also the backup host) and the instance metadata service.
 AZURE_ADDRESSES = ("168.63.129.16", "169.254.169.254")
 
-# Directories that every system has and few keep anything in. One of them is where the root is built:
-# something is mounted on it, in the sandbox's mount namespace only, and gone with the old root.
+# Directories that every system has and that are mostly empty. The root is built on one of them: the mount on
+# it exists only in the sandbox's mount namespace, and vanishes with the old root.
 _STAGES = ("/mnt", "/media", "/srv", "/opt", "/tmp")  # noqa: S108 (nothing is created in /tmp)
 
-# What of the machine the sandbox does not even read: it starts without.
+# Files of the machine that the sandbox starts without.
 _ABSENT = ("/etc/azure", "/etc/waagent.conf", "/var/lib/waagent", "/var/log/azure")
 
 
 def hold(control: socket.socket) -> None:
-    """Builds the sandbox, reports "ready" with the number of this process outside, and serves until EOF."""
+    """Builds the sandbox, reports "ready" with this process's id outside, and serves until EOF."""
     # /proc is still the machine's.
     outside_pid = int(Path("/proc/self").readlink().name)
     wanted = json.loads(control.recv(1 << 16))
     build_root([Path(path) for path in wanted["lower"]], [Path(path) for path in wanted["mount_points"]])
     start_network()
-    # What loses its parent in here becomes a child of this process: let the kernel collect it.
+    # An orphan in here becomes a child of this process: let the kernel reap it.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     control.send(json.dumps({"ready": outside_pid}).encode())
     while True:
@@ -50,11 +51,10 @@ def hold(control: socket.socket) -> None:
 
 
 def build_root(lower: list[Path], mount_points: list[Path]) -> None:
-    """Makes an overlay over the machine's files the root: every write ends in memory, no disk is mounted.
+    """Makes an overlay over the machine's files the root: every write goes to memory, and no disk is mounted.
 
-    So the machine's ``/`` cannot be frozen from in here, whatever the program under test believes: FIFREEZE
-    knows no overlay, and nothing in this namespace leads to the filesystem below. ``mount_points`` are the
-    only filesystems that come along.
+    So no program in here can freeze the machine's ``/``: FIFREEZE does not support overlay, and no
+    path in this namespace leads to the filesystem below. Only ``mount_points`` are mounted as well.
     """
     stage = choose_stage([*lower, *mount_points])
     run("mount", "-t", "tmpfs", "-o", "mode=0755", "sandbox", stage)
@@ -70,9 +70,9 @@ def build_root(lower: list[Path], mount_points: list[Path]) -> None:
     run("mount", "-t", "proc", "proc", root / "proc")
     run("mount", "--rbind", "/sys", root / "sys")
     run("mount", "--rbind", "/dev", root / "dev")
-    # A tmpfs, as /run is on the systems that the handler is for.
+    # A tmpfs, as /run is on the systems for which the handler is made.
     run("mount", "-t", "tmpfs", "-o", "mode=0755", "run", root / "run")
-    # What is written, for tests that look at all of it.
+    # The files that were written, for tests that search all of them.
     for number in range(len(lower)):
         written = root / f"run/written-{number}"
         written.mkdir()
@@ -92,7 +92,7 @@ def build_root(lower: list[Path], mount_points: list[Path]) -> None:
 
 
 def choose_stage(needed: list[Path]) -> Path:
-    """Returns a directory that hides nothing of what is needed when something is mounted on it."""
+    """Returns a directory on which a mount hides none of the paths that are needed."""
     for path in map(Path, _STAGES):
         if path.is_dir() and not any(path in (other, *other.parents) for other in needed):
             return path
@@ -100,14 +100,14 @@ def choose_stage(needed: list[Path]) -> Path:
 
 
 def start_network() -> None:
-    """Brings the loopback device up, with the addresses at which Azure's host answers."""
+    """Brings up the loopback device with the addresses of Azure's host."""
     run("ip", "link", "set", "lo", "up")
     for address in AZURE_ADDRESSES:
         run("ip", "address", "add", f"{address}/32", "dev", "lo")
 
 
 def listen(control: socket.socket, command: dict[str, Any]) -> None:
-    """Sends back a listening socket; it stays in this network wherever it is used."""
+    """Sends back a listening socket, which belongs to this network wherever it is used."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -120,7 +120,7 @@ def listen(control: socket.socket, command: dict[str, Any]) -> None:
 
 
 def run(*words: str | Path) -> None:
-    """Runs a command; raises, with what it said, when it fails."""
+    """Runs a command. Raises an error with its output if it fails."""
     finished = subprocess.run(
         [str(word) for word in words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -129,7 +129,7 @@ def run(*words: str | Path) -> None:
 
 
 async def relay(listener: socket.socket, port: int) -> None:
-    """Carries bytes both ways for every connection, until killed."""
+    """Forwards bytes in both directions for every connection, until it is killed."""
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -153,7 +153,7 @@ async def relay(listener: socket.socket, port: int) -> None:
 
 
 def main() -> None:
-    """Runs one of the two."""
+    """Runs one of the two processes."""
     descriptor = int(sys.argv[2])
     if sys.argv[1] == "hold":
         with socket.socket(fileno=descriptor) as control:

@@ -1,4 +1,4 @@
-"""What is mounted, and the guard that keeps every freeze of ours away from the machine's own ``/``."""
+"""What is mounted, and the guard that refuses to freeze the machine's ``/``."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ class Mount:
 
     mount_point: Path
     device: str
-    """The superblock's major:minor, as text."""
+    """The superblock's major:minor as text."""
     filesystem_type: str
     source: str
 
 
 class NotAScratchFilesystemError(Exception):
-    """A path that was about to be frozen or thawed is not the mount point of a filesystem of our own."""
+    """A path to be frozen or thawed is not the mount point of a filesystem of the tests."""
 
 
 def read_mounts() -> list[Mount]:
-    """Returns what is mounted in this namespace, in the order it was mounted."""
+    """Returns the mounts of this namespace, oldest first."""
     mounts = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         before, _, after = line.partition(b" - ")
@@ -41,15 +41,15 @@ def read_mounts() -> list[Mount]:
 
 
 def mounts_below(directory: Path) -> list[Mount]:
-    """Returns what is mounted on or below ``directory``, in the order it was mounted."""
+    """Returns the mounts on or below ``directory``, oldest first."""
     return [mount for mount in read_mounts() if directory in (mount.mount_point, *mount.mount_point.parents)]
 
 
 def assert_not_root(path: Path) -> None:
     """Raises `NotAScratchFilesystemError` unless ``path`` is a mount point of something other than ``/``.
 
-    Both numbers are compared: ``st_dev``, which is what the ioctls act on, and mountinfo's, because
-    two subvolumes of one btrfs differ in the first and share the second.
+    It compares two numbers: ``st_dev``, on which the ioctls act, and the one in mountinfo. Two
+    subvolumes of one btrfs differ in the first and share the second.
     """
     at_path = [mount for mount in read_mounts() if mount.mount_point == path]
     if not at_path:
@@ -60,7 +60,7 @@ def assert_not_root(path: Path) -> None:
 
 
 def is_scratch(path: Path) -> bool:
-    """Tells whether `assert_not_root` lets ``path`` pass."""
+    """Returns whether `assert_not_root` accepts ``path``."""
     try:
         assert_not_root(path)
     except NotAScratchFilesystemError:
@@ -69,10 +69,10 @@ def is_scratch(path: Path) -> bool:
 
 
 def open_mount_directory(path: Path) -> int:
-    """Opens a mount point for FIFREEZE and FITHAW, after `assert_not_root`; the caller closes it."""
+    """Opens a mount point for FIFREEZE and FITHAW, after `assert_not_root`. The caller closes it."""
     assert_not_root(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    # Once more on what was really opened: the path could have been unmounted in between.
+    # Check what was really opened: the path could have been unmounted in between.
     if os.fstat(descriptor).st_dev == Path("/").stat().st_dev:
         os.close(descriptor)
         raise NotAScratchFilesystemError(f"{path} is on the filesystem of /")
@@ -80,5 +80,5 @@ def open_mount_directory(path: Path) -> int:
 
 
 def _unescape(field: bytes) -> str:
-    """Undoes mountinfo's octal escapes: ``\\040`` for a space."""
+    """Decodes mountinfo's octal escapes: ``\\040`` is a space."""
     return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field))

@@ -1,7 +1,7 @@
 """Child processes with a limit on every wait.
 
-A process that is stuck on a frozen filesystem is in state D: a signal does nothing to it until the
-thaw, so nothing here waits for a killed process without a limit (``subprocess.run`` does).
+A process that is stuck on a frozen filesystem is in state D, and no signal reaches it before the
+thaw. So no function here waits for a killed process without a limit, as ``subprocess.run`` does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-# Killed and not yet gone: kept, so that they are reaped once they can end.
+# Killed processes that have not ended yet, to be reaped later.
 _unreaped: list[subprocess.Popen[bytes]] = []
 
 
@@ -22,7 +22,7 @@ class CommandError(Exception):
 def run_bounded(arguments: Sequence[str | Path], *, limit_seconds: float = 30.0) -> str:
     """Runs a command and returns its standard output.
 
-    Raises `CommandError` when it fails, or when it does not end within the limit (it is killed then).
+    Raises `CommandError` if it fails, or if it does not end within the limit and is killed.
     """
     reap()
     words = [str(argument) for argument in arguments]
@@ -43,7 +43,7 @@ def run_bounded(arguments: Sequence[str | Path], *, limit_seconds: float = 30.0)
 
 
 def end(process: subprocess.Popen[bytes], *, limit_seconds: float) -> bool:
-    """Waits for a process that was told to end; kills it at the limit. Returns whether it ended by itself."""
+    """Waits for a process to end, and kills it at the limit. Returns whether it ended by itself."""
     try:
         process.wait(timeout=limit_seconds)
     except subprocess.TimeoutExpired:
@@ -54,7 +54,7 @@ def end(process: subprocess.Popen[bytes], *, limit_seconds: float) -> bool:
 
 
 def kill(process: subprocess.Popen[bytes], *, limit_seconds: float = 2.0) -> bool:
-    """Sends SIGKILL and waits at most the limit. Returns whether the process is gone; if not, it is in D."""
+    """Sends SIGKILL and waits at most the limit. Returns False if the process is still there, in state D."""
     process.kill()
     _close_pipes(process)
     try:
@@ -66,7 +66,7 @@ def kill(process: subprocess.Popen[bytes], *, limit_seconds: float = 2.0) -> boo
 
 
 def reap() -> int:
-    """Collects killed processes that have ended since; returns how many have not. Never waits."""
+    """Reaps killed processes that have ended since. Returns how many have not. Never waits."""
     _unreaped[:] = [process for process in _unreaped if process.poll() is None]
     return len(_unreaped)
 

@@ -1,7 +1,7 @@
-"""Settings files as the agent writes them, with protected settings that openssl really encrypted.
+"""Settings files as the agent writes them, with protected settings that openssl encrypts.
 
-One certificate and key serve the whole session; they stand for the tenant certificate that the agent puts on
-disk.
+One certificate and key serve the whole session. They stand for the tenant certificate that the
+agent stores.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
 CIPHERS = ("des3", "aes128", "aes256")
-"""What a CMS message may name; Azure uses the first, and the last on VMs in FIPS mode."""
+"""The ciphers of a CMS message. Azure uses the first, and on VMs in FIPS mode the last."""
 
-# As openssl writes it when the agent unpacks its PFX.
+# The form in which openssl writes it when the agent unpacks its PFX.
 BAG_ATTRIBUTES = (
     b"Bag Attributes\n    localKeyID: 01 00 00 00 \nsubject=DC = Windows Azure CRP Certificate Generator\n"
 )
@@ -33,19 +33,19 @@ BAG_ATTRIBUTES = (
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A certificate as Azure makes them for a VM, and its key."""
+    """A certificate as Azure makes it for a VM, and its key."""
 
     thumbprint: str
     certificate_pem: bytes = field(repr=False)
     key_pem: bytes = field(repr=False)
 
     def write(self, lib_directory: Path) -> None:
-        """Writes them where the agent does: ``<THUMBPRINT>.crt`` and ``.prv``."""
+        """Writes both to the files that the agent uses: ``<THUMBPRINT>.crt`` and ``.prv``."""
         (lib_directory / f"{self.thumbprint}.crt").write_bytes(BAG_ATTRIBUTES + self.certificate_pem)
         (lib_directory / f"{self.thumbprint}.prv").write_bytes(BAG_ATTRIBUTES + self.key_pem)
 
     def encrypt(self, plain: Mapping[str, Any] | bytes, cipher: str = "des3") -> str:
-        """Encrypts an object, or any bytes, for this certificate: base64 of a CMS message."""
+        """Encrypts an object, or bytes, for this certificate. Returns a CMS message in base64."""
         content = plain if isinstance(plain, bytes) else json.dumps(plain).encode()
         with tempfile.TemporaryDirectory() as directory:
             certificate = Path(directory) / "certificate.pem"
@@ -61,7 +61,7 @@ class KeyPair:
 
 
 def make_key_pair() -> KeyPair:
-    """Makes a new pair; `key_pair` is the session's."""
+    """Makes a new pair. `key_pair` returns that of the session."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     name = x509.Name(
         [x509.NameAttribute(NameOID.DOMAIN_COMPONENT, "Windows Azure CRP Certificate Generator")]
@@ -78,7 +78,7 @@ def make_key_pair() -> KeyPair:
         .sign(key, hashes.SHA256())
     )
     return KeyPair(
-        # SHA-1 names the certificate; it protects nothing.
+        # SHA-1 only identifies the certificate.
         thumbprint=certificate.fingerprint(hashes.SHA1()).hex().upper(),  # noqa: S303
         certificate_pem=certificate.public_bytes(serialization.Encoding.PEM),
         key_pem=key.private_bytes(
@@ -89,7 +89,7 @@ def make_key_pair() -> KeyPair:
 
 @functools.lru_cache(maxsize=1)
 def key_pair() -> KeyPair:
-    """The session's certificate and key."""
+    """Returns the session's certificate and key."""
     return make_key_pair()
 
 
@@ -99,14 +99,14 @@ def encrypt(plain: Mapping[str, Any] | bytes, cipher: str = "des3") -> str:
 
 
 def object_str(value: Any) -> str:
-    """Encodes what an ``objectStr`` holds."""
+    """Encodes the value of an ``objectStr``."""
     return base64.b64encode(json.dumps(value).encode()).decode()
 
 
 def settings_file_text(
     public: Mapping[str, Any] | None, protected: Mapping[str, Any] | None = None, *, cipher: str = "des3"
 ) -> str:
-    """Returns a settings file's text as the agent writes it: all three keys, null where there is nothing."""
+    """Returns a settings file as the agent writes it: with all three keys, null for a missing value."""
     handler_settings = {
         "publicSettings": public,
         "protectedSettings": None if protected is None else encrypt(protected, cipher),

@@ -1,4 +1,4 @@
-"""The rescue thaw: an independent process that thaws what a test froze, whatever becomes of the test."""
+"""The rescue thaw: an independent process that thaws what a test froze, even if the test dies."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ _PROGRAM = Path(__file__).with_name("rescue_process.py")
 
 
 class RescueThaw:
-    """Thaws every one of ``paths`` ``after_seconds`` from now, unless cancelled, and puts RCU back.
+    """Thaws all ``paths`` and restores RCU in ``after_seconds``, unless it is cancelled.
 
-    It is a process in a session of its own with its fds opened beforehand, so neither a SIGKILL of the
-    test nor a frozen filesystem stops it. It keeps asking for ``linger_seconds`` after its deadline, because
-    a FIFREEZE under way may still complete. Its fds keep the filesystems busy: cancel it before unmounting.
+    It is a process in its own session that has opened its files beforehand, so neither a SIGKILL of
+    the test nor a frozen filesystem stops it. It repeats FITHAW for ``linger_seconds`` after its
+    deadline, because a FIFREEZE in progress may still complete. Its open files keep the filesystems
+    busy: cancel it before an unmount.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class RescueThaw:
     ) -> None:
         self.paths = list(paths)
         self.thawed: list[Path] | None = None
-        """What the rescue had to thaw; None until it is cancelled."""
+        """What the rescue had to thaw. None before `cancel` or `wait`."""
         descriptors: list[int] = []
         rcu_descriptor = -1
         try:
@@ -55,7 +56,7 @@ class RescueThaw:
             raise RuntimeError("the rescue thaw could not be armed")
 
     def cancel(self) -> list[Path]:
-        """Ends the rescue, and returns what it had to thaw; waits at most a few seconds."""
+        """Ends the rescue within a few seconds. Returns what it had to thaw."""
         if self.thawed is None:
             with contextlib.suppress(BrokenPipeError):
                 if self._process.stdin is not None:
@@ -65,7 +66,7 @@ class RescueThaw:
         return self.thawed
 
     def wait(self, limit_seconds: float) -> list[Path]:
-        """Lets the rescue fire and finish, and returns what it had to thaw."""
+        """Waits until the rescue has fired and finished. Returns what it had to thaw."""
         if self.thawed is None:
             self.thawed = self._collect(limit_seconds=limit_seconds)
         return self.thawed
@@ -93,5 +94,5 @@ class RescueThaw:
 
 
 def thaw_at_once(paths: Sequence[Path], *, limit_seconds: float = 10.0) -> list[Path]:
-    """Thaws whichever of ``paths`` are frozen, in parallel; returns which were. Only for what is ours."""
+    """Thaws those of ``paths`` that are frozen, in parallel, and returns them. Scratch filesystems only."""
     return RescueThaw(paths, after_seconds=0.0, linger_seconds=0.05).wait(limit_seconds) if paths else []

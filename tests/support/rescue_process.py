@@ -1,8 +1,8 @@
-"""The process behind `tests.support.rescue`: thaws the filesystems whose fds it was given, at its deadline.
+"""The process behind `tests.support.rescue`: at its deadline it thaws the filesystems whose fds it was given.
 
-Runs by itself (``python -I -S rescue_process.py AFTER_S LINGER_S RCU_FD FD...``), needs nothing but the
-standard library, and opens nothing once it has said ``armed``. One thread per filesystem, because
-a FITHAW can hang until another filesystem is thawed.
+It runs as a script (``python -I -S rescue_process.py AFTER_S LINGER_S RCU_FD FD...``), needs only
+the standard library, and opens nothing after it has printed ``armed``. It has one thread per
+filesystem, because a FITHAW can hang until another filesystem is thawed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ASK_AGAIN_SECONDS = 0.02
 
 
 def main() -> None:
-    """Waits for a ``c`` (cancel) on standard input or for the deadline, and says what it thawed."""
+    """Waits for a ``c`` (cancel) on standard input or for the deadline. Prints what it thawed."""
     after_seconds, linger_seconds = float(sys.argv[1]), float(sys.argv[2])
     rcu_descriptor = int(sys.argv[3])
     descriptors = [int(word) for word in sys.argv[4:]]
@@ -31,7 +31,7 @@ def main() -> None:
     thawed: set[int] = set()
 
     def thaw(index: int) -> None:
-        """Asks until the time is up: EINVAL may only mean that a FIFREEZE still waits for a writer."""
+        """Repeats FITHAW until the time is up: after EINVAL, a waiting FIFREEZE may still succeed."""
         fired.wait()
         until = time.monotonic() + linger_seconds
         while True:
@@ -59,12 +59,12 @@ def main() -> None:
         for thread in threads:
             thread.join(timeout=0.5)
     os.write(1, b" ".join(str(index).encode() for index in sorted(thawed)) + b"\n")
-    # Not sys.exit: it would wait for what may hang.
+    # sys.exit would wait for threads that may hang.
     os._exit(0)
 
 
 def wait_for_cancel(deadline: float) -> bool:
-    """Returns whether the owner cancelled before the deadline; an owner that died has not cancelled."""
+    """Returns whether the owner cancelled before the deadline. An owner that died has not cancelled."""
     while (remaining := deadline - time.monotonic()) > 0:
         readable, _, _ = select.select([0], [], [], remaining)
         if readable:

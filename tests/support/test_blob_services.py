@@ -1,4 +1,4 @@
-"""Azurite and the fault server answer as the tests that stand on them believe."""
+"""Azurite and the fault server answer as the tests that use them assume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.fault_server import AnswersByteByByte, Creates, NeverAnswers,
 def put_snapshot(
     uri: str, *, ca_file: Path | None = None, headers: dict[str, str] | None = None, timeout: float = 10.0
 ) -> tuple[int, dict[str, str], bytes]:
-    """The smallest snapshot request there is; returns status, headers (names in lower case) and body."""
+    """Sends the smallest snapshot request. Returns status, headers (with names in lower case) and body."""
     parts = urllib.parse.urlsplit(uri)
     host, port = parts.hostname or "", parts.port
     connection: http.client.HTTPConnection
@@ -42,7 +42,7 @@ def put_snapshot(
         connection.close()
 
 
-def test_smallest_snapshot_request_works_on_azurite_over_http(azurite_http: Azurite) -> None:
+def test_azurite_accepts_the_smallest_snapshot_request_over_http(azurite_http: Azurite) -> None:
     content = os.urandom(5 * 512)
     azurite_http.create_page_blob("http-disk", 8192, content)
     uri = azurite_http.sas_uri("http-disk")
@@ -58,7 +58,7 @@ def test_smallest_snapshot_request_works_on_azurite_over_http(azurite_http: Azur
     assert metadata == {"RunId": "abc"}
 
 
-def test_smallest_snapshot_request_works_on_azurite_over_https(azurite_https: Azurite) -> None:
+def test_azurite_accepts_the_smallest_snapshot_request_over_https(azurite_https: Azurite) -> None:
     assert azurite_https.certificates is not None
     azurite_https.create_page_blob("https-disk")
     uri = azurite_https.sas_uri("https-disk").replace("127.0.0.1", "localhost")
@@ -91,7 +91,7 @@ def test_fault_server_serves_all_calls_in_parallel(fault_server: StartFaultServe
     for connection in connections:
         connection.close()
     assert all(answer.startswith(b"HTTP/1.1 201 ") for answer in answers)
-    # One after another would be 1.6 s.
+    # One after another, they would take 1.6 s.
     assert 0.05 <= seconds < 0.8
     assert [recorded.head for recorded in server.requests()] == [request] * 32
     assert len({recorded.connection for recorded in server.requests()}) == 32
@@ -108,7 +108,7 @@ def test_fault_server_plays_a_script_and_repeats_its_end(fault_server: StartFaul
     assert put_snapshot(server.uri("other"))[0] == 201
 
 
-def test_fault_server_looks_like_the_service_to_the_sdk(fault_server: StartFaultServer) -> None:
+def test_fault_server_works_with_the_sdk(fault_server: StartFaultServer) -> None:
     server = fault_server()
     with BlobClient.from_blob_url(server.uri("disk"), retry_total=0) as blob:
         assert str(blob.create_snapshot()["snapshot"]).endswith("Z")

@@ -1,4 +1,4 @@
-"""The helpers of tests that freeze: a rescue that did not thaw would let a failed test stop the machine."""
+"""The helpers for tests that freeze: the guard, the rescue, the writers, and the clean-up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.writers import Writer, writing
 
 
 @pytest.mark.parametrize("path", [Path("/"), Path("/proc/self"), REPOSITORY])
-def test_guard_refuses_the_root_and_what_is_no_mount_point(path: Path) -> None:
+def test_guard_refuses_the_root_and_a_path_that_is_not_a_mount_point(path: Path) -> None:
     with pytest.raises(NotAScratchFilesystemError):
         assert_not_root(path)
 
@@ -35,7 +35,7 @@ def test_guard_refuses_a_bind_mount_of_the_root(scratch: ScratchFilesystems) -> 
 
 
 @pytest.mark.parametrize("filesystem_type", ["ext4", "xfs", "btrfs"])
-def test_a_frozen_filesystem_holds_a_writer_until_the_rescue_thaws(
+def test_a_frozen_filesystem_blocks_a_writer_until_the_rescue_thaws(
     scratch: ScratchFilesystems, rescue: ArmRescue, filesystem_type: str
 ) -> None:
     filesystem = scratch.make_on_loop("disk", filesystem_type)
@@ -52,7 +52,7 @@ def test_a_frozen_filesystem_holds_a_writer_until_the_rescue_thaws(
         assert writer.stop()
 
 
-def test_a_writer_that_is_held_shows_its_stall_while_it_lasts(
+def test_a_blocked_writer_shows_its_stall_while_it_lasts(
     scratch: ScratchFilesystems, rescue: ArmRescue
 ) -> None:
     filesystem = scratch.make_on_zram("disk")
@@ -89,7 +89,7 @@ def test_rescue_thaws_when_its_owner_was_killed(scratch: ScratchFilesystems, res
         assert time.monotonic() < until, "the rescue did not thaw"
 
 
-def test_rescue_puts_rcu_expedited_back(scratch: ScratchFilesystems, rescue: ArmRescue) -> None:
+def test_rescue_restores_rcu_expedited(scratch: ScratchFilesystems, rescue: ArmRescue) -> None:
     filesystem = scratch.make_on_loop("disk")
     before = RCU_EXPEDITED.read_text()
     armed = rescue([filesystem.mount_point], after_seconds=0.3, linger_seconds=0.3)
@@ -107,7 +107,7 @@ def test_cancelled_rescue_thaws_nothing(scratch: ScratchFilesystems, rescue: Arm
         assert freezing.is_frozen(filesystem.mount_point)
 
 
-def test_thaw_at_once_says_which_were_frozen(scratch: ScratchFilesystems, rescue: ArmRescue) -> None:
+def test_thaw_at_once_returns_which_were_frozen(scratch: ScratchFilesystems, rescue: ArmRescue) -> None:
     first, second = scratch.make_on_zram("first"), scratch.make_on_zram("second")
     rescue([first.mount_point, second.mount_point])
     freezing.freeze(second.mount_point)
@@ -137,7 +137,7 @@ def test_rescue_thaws_a_stack_whose_upper_freeze_hangs(
     assert not freezing.is_frozen(upper.mount_point)
 
 
-def test_everything_is_taken_down_also_when_frozen_and_written_to(root: None) -> None:  # noqa: ARG001
+def test_clean_up_removes_filesystems_that_are_frozen_and_written_to(root: None) -> None:  # noqa: ARG001
     with scratch_directory() as directory:
         scratch = ScratchFilesystems(directory)
         lower = scratch.make_on_loop("lower", size_mib=1024)
@@ -151,7 +151,7 @@ def test_everything_is_taken_down_also_when_frozen_and_written_to(root: None) ->
             freezing.freeze(memory.mount_point)
             for writer in writers:
                 writer.tell_to_stop()
-            # A stuck writer holds its filesystem busy until close() thaws it.
+            # A stuck writer keeps its filesystem busy until close() thaws it.
             scratch.close()
         assert mounts_below(directory) == []
         assert loop_devices_below(directory) == []
@@ -159,7 +159,7 @@ def test_everything_is_taken_down_also_when_frozen_and_written_to(root: None) ->
     assert not directory.exists()
 
 
-def test_the_next_run_takes_down_what_a_killed_one_left(root: None) -> None:  # noqa: ARG001
+def test_clean_up_removes_what_a_killed_run_left(root: None) -> None:  # noqa: ARG001
     program = """
         import os, signal
         from tests.support.filesystems import ScratchFilesystems, scratch_directory

@@ -1,4 +1,4 @@
-"""The sandbox for the extension handler: what it must never let through, and what it must."""
+"""The sandbox for the extension's handler: what it must block, and what must work in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.freezing import is_frozen
 from tests.support.isolation import AZURE_CONFIGURATION, Sandbox, SandboxError
 from tests.support.processes import kill, run_bounded
 
-# Refuses to go on where the root is the filesystem whose number it is given.
+# Stops if the root is the filesystem whose device number it is given.
 FREEZE_ROOT = """
 import fcntl, os, sys
 assert os.stat("/").st_dev != int(sys.argv[1])
@@ -51,10 +51,10 @@ class _Greeting(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"hello")
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Discards the log line."""
 
 
-def test_what_is_written_inside_does_not_reach_the_machine(root: None) -> None:  # noqa: ARG001
+def test_a_file_written_inside_does_not_reach_the_machine(root: None) -> None:  # noqa: ARG001
     places = [Path("/etc/azure"), Path("/var/lib/waagent"), Path("/var/log/azure"), Path("/run/vmsnapshot")]
     before = [place.exists() for place in places]
     with Sandbox() as sandbox:
@@ -68,7 +68,7 @@ def test_what_is_written_inside_does_not_reach_the_machine(root: None) -> None: 
     assert Path("/etc/passwd").exists()
 
 
-def test_it_starts_without_the_machines_azure_files_and_with_a_configuration_that_skips_root(
+def test_a_sandbox_starts_without_the_machines_azure_files_and_skips_the_root(
     root: None,  # noqa: ARG001
 ) -> None:
     with Sandbox() as sandbox:
@@ -84,7 +84,7 @@ def test_the_root_inside_cannot_be_frozen(root: None) -> None:  # noqa: ARG001
     assert finished.output == "Operation not supported\n", finished.errors
 
 
-def test_only_the_filesystems_that_are_named_are_there_and_others_are_not_held(
+def test_only_the_named_filesystems_are_inside_and_others_stay_unmountable(
     scratch: ScratchFilesystems,
 ) -> None:
     named, other = scratch.make_on_loop("named"), scratch.make_on_loop("other")
@@ -97,7 +97,7 @@ def test_only_the_filesystems_that_are_named_are_there_and_others_are_not_held(
         assert not Path(f"/sys/block/{other.device.name}/loop/backing_file").exists()
 
 
-def test_a_sandbox_is_refused_when_the_plan_is_not_exactly_the_tests_filesystems(
+def test_a_sandbox_is_refused_when_the_plan_differs_from_the_filesystems_of_the_test(
     scratch: ScratchFilesystems,
 ) -> None:
     first, second = scratch.make_on_loop("first"), scratch.make_on_loop("second")
@@ -105,13 +105,13 @@ def test_a_sandbox_is_refused_when_the_plan_is_not_exactly_the_tests_filesystems
         assert sandbox.run("mount", second.device, "/mnt").status == 0
         with pytest.raises(SandboxError, match="/mnt"):
             sandbox.assert_safe()
-    # A read-only filesystem is not frozen: a test that counts on it would not test anything.
+    # A read-only filesystem is not frozen, so a test that relies on its freeze would test nothing.
     run_bounded(["mount", "-o", "remount,ro", second.mount_point])
     with pytest.raises(SandboxError, match="would be frozen"):
         Sandbox([first, second])
 
 
-def test_a_server_outside_answers_on_azures_addresses_in_every_sandbox(root: None) -> None:  # noqa: ARG001
+def test_a_server_outside_answers_at_the_addresses_of_azure_in_every_sandbox(root: None) -> None:  # noqa: ARG001
     for _ in range(2):
         with Sandbox() as sandbox, sandbox.listen("168.63.129.16", 80) as listener:
             server = http.server.HTTPServer(("", 0), _Greeting, bind_and_activate=False)
@@ -127,13 +127,13 @@ def test_a_server_outside_answers_on_azures_addresses_in_every_sandbox(root: Non
         assert finished.output == "hello\n", finished.errors
 
 
-def test_the_machines_network_cannot_be_reached_from_inside(root: None) -> None:  # noqa: ARG001
+def test_the_network_of_the_machine_is_unreachable_from_inside(root: None) -> None:  # noqa: ARG001
     with Sandbox() as sandbox:
         devices = sandbox.run("cat", "/proc/net/dev").output.splitlines()[2:]
     assert [line.split(":")[0].strip() for line in devices] == ["lo"]
 
 
-def test_an_address_in_use_is_an_error_that_names_it(root: None) -> None:  # noqa: ARG001
+def test_the_error_for_an_address_in_use_names_it(root: None) -> None:  # noqa: ARG001
     with (
         Sandbox() as sandbox,
         sandbox.listen("127.0.0.1", 80),

@@ -1,10 +1,12 @@
 """Azure's host as the agent and the handler see it: WireServer, HostGAPlugin, metadata, backup host.
 
-It listens in a `Sandbox`, at the real address and ports, and runs in threads of the test. The test says what
-the goal state is (`WireServer.request`), which versions of the extension there are (`publish`), and what the
-backup host answers. Afterwards it reads what the agent reported and what the backup host was asked.
+It listens in a `Sandbox` at the real address and ports, and runs in threads of the test. The test
+sets the goal state (`WireServer.request`), the published versions of the extension (`publish`) and
+the answers of the backup host. Afterwards it reads the agent's reports and the requests to the
+backup host.
 
-Only what agent 2.7.3 needs to process goal states is here. Keys, certificates and ciphers are openssl's.
+It implements only what agent 2.7.3 needs to process goal states. Keys, certificates and ciphers
+come from openssl.
 """
 
 from __future__ import annotations
@@ -40,18 +42,18 @@ _BASE = f"http://{ADDRESS}"
 
 @dataclass(frozen=True)
 class RequestedSettings:
-    """The settings of one sequence number; protected ones are encrypted for the VM's certificate."""
+    """The settings of one sequence number. The protected ones are encrypted for the VM's certificate."""
 
     sequence_number: int
     public: Mapping[str, Any]
     protected: Mapping[str, Any] | None = None
     cipher: str = "des3"
-    """The content cipher, by openssl's name: ``des3``, or ``aes-256-cbc`` as on a VM in FIPS mode."""
+    """The content cipher by its name in openssl: ``des3``, or ``aes-256-cbc`` as on a VM in FIPS mode."""
 
 
 @dataclass(frozen=True)
 class Requested:
-    """What the goal state asks for."""
+    """The request in a goal state."""
 
     version: str
     state: str = "enabled"
@@ -61,17 +63,17 @@ class Requested:
 
 @dataclass(frozen=True)
 class BackupAnswer:
-    """How the backup host answers a path."""
+    """The answer of the backup host to one path."""
 
     status: int
     body: Mapping[str, Any] | None = None
     wait_for: threading.Event | None = None
-    """Not before this is set, or 20 s have passed."""
+    """The answer waits until this is set, at most 20 s."""
 
 
 @dataclass(frozen=True)
 class BackupRequest:
-    """A request that the backup host got."""
+    """A request that the backup host received."""
 
     path: str
     headers: Mapping[str, str]
@@ -81,15 +83,15 @@ class BackupRequest:
 
 @dataclass(frozen=True)
 class Report:
-    """What the agent reported: the body of one status blob."""
+    """A report of the agent: the body of one status blob."""
 
     document: Mapping[str, Any]
     at_ns: int
-    """When it came (CLOCK_MONOTONIC)."""
+    """When it was received (CLOCK_MONOTONIC)."""
 
     @property
     def handler(self) -> Mapping[str, Any] | None:
-        """The status of our handler; none if the agent does not know it."""
+        """The status of our handler, or None if the agent does not report one."""
         for handler in self.document["aggregateStatus"]["handlerAggregateStatus"]:
             if handler["handlerName"] == EXTENSION:
                 assert isinstance(handler, dict)
@@ -98,7 +100,7 @@ class Report:
 
 
 class WireServer:
-    """The server, until `close`. ``role_guid`` names the VM; its directory keeps keys and packages."""
+    """The server, until `close`. ``role_guid`` identifies the VM. Its directory stores keys and packages."""
 
     def __init__(self, sandbox: Sandbox, directory: Path, *, role_guid: str) -> None:
         self.directory = directory
@@ -108,7 +110,7 @@ class WireServer:
         self.packages: dict[str, Path] = {}
         self.reports: list[Report] = []
         self.backup_requests: list[BackupRequest] = []
-        # Where no backup host service runs, the host answers so.
+        # The host answers so if no backup host service runs.
         self.backup_answers = {PRE_SNAPSHOT: BackupAnswer(404), DO_SNAPSHOT: BackupAnswer(404)}
         self.unknown_requests: list[str] = []
         self._certificate, self._key = directory / "tenant.pem", directory / "tenant.key"
@@ -119,16 +121,16 @@ class WireServer:
 
     @property
     def thumbprint(self) -> str:
-        """The tenant certificate's thumbprint, which names its files in the agent's directory."""
+        """The tenant certificate's thumbprint, after which the agent names its files."""
         line = _openssl("x509", "-in", self._certificate, "-noout", "-fingerprint", "-sha1").decode()
         return line.strip().partition("=")[2].replace(":", "")
 
     def publish(self, version: str, package: Path) -> None:
-        """Adds a version of the extension to what can be downloaded."""
+        """Makes a version of the extension available for download."""
         self.packages[version] = package
 
     def request(self, requested: Requested | None) -> None:
-        """Makes a new goal state; none leaves the extension out of it."""
+        """Makes a new goal state. ``None`` removes the extension from it."""
         self.requested = requested
         self._runtime_settings = (
             self._encrypted(requested.settings) if requested and requested.settings else ""
@@ -163,7 +165,7 @@ class WireServer:
             if text is not None:
                 return 200, text if isinstance(text, bytes) else text.encode()
         elif (method, what) == ("PUT", "/status"):
-            # Through the HostGAPlugin the blob's content comes wrapped.
+            # The HostGAPlugin wraps the content of the blob.
             report = json.loads(base64.b64decode(json.loads(body)["content"]))
             self.reports.append(Report(report, time.monotonic_ns()))
             return 201, b""
@@ -232,7 +234,7 @@ class WireServer:
         )
 
     def _certificates(self, transport_certificate: str) -> str:
-        """The tenant's key and certificate as a PFX, enveloped for the certificate that the agent sent."""
+        """Returns the tenant's key and certificate as a PFX, encrypted for the agent's certificate."""
         transport = self.directory / "transport.pem"
         transport.write_text(
             f"-----BEGIN CERTIFICATE-----\n{transport_certificate}\n-----END CERTIFICATE-----\n"
@@ -312,7 +314,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        """Answers, and closes: no connection outlives its request."""
+        """Answers and closes the connection."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {name.lower(): value for name, value in self.headers.items()}
         status, answer = self.server.wire_server.answer(self.command, self.path, headers, body)
@@ -325,7 +327,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_POST = do_PUT = do_GET
 
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Discards the log line."""
 
 
 def _encrypt(plain: bytes, cipher: str, certificate: Path) -> bytes:

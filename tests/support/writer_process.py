@@ -1,7 +1,8 @@
-"""The process behind `tests.support.writers`: writes, waits for the disk, and notes how long that took.
+"""The process behind `tests.support.writers`: it writes, waits for the disk, and records how long that took.
 
-Runs by itself (``python -I -S writer_process.py FILE_FD MEMORY_FD INTERVAL_NS PARENT_PID``). The memory is
-shared with the parent and never lies on the filesystem under test; its layout is in `Layout`.
+It runs as a script (``python -I -S writer_process.py FILE_FD MEMORY_FD INTERVAL_NS PARENT_PID``).
+It shares the memory with its parent. The memory is never on the filesystem under test, and `Layout`
+describes it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ class Layout:
     """The shared memory, in 64-bit words: a header, then a ring of (start, length) pairs in nanoseconds."""
 
     STOP = 0
-    """Written by the parent: 1 ends the writer."""
+    """The parent writes 1 here to end the writer."""
     COUNT = 1
     """How many writes have completed."""
     IN_FLIGHT_SINCE = 2
-    """When the write under way began (CLOCK_MONOTONIC), or 0."""
+    """When the write in progress began (CLOCK_MONOTONIC), or 0."""
     RING = 8
     RING_LENGTH = 32768
     WORDS = RING + 2 * RING_LENGTH
@@ -32,7 +33,7 @@ FILE_BLOCKS = 256
 
 
 def main() -> None:
-    """Overwrites the preallocated file block by block, one write with fdatasync an interval."""
+    """Overwrites the preallocated file block by block, with one write and fdatasync per interval."""
     file, memory_descriptor, interval_ns, parent = (int(word) for word in sys.argv[1:])
     gc.disable()
     memory = memoryview(mmap.mmap(memory_descriptor, Layout.WORDS * 8)).cast("Q")
@@ -50,7 +51,7 @@ def main() -> None:
         memory[slot] = start
         memory[slot + 1] = length
         count += 1
-        # In this order, so that a reader sees a stall under way, a stall done, or both; never neither.
+        # In this order a reader sees the stall in progress, or finished, or both, and never misses it.
         memory[Layout.COUNT] = count
         memory[Layout.IN_FLIGHT_SINCE] = 0
         due = max(due + interval_ns, start)

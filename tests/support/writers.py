@@ -1,4 +1,4 @@
-"""Writers that feel a freeze: each writes 4 KiB and waits for the disk, every millisecond, and times it."""
+"""Writers that measure a freeze: every millisecond each writes 4 KiB, waits for the disk, and times that."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Stall:
 
 
 class Writer:
-    """A process that writes to a file in ``directory`` until it is stopped; a context manager.
+    """A process that writes to a file in ``directory`` until it is stopped. A context manager.
 
-    The figures are in shared memory, so they can be read while the writer is stuck. The last 32,768
-    writes are kept: half a minute at one a millisecond.
+    The figures are in shared memory, so they can be read while the writer is stuck. The memory
+    holds the last 32,768 writes: half a minute at one per millisecond.
     """
 
     def __init__(self, directory: Path, *, interval_ms: float = 1.0) -> None:
@@ -50,7 +50,7 @@ class Writer:
                 [sys.executable, "-I", "-S", str(_PROGRAM), *map(str, numbers)],
                 pass_fds=[file, memory_descriptor],
                 stdin=subprocess.DEVNULL,
-                # Out of reach of the terminal's Ctrl-C: whoever started it ends it.
+                # Ctrl-C in the terminal must not reach it: `stop` ends it.
                 start_new_session=True,
             )
         finally:
@@ -77,11 +77,11 @@ class Writer:
             time.sleep(0.001)
 
     def stalls(self, *, since_ns: int = 0, longer_than_ms: float = 0.0) -> list[Stall]:
-        """Returns the writes that ended, or are still under way, after ``since_ns``, oldest first.
+        """Returns the writes that ended after ``since_ns`` or are still in progress, oldest first.
 
-        Raises `ValueError` when ``since_ns`` lies before what is kept.
+        Raises `ValueError` if ``since_ns`` is before the oldest write in the memory.
         """
-        # The write under way is read first: should it end meanwhile, it is in the ring as well.
+        # Read the write in progress first: if it ends meanwhile, it is in the ring as well.
         in_flight_since = self._memory[Layout.IN_FLIGHT_SINCE]
         now = time.monotonic_ns()
         count = self._memory[Layout.COUNT]
@@ -102,17 +102,17 @@ class Writer:
         return [stall for stall in found if stall.length_ms > longer_than_ms]
 
     def longest_stall_ms(self, *, since_ns: int = 0) -> float:
-        """Returns the longest of `stalls`; 0 if there is none."""
+        """Returns the longest of `stalls`, or 0."""
         return max((stall.length_ms for stall in self.stalls(since_ns=since_ns)), default=0.0)
 
     def tell_to_stop(self) -> None:
-        """Asks the writer to end after the write under way; returns at once."""
+        """Asks the writer to end after the write in progress. Returns at once."""
         self._memory[Layout.STOP] = 1
 
     def stop(self, *, limit_seconds: float = 2.0) -> bool:
-        """Ends the writer; SIGKILL at the limit. Returns whether it ended by itself.
+        """Ends the writer, with SIGKILL at the limit. Returns whether it ended by itself.
 
-        False means that it was stuck: if the filesystem is frozen, the process ends at the thaw.
+        False means that it was stuck. If the filesystem is frozen, the process ends at the thaw.
         """
         self.tell_to_stop()
         return processes.end(self._process, limit_seconds=limit_seconds)
@@ -131,7 +131,7 @@ class Writer:
 
 @contextlib.contextmanager
 def writing(directories: Sequence[Path], *, interval_ms: float = 1.0) -> Iterator[list[Writer]]:
-    """Runs one writer a directory, all of them writing before the block begins, and stops them after it."""
+    """Runs one writer per directory. All of them write before the block begins, and stop after it."""
     writers: list[Writer] = []
     try:
         writers.extend(Writer(directory, interval_ms=interval_ms) for directory in directories)

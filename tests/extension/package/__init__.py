@@ -1,1 +1,1 @@
-"""Tests of the extension package: what is in the zip, how its commands start, what it brings along."""
+"""Tests of the extension package: the content of the zip, how its commands start, the packages in it."""

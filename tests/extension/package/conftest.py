@@ -1,4 +1,4 @@
-"""Fixtures: the package that ``make extension`` has built, and one that is unpacked as the agent does it."""
+"""Fixtures: the package that ``make extension`` builds, and the same unpacked as the agent does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.filesystems import REPOSITORY
 
 @pytest.fixture(scope="session")
 def package() -> Path:
-    """The zip."""
+    """Returns the zip."""
     path = REPOSITORY / f"dist/VMSnapshotLinux-{vmsnapshot.__version__}.zip"
     require(path.exists(), f"needs {path.name}: run `make extension`")
     return path
@@ -24,18 +24,18 @@ def package() -> Path:
 
 @pytest.fixture
 def unpacked(package: Path, tmp_path: Path) -> Iterator[Unpacked]:
-    """The package, unpacked without what it brings along, which a command's start does not need."""
+    """Unpacks the package without the packages of others, which a command does not need to start."""
     yield from _unpacked(package, tmp_path, with_third_parties=False)
 
 
 @pytest.fixture
 def whole(package: Path, tmp_path: Path) -> Iterator[Unpacked]:
-    """The whole package, unpacked."""
+    """Unpacks the whole package."""
     yield from _unpacked(package, tmp_path, with_third_parties=True)
 
 
 def _unpacked(package: Path, parent: Path, *, with_third_parties: bool) -> Iterator[Unpacked]:
     extension = Unpacked(package, parent, with_third_parties=with_third_parties)
     yield extension
-    # pytest keeps temporary directories for a while.
+    # pytest would keep the temporary directory for a while.
     shutil.rmtree(extension.directory)

@@ -1,4 +1,4 @@
-"""The packages that the extension brings along work by themselves, on every Python that this machine has."""
+"""The packages of others in the zip need nothing else, on every Python of this machine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ except NotImplementedError as error:
 
 
 def _pythons() -> list[str]:
-    """One Python of each version from 3.9 on."""
+    """Returns one Python of each version from 3.9 on."""
     found = {sys.version_info[1]: sys.executable}
     for directory in os.get_exec_path():
         for path in sorted(Path(directory).glob("python3.*")):
@@ -55,7 +55,7 @@ def _pythons() -> list[str]:
 
 
 def _starts(python: Path) -> bool:
-    # A version manager's is a script, which needs more than a PATH, or fails.
+    # That of a version manager is a script, which needs more than a PATH or fails.
     if not os.access(python, os.X_OK):
         return False
     ran = subprocess.run([python, "-c", ""], env=ENVIRONMENT, capture_output=True, timeout=20)
@@ -63,14 +63,14 @@ def _starts(python: Path) -> bool:
 
 
 def run(python: str, whole: Unpacked, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script as `bin/handler` would, with every warning an error."""
+    """Runs a script as `bin/handler` would, and turns every warning into an error."""
     command = [python, "-I", "-S", "-B", "-X", "utf8", "-W", "error", "-c", script]
     command += [str(whole.directory / "lib"), *arguments]
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=50)
 
 
 @pytest.mark.parametrize("python", _pythons())
-def test_blob_is_written_and_read_with_nothing_but_the_package(
+def test_package_alone_can_write_and_read_a_blob(
     whole: Unpacked, azurite_https: Azurite, python: str
 ) -> None:
     assert azurite_https.certificates
@@ -79,6 +79,6 @@ def test_blob_is_written_and_read_with_nothing_but_the_package(
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
-def test_stand_in_for_cryptography_says_what_is_missing(whole: Unpacked) -> None:
+def test_stand_in_for_cryptography_names_what_is_missing(whole: Unpacked) -> None:
     ran = run(sys.executable, whole, _ENCRYPT)
     assert (ran.returncode, ran.stderr) == (0, "")

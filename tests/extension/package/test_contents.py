@@ -1,4 +1,4 @@
-"""What is in the extension package, and what must not be."""
+"""What the extension package must contain, and what not."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ COMMANDS = ("installCommand", "enableCommand", "updateCommand", "disableCommand"
 
 @pytest.fixture
 def archive(package: Path) -> Iterator[zipfile.ZipFile]:
-    """The zip, opened."""
+    """Opens the zip."""
     with zipfile.ZipFile(package) as opened:
         yield opened
 
 
-def test_manifest_is_a_list_of_one_with_all_commands_and_real_booleans(archive: zipfile.ZipFile) -> None:
+def test_manifest_is_a_list_of_one_with_all_commands_and_booleans(archive: zipfile.ZipFile) -> None:
     document = json.loads(archive.read("HandlerManifest.json"))
     assert isinstance(document, list)
     (element,) = document
@@ -36,13 +36,13 @@ def test_manifest_is_a_list_of_one_with_all_commands_and_real_booleans(archive: 
         assert verb == command[: -len("Command")]
     assert manifest["rebootAfterInstall"] is False
     assert manifest["reportHeartbeat"] is False
-    # With any other value the agent leaves install out when it updates.
+    # With any other value the agent omits install in an update.
     assert manifest["updateMode"] == "UpdateWithInstall"
     # A quota would slow the handler down.
     assert "resourceLimits" not in element
 
 
-def test_names_stay_inside_and_are_plain_files(archive: zipfile.ZipFile) -> None:
+def test_entries_are_plain_files_with_paths_inside_the_package(archive: zipfile.ZipFile) -> None:
     for entry in archive.infolist():
         name = PurePosixPath(entry.filename)
         assert not name.is_absolute()
@@ -52,7 +52,7 @@ def test_names_stay_inside_and_are_plain_files(archive: zipfile.ZipFile) -> None
     assert manifests == ["HandlerManifest.json"]
 
 
-def test_only_compiled_module_is_our_own(archive: zipfile.ZipFile) -> None:
+def test_only_our_own_module_is_compiled(archive: zipfile.ZipFile) -> None:
     compiled = [name for name in archive.namelist() if name.endswith((".so", ".pyd", ".pyc"))]
     assert compiled == ["lib/vmsnapshot/_native.abi3.so"]
 
@@ -63,7 +63,7 @@ def test_our_package_is_complete(archive: zipfile.ZipFile) -> None:
     assert sources <= set(archive.namelist())
 
 
-def test_every_package_that_is_brought_along_has_what_it_requires_and_its_licence(
+def test_every_package_of_others_has_its_requirements_and_its_licence(
     archive: zipfile.ZipFile,
 ) -> None:
     names = archive.namelist()
@@ -74,7 +74,7 @@ def test_every_package_that_is_brought_along_has_what_it_requires_and_its_licenc
     assert {"azure-storage-blob", "azure-core", "aiohttp"} <= present
     for document in metadata:
         for requirement in document.get_all("Requires-Dist") or []:
-            # Conditional ones too: what one Python has built in, an older one needs.
+            # Conditional requirements too: an older Python needs what a newer one has built in.
             if "extra ==" not in requirement:
                 required = _normalized(re.split(r"[^A-Za-z0-9._-]", requirement)[0])
                 assert required in present | {"cryptography"}, f"{document['Name']} requires {requirement}"

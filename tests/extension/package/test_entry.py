@@ -1,4 +1,4 @@
-"""How the agent's commands start: which Python runs them, and what is said where there is none."""
+"""How the agent's commands start: which Python runs them, and the error status if none fits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOO_OLD = 'case "$*" in *check.py) echo "Python 3.6 is too old" >&2; exit 1 ;; e
 
 @pytest.fixture
 def pythons(unpacked: Unpacked, tmp_path: Path) -> Path:
-    """The only directory in which Pythons are looked for; empty."""
+    """Makes an empty directory, the only one in which the entry script searches for Pythons."""
     directory = tmp_path / "pythons"
     directory.mkdir()
     unpacked.search_only(directory)
@@ -29,7 +29,7 @@ def pythons(unpacked: Unpacked, tmp_path: Path) -> Path:
 
 
 def read_status(unpacked: Unpacked, sequence: int = 7) -> dict[str, Any]:
-    """Reads a status by the rules of the agent, and returns its one element's ``status``."""
+    """Reads a status by the rules of the agent. Returns the ``status`` of its only element."""
     assert [path.name for path in unpacked.statuses.iterdir()] == [f"{sequence}.status"]
     text = (unpacked.statuses / f"{sequence}.status").read_text(encoding="ascii")
     assert len(text) < 131072
@@ -57,11 +57,11 @@ def test_command_runs_once_in_the_base_directory_with_only_a_path(
     assert run["standard_input"] == "/dev/null"
 
 
-def test_system_pythons_run_it_when_the_path_is_empty(unpacked: Unpacked) -> None:
+def test_system_python_runs_the_command_if_the_path_is_empty(unpacked: Unpacked) -> None:
     assert unpacked.run("enable", {"PATH": ""}).exit_status == 7
 
 
-def test_variables_and_packages_of_the_system_have_no_effect(unpacked: Unpacked, tmp_path: Path) -> None:
+def test_environment_and_packages_of_the_system_have_no_effect(unpacked: Unpacked, tmp_path: Path) -> None:
     (tmp_path / "vmsnapshot.py").write_text("raise SystemExit(99)")
     variables = {"PYTHONPATH": str(tmp_path), "PYTHONHOME": "/nonexistent", "LC_ALL": "C"}
     answer = unpacked.run("enable", variables)
@@ -85,7 +85,7 @@ def test_only_install_writes_bytecode(unpacked: Unpacked, verb: str, writes: boo
     assert bool(list(unpacked.directory.rglob("*.pyc"))) is writes
 
 
-def test_newest_version_runs_it_where_python3_is_too_old(unpacked: Unpacked, pythons: Path) -> None:
+def test_newest_python_runs_the_command_if_python3_is_too_old(unpacked: Unpacked, pythons: Path) -> None:
     add_program(pythons, "python3", TOO_OLD)
     for name in ("python3.9", "python3.99", "python3.10", "python3.100-config", "python3.100t"):
         add_program(pythons, name, f'echo {name} >>"{pythons}/started"; exec {sys.executable} "$@"')
@@ -97,7 +97,7 @@ def test_newest_version_runs_it_where_python3_is_too_old(unpacked: Unpacked, pyt
     assert "Python 3.6 is too old" in line
 
 
-def test_versions_are_ordered_as_numbers(unpacked: Unpacked, pythons: Path) -> None:
+def test_versions_are_compared_as_numbers(unpacked: Unpacked, pythons: Path) -> None:
     add_program(pythons, "python3.9", TOO_OLD)
     add_program(pythons, "python3.10", TOO_OLD)
     assert unpacked.run("disable").exit_status == 0
@@ -105,7 +105,7 @@ def test_versions_are_ordered_as_numbers(unpacked: Unpacked, pythons: Path) -> N
     assert line.index("python3.10 (") < line.index("python3.9 (")
 
 
-def test_platform_python_runs_it_where_there_is_no_other(unpacked: Unpacked, pythons: Path) -> None:
+def test_platform_python_runs_the_command_if_there_is_no_other(unpacked: Unpacked, pythons: Path) -> None:
     add_python(pythons, "platform-python")
     assert unpacked.run("enable").exit_status == 7
 
@@ -124,7 +124,7 @@ def test_relative_entries_of_the_path_are_not_searched(unpacked: Unpacked) -> No
     assert unpacked.run("enable", {"PATH": f"here:.:{os.defpath}"}).exit_status == 7
 
 
-def test_program_that_is_no_python_is_refused(unpacked: Unpacked, pythons: Path) -> None:
+def test_program_that_is_not_python_is_refused(unpacked: Unpacked, pythons: Path) -> None:
     add_program(pythons, "python3", "exit 5")
     add_program(pythons, "python3.12", "kill -SEGV $$")
     (pythons / "python3.14").mkdir()
@@ -136,7 +136,7 @@ def test_program_that_is_no_python_is_refused(unpacked: Unpacked, pythons: Path)
     assert "python3.14" not in answer.errors
 
 
-def test_links_to_one_python_are_tried_once(unpacked: Unpacked, pythons: Path) -> None:
+def test_several_links_to_one_python_are_tried_once(unpacked: Unpacked, pythons: Path) -> None:
     add_program(pythons, "python3.9", f'echo tried >>"{pythons}/tries"; exit 1')
     (pythons / "python3").symlink_to("python3.9")
     (pythons / "platform-python").symlink_to("python3")
@@ -161,7 +161,7 @@ def test_enable_without_a_python_leaves_an_error_status(
     message = json.loads(status["formattedMessage"]["message"])
     assert f"{pythons}/python3 (Python 3.6 is too old)" in message["messageStr"]
 
-    # What Azure Backup reads is inside: the same, but for five keys.
+    # The report that Azure Backup reads is inside. It is the same except for five keys.
     (substatus,) = status["substatus"]
     assert substatus["name"].count(r"\/Date(") == 1
     (report,) = json.loads(substatus["name"])
@@ -177,14 +177,14 @@ def test_enable_without_a_python_leaves_an_error_status(
     assert report["status"] == status
 
 
-def test_enable_in_an_empty_system_names_where_it_looked(unpacked: Unpacked, pythons: Path) -> None:
+def test_enable_without_any_python_names_where_it_searched(unpacked: Unpacked, pythons: Path) -> None:
     answer = unpacked.run("enable", JOB_7)
     assert answer.exit_status == 3
     assert str(pythons) in answer.errors
     assert str(pythons) in read_status(unpacked)["formattedMessage"]["message"]
 
 
-def test_status_names_the_cause_when_the_module_cannot_be_loaded(unpacked: Unpacked) -> None:
+def test_status_names_the_cause_if_the_module_cannot_be_loaded(unpacked: Unpacked) -> None:
     unpacked.spoil_module()
     assert unpacked.run("enable", JOB_7).exit_status == 3
     message = read_status(unpacked)["formattedMessage"]["message"]
@@ -193,7 +193,7 @@ def test_status_names_the_cause_when_the_module_cannot_be_loaded(unpacked: Unpac
 
 
 @pytest.mark.parametrize("variables", [{}, {"ConfigSequenceNumber": ""}, {"ConfigSequenceNumber": "x"}])
-def test_status_is_that_of_the_newest_settings_without_a_sequence_number(
+def test_status_without_a_sequence_number_is_that_of_the_newest_settings(
     unpacked: Unpacked, pythons: Path, variables: dict[str, str]
 ) -> None:
     unpacked.write_settings(6)
@@ -211,7 +211,7 @@ def test_status_without_settings_has_nulls(unpacked: Unpacked, pythons: Path) ->
     assert (status["taskId"], status["commandStartTimeUTCTicks"]) == (None, None)
 
 
-def test_bare_object_is_an_environment_too(unpacked: Unpacked, pythons: Path, tmp_path: Path) -> None:
+def test_environment_may_be_a_bare_object(unpacked: Unpacked, pythons: Path, tmp_path: Path) -> None:
     assert not list(pythons.iterdir())
     environment = unpacked.environment()
     environment["handlerEnvironment"]["statusFolder"] = str(tmp_path / "elsewhere")
@@ -221,7 +221,7 @@ def test_bare_object_is_an_environment_too(unpacked: Unpacked, pythons: Path, tm
 
 
 @pytest.mark.parametrize("content", [None, "", '[{"name": "'])
-def test_status_is_in_the_usual_folder_without_an_environment(
+def test_status_without_an_environment_is_in_the_usual_folder(
     unpacked: Unpacked, pythons: Path, content: str | None
 ) -> None:
     assert not list(pythons.iterdir())
@@ -233,7 +233,7 @@ def test_status_is_in_the_usual_folder_without_an_environment(
     assert read_status(unpacked)["name"] == NAME
 
 
-def test_status_of_a_job_that_was_done_is_left_alone(unpacked: Unpacked, pythons: Path) -> None:
+def test_status_of_a_finished_job_is_left_alone(unpacked: Unpacked, pythons: Path) -> None:
     assert not list(pythons.iterdir())
     (unpacked.directory / "mrseq").write_text("7")
     (unpacked.statuses / "7.status").write_text("the outcome")
@@ -247,7 +247,7 @@ def test_status_of_a_job_that_was_done_is_left_alone(unpacked: Unpacked, pythons
 @pytest.mark.parametrize(
     ("verb", "exit_status"), [("install", 3), ("disable", 0), ("uninstall", 0), ("update", 0)]
 )
-def test_other_commands_without_a_python_say_so_and_write_no_status(
+def test_other_commands_without_a_python_print_an_error_and_write_no_status(
     unpacked: Unpacked, pythons: Path, verb: str, exit_status: int
 ) -> None:
     assert not list(pythons.iterdir())
@@ -264,7 +264,7 @@ def test_each_command_has_a_line_in_the_shell_log(unpacked: Unpacked) -> None:
     assert [line.split()[1] for line in unpacked.shell_log()] == ["install:", "enable:", "disable:"]
 
 
-def test_shell_log_does_not_grow_for_ever(unpacked: Unpacked) -> None:
+def test_shell_log_is_rotated(unpacked: Unpacked) -> None:
     (unpacked.logs / "shell.log").write_bytes(b"x" * 2**20 + b"\n")
     unpacked.run("enable")
     assert len(unpacked.shell_log()) == 1

@@ -1,7 +1,7 @@
 """The extension package as the Azure Linux agent unpacks it, and its commands as the agent runs them.
 
-Two parts are not the real ones: what a command does is a stand-in that notes how it was started, and the
-directories in which Pythons are looked for can be replaced by one of the test's own.
+Two parts are replaced. The main module is a stand-in that records how it was started. A test can
+also set the only directory in which the entry script searches for Pythons.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(arguments):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command came to."""
+    """The exit status and the output of a command."""
 
     exit_status: int
     output: str
@@ -50,7 +50,7 @@ class Answer:
 
 
 class Unpacked:
-    """An unpacked package in a directory of its own, with the settings of sequence number 7."""
+    """An unpacked package in its own directory, with the settings of sequence number 7."""
 
     def __init__(self, package: Path, parent: Path, *, with_third_parties: bool) -> None:
         self._package = package
@@ -66,7 +66,7 @@ class Unpacked:
         (self.directory / "lib/vmsnapshot/handler/__main__.py").write_text(_STAND_IN)
 
     def unpack(self) -> None:
-        """What the agent does with a package: modes are lost, and every file can be executed by its owner."""
+        """Unpacks as the agent does: without modes, and with every file executable by its owner."""
         with zipfile.ZipFile(self._package) as package:
             names = package.namelist()
             if not self._with_third_parties:
@@ -77,7 +77,7 @@ class Unpacked:
                 path.chmod(path.stat().st_mode | 0o100)
 
     def environment(self) -> dict[str, Any]:
-        """HandlerEnvironment.json's one element."""
+        """Returns the only element of HandlerEnvironment.json."""
         return {
             "name": NAME,
             "version": 1.0,
@@ -101,11 +101,11 @@ class Unpacked:
         (self.directory / f"config/{sequence}.settings").write_text(json.dumps(settings))
 
     def search_only(self, directory: Path) -> None:
-        """Lets Pythons be looked for in ``directory`` and nowhere else."""
+        """Makes the entry script search for Pythons in ``directory`` only."""
         self._replace_line("search=", f"search={directory}")
 
     def spoil_module(self) -> None:
-        """Makes our compiled module one that cannot be loaded."""
+        """Replaces our compiled module by one that cannot be loaded."""
         (self.directory / "lib/vmsnapshot/_native.abi3.so").write_bytes(b"\x7fELF")
 
     def run(
@@ -116,7 +116,7 @@ class Unpacked:
         shell: str = "/bin/sh",
         umask: int = 0o022,
     ) -> Answer:
-        """Runs a command with closed standard input and no variables but those given and PATH."""
+        """Runs a command with closed standard input, in an environment of PATH and ``variables``."""
         ran = subprocess.run(
             ["/bin/sh", "-c", 'exec "$@" <&-', "-", shell, str(self.directory / "bin/handler"), verb],
             env={"PATH": os.defpath, **variables},
@@ -130,12 +130,12 @@ class Unpacked:
         return Answer(ran.returncode, ran.stdout, ran.stderr)
 
     def runs(self) -> list[dict[str, Any]]:
-        """How the stand-in was started, each time that it was."""
+        """Returns how the stand-in was started, each time."""
         ran = self.directory / "ran"
         return [json.loads(line) for line in ran.read_text().splitlines()] if ran.exists() else []
 
     def shell_log(self) -> list[str]:
-        """The lines of shell.log."""
+        """Returns the lines of shell.log."""
         log = self.logs / "shell.log"
         return log.read_text().splitlines() if log.exists() else []
 
@@ -148,7 +148,7 @@ class Unpacked:
 
 
 def add_python(directory: Path, name: str = "python3") -> Path:
-    """Puts a Python that works into ``directory``: the one that runs the tests."""
+    """Puts a working Python into ``directory``: the one that runs the tests."""
     return add_program(directory, name, f'exec {sys.executable} "$@"')
 
 
