@@ -58,13 +58,17 @@ test: build extension system-packages-test $(AZURITE_STAMP) $(AGENT_STAMP) ## al
 	cargo test $(CARGO_TEST_FLAGS)
 	$(PYTHON) -m pytest $(PYTEST_FLAGS)
 
-check: $(PACKAGES_STAMP) ## formatting, lints and types, of the code and of the tests
+check: $(PACKAGES_STAMP) ## formatting, lints, types, imports, and what the documents say
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --release --locked -- -D warnings
-	$(PYTHON) -m ruff check python handler tests
-	$(PYTHON) -m ruff format --check python handler tests
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --release --locked --quiet
+	$(PYTHON) .ci/rust-circles
+	$(PYTHON) -m ruff check python handler tests .ci/rust-circles
+	$(PYTHON) -m ruff format --check python handler tests .ci/rust-circles
 	$(PYTHON) -m mypy
+	PYTHONPATH=python $(VENV)/bin/lint-imports --no-cache
 	sh -n handler/bin/handler
+	PYTHONPATH=python $(PYTHON) -m pytest --quiet tests/documents tests/test_readme.py
 
 bench: build extension system-packages-test $(AZURITE_STAMP) ## the benchmarks, with their baselines (root)
 	cargo build $(CARGO_TEST_FLAGS) --example floor

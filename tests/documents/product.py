@@ -9,15 +9,16 @@ import argparse
 import re
 
 from tests.documents.stub import Stub
+from tests.support import fake_native
 from tests.support.filesystems import REPOSITORY
-from tests.unit import fake_native
 
 fake_native.make_importable()
 
 import vmsnapshot  # noqa: E402  (needs an engine, real or not)
-from vmsnapshot import arguments, cli  # noqa: E402
+from vmsnapshot import cli  # noqa: E402
+from vmsnapshot.cli import arguments  # noqa: E402
 from vmsnapshot.errors import ArgumentsError  # noqa: E402
-from vmsnapshot.handler.configuration import VmBackupConfiguration, read_vmbackup_configuration  # noqa: E402
+from vmsnapshot.handler.machine.configuration import VmBackupConfiguration, read_vmbackup_configuration  # noqa: E402
 
 __all__ = [
     "ENGINE",

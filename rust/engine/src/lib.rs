@@ -1,7 +1,8 @@
 //! Prepare, freeze, snapshot, thaw: everything that touches the machine, for plain Rust callers.
 //!
-//! [`scan::plan`] says what to freeze, [`session::prepare`] does all that can be done before the
-//! window, [`session::Session::run`] opens it and gives the report; [`recovery`] knows what runs left.
+//! [`scan::machine`] reads what there is to freeze, [`session::prepare`] does all that can be done
+//! before the window, and [`session::Session::run`] opens it and returns the report. [`recovery`]
+//! knows what runs left.
 
 #![forbid(unsafe_code)]
 
