@@ -471,7 +471,7 @@ class FrozenFilesystem:
     def since(self) -> str | None:
         """When FIFREEZE was called."""
     @property
-    def state(self) -> FreezeState: ...
+    def state(self) -> Literal["announced", "frozen"]: ...
 
 @final
 class RunFilesystem:

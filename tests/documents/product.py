@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 ENGINE = Stub(REPOSITORY / "python/vmsnapshot/_native.pyi")
-ERRORS = Stub(REPOSITORY / "python/vmsnapshot/errors.py")
+ERRORS = Stub(REPOSITORY / "python/vmsnapshot/errors.py", aliases_of=ENGINE)
 
 main = cli.main
 

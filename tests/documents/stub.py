@@ -9,12 +9,13 @@ from pathlib import Path
 class Stub:
     """The declarations of one file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, aliases_of: Stub | None = None) -> None:
+        """Reads `path`; the names of literals may be declared in another stub."""
         module = ast.parse(path.read_text())
         self._module = module
         self._classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
         self._functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
-        self._aliases: dict[str, ast.expr] = {}
+        self._aliases: dict[str, ast.expr] = {} if aliases_of is None else dict(aliases_of._aliases)
         for node in module.body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 self._aliases[node.targets[0].id] = node.value
