@@ -1,8 +1,8 @@
-//! Data and rules of an application-consistent snapshot.
+//! Data and rules of a filesystem-consistent snapshot.
 //!
 //! What to freeze, once per superblock and in which order; what a blob request is and what an
-//! answer to it means; the ledger that the run and its watchdog share; and the verdict. Nothing in
-//! this crate does input or output, reads a clock, or is unsafe.
+//! answer to it means; the ledger that the run and its watchdog share; and the verdict on the
+//! snapshots. Nothing in this crate does input or output, reads a clock, or is unsafe.
 
 #![forbid(unsafe_code)]
 

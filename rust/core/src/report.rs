@@ -19,8 +19,6 @@ pub const SCHEMA_VERSION: u32 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum Consistency {
-    /// Applications were quiesced and every filesystem was frozen over all snapshots.
-    Application,
     /// Every planned filesystem was frozen over all snapshots.
     Filesystem,
     /// All snapshots exist, as after a power failure: not everything was known to be frozen.

@@ -43,10 +43,7 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
         schema_version: SCHEMA_VERSION,
         run_id: facts.run_id.to_owned(),
         started_at: utc_text(facts.ledger.header.realtime_ns(facts.deadlines.start)),
-        consistent: matches!(
-            consistency,
-            Consistency::Application | Consistency::Filesystem
-        ),
+        consistent: consistency == Consistency::Filesystem,
         consistency,
         why,
         freeze_doubt,
