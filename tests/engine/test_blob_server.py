@@ -97,6 +97,22 @@ def test_a_request_lost_and_then_refused_is_unknown(machine: Machine) -> None:
     assert (blob["outcome"], blob["error_code"]) == ("unknown", "SnapshotOperationRateExceeded")
 
 
+@pytest.mark.parametrize("status", [500, 502, 504, 507])
+def test_a_server_error_leaves_open_whether_there_is_a_snapshot(machine: Machine, status: int) -> None:
+    finished = take(machine, Refuses(status, "InternalError"))
+    assert finished.status == 1
+    assert_all_thawed_in_time(machine, finished.document)
+    (blob,) = finished.document["blobs"]
+    assert (blob["outcome"], blob["http_status"]) == ("unknown", status)
+
+
+def test_a_server_error_and_then_a_refusal_is_unknown(machine: Machine) -> None:
+    finished = take(machine, Refuses(500, "InternalError"), Refuses(403, "AuthorizationFailure"))
+    assert finished.status == 1
+    (blob,) = finished.document["blobs"]
+    assert (blob["outcome"], blob["error_code"], blob["attempts"]) == ("unknown", "AuthorizationFailure", 2)
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
 def test_a_request_to_a_busy_server_is_sent_once_more(machine: Machine, status: int) -> None:
     finished = take(machine, Refuses(status, "ServerBusy"), Creates())

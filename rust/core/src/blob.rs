@@ -9,7 +9,9 @@ mod error;
 mod metadata;
 mod sas;
 
-pub use answer::{is_success, judge_answer, may_retry_in_window, refusal_body, JudgedAnswer};
+pub use answer::{
+    is_success, judge_answer, leaves_open, may_retry_in_window, refusal_body, JudgedAnswer,
+};
 pub use error::BlobError;
 pub use metadata::{Metadata, METADATA_LIMIT_BYTES};
 pub use sas::{SasUri, START_SKEW};

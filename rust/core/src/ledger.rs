@@ -191,7 +191,12 @@ impl Entry {
     #[must_use]
     pub fn announce(&self, now: Monotonic) -> bool {
         self.announced_ns.store(now.0, Ordering::Relaxed);
-        self.step(FreezeState::Planned, FreezeState::Announced)
+        let may_be_called = self.step(FreezeState::Planned, FreezeState::Announced);
+        if !may_be_called {
+            // FIFREEZE is not called, and so the report must not have an instant of the call.
+            self.announced_ns.store(0, Ordering::Relaxed);
+        }
+        may_be_called
     }
 
     /// Says that FIFREEZE succeeded. False if it came too late: somebody has called it thawed, so
@@ -315,7 +320,8 @@ pub struct Header {
     watchdog_pid: AtomicU32,
     fired: AtomicU32,
     rcu_previous: AtomicU32,
-    rcu_expedited: AtomicU32,
+    rcu_is_owed: AtomicU32,
+    rcu_was_expedited: AtomicU32,
     run_id_length: AtomicU32,
     run_id: [AtomicU8; RUN_ID_MAX],
 }
@@ -427,18 +433,29 @@ impl Header {
     /// Says that expedited RCU is about to be switched on, and what to put back.
     pub fn rcu_switched_on(&self, previous: u32) {
         self.rcu_previous.store(previous, Ordering::Relaxed);
-        self.rcu_expedited.store(1, Ordering::SeqCst);
+        self.rcu_is_owed.store(1, Ordering::SeqCst);
     }
 
     /// Says that what was read has been put back.
     pub fn rcu_put_back(&self) {
-        self.rcu_expedited.store(0, Ordering::SeqCst);
+        self.rcu_is_owed.store(0, Ordering::SeqCst);
+    }
+
+    /// Says that grace periods are expedited, whichever program switched it on.
+    pub fn set_rcu_expedited(&self) {
+        self.rcu_was_expedited.store(1, Ordering::SeqCst);
+    }
+
+    /// Whether grace periods were expedited in the window, however it ended.
+    #[must_use]
+    pub fn was_rcu_expedited(&self) -> bool {
+        self.rcu_was_expedited.load(Ordering::SeqCst) == 1
     }
 
     /// What has to be put back into `/sys/kernel/rcu_expedited`, if we owe it.
     #[must_use]
     pub fn rcu_owed(&self) -> Option<u32> {
-        (self.rcu_expedited.load(Ordering::SeqCst) == 1)
+        (self.rcu_is_owed.load(Ordering::SeqCst) == 1)
             .then(|| self.rcu_previous.load(Ordering::Relaxed))
     }
 }
@@ -562,6 +579,7 @@ mod tests {
         entry.revoke();
         assert!(!entry.announce(NOW));
         assert_eq!(entry.state(), FreezeState::Revoked);
+        assert_eq!(entry.announced_at(), None);
     }
 
     #[test]

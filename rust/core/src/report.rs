@@ -43,6 +43,8 @@ pub enum FreezeDoubt {
     FrozenByAnother,
     /// FIFREEZE failed.
     FreezeFailed,
+    /// The kernel cannot freeze a filesystem that can be written.
+    NotFreezable,
     /// The freeze broke off before everything was frozen: the time was up, or the run was stopped.
     FreezeLate,
     /// A fault of this program ended the window.
@@ -51,7 +53,7 @@ pub enum FreezeDoubt {
     WatchdogFired,
     /// The watchdog was lost, so the window was ended.
     WatchdogLost,
-    /// Nothing was planned, or the kernel could freeze nothing of it.
+    /// Nothing was planned.
     NothingFrozen,
 }
 
@@ -320,10 +322,16 @@ pub fn utc_text(unix_ns: i128) -> String {
         .unwrap_or_else(|| format!("{unix_ns} ns since 1970"))
 }
 
-/// A length of time in milliseconds.
+/// Returns a length of time in milliseconds, rounded to a microsecond: the clock's readings are no
+/// better, and a report is for reading.
 #[must_use]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "2^53 microseconds are 285 years"
+)]
 pub fn milliseconds(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1000.0
+    let microseconds = (duration.as_nanos() + 500) / 1000;
+    microseconds as f64 / 1000.0
 }
 
 #[cfg(test)]
@@ -331,6 +339,19 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
+
+    #[test]
+    fn milliseconds_are_rounded_to_a_microsecond() {
+        for (nanoseconds, expected) in [
+            (881, "0.001"),
+            (1_240_499, "1.24"),
+            (1_240_500, "1.241"),
+            (0, "0.0"),
+        ] {
+            let length = milliseconds(Duration::from_nanos(nanoseconds));
+            assert_eq!(serde_json::to_string(&length).unwrap(), expected);
+        }
+    }
 
     #[test]
     fn name_is_the_same_in_json_and_in_the_list_of_all() {

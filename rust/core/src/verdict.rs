@@ -133,9 +133,10 @@ fn filesystem_doubt(
         FilesystemResult::ThawedByAnother => Some((3, FreezeDoubt::ThawedByAnother)),
         FilesystemResult::FrozenByAnother => Some((4, FreezeDoubt::FrozenByAnother)),
         FilesystemResult::FreezeFailed => Some((4, FreezeDoubt::FreezeFailed)),
-        FilesystemResult::NotFrozen if has_ended => Some((5, FreezeDoubt::FreezeLate)),
-        FilesystemResult::NotFrozen => Some((5, FreezeDoubt::WindowBrokeOff)),
-        FilesystemResult::Thawed | FilesystemResult::NotFreezable => None,
+        FilesystemResult::NotFreezable => Some((5, FreezeDoubt::NotFreezable)),
+        FilesystemResult::NotFrozen if has_ended => Some((6, FreezeDoubt::FreezeLate)),
+        FilesystemResult::NotFrozen => Some((6, FreezeDoubt::WindowBrokeOff)),
+        FilesystemResult::Thawed => None,
     };
     let (_, doubt, worst) = filesystems
         .iter()
@@ -154,16 +155,21 @@ fn filesystem_doubt(
             format!("the watchdog had to thaw `{mount_point}`")
         }
         FilesystemResult::ThawedByAnother => {
-            format!("somebody else thawed `{mount_point}` during the snapshots")
+            format!("another program thawed `{mount_point}` during the snapshots")
         }
         FilesystemResult::FrozenByAnother => {
-            format!("somebody else had frozen `{mount_point}`")
+            format!("another program had frozen `{mount_point}`")
         }
         FilesystemResult::FreezeFailed => format!(
             "`{mount_point}` could not be frozen: {}",
             worst.error.as_deref().unwrap_or("no reason was given")
         ),
-        FilesystemResult::NotFrozen | FilesystemResult::Thawed | FilesystemResult::NotFreezable => {
+        // A type that is known to be so is left out of the plan, and so is what nothing can write to.
+        FilesystemResult::NotFreezable => format!(
+            "the kernel cannot freeze `{mount_point}` ({}), which can be written",
+            worst.filesystem_type
+        ),
+        FilesystemResult::NotFrozen | FilesystemResult::Thawed => {
             format!("the run ended before `{mount_point}` was frozen")
         }
     };
@@ -269,6 +275,7 @@ mod tests {
                 FreezeDoubt::ThawedByAnother,
             ),
             (FilesystemResult::FreezeFailed, FreezeDoubt::FreezeFailed),
+            (FilesystemResult::NotFreezable, FreezeDoubt::NotFreezable),
             (FilesystemResult::NotFrozen, FreezeDoubt::FreezeLate),
         ];
         let late = window(false, false);
@@ -287,7 +294,7 @@ mod tests {
 
     #[test]
     fn doubt_without_a_filesystem_to_blame_is_the_windows() {
-        let frozen = [FilesystemResult::Thawed, FilesystemResult::NotFreezable];
+        let frozen = [FilesystemResult::Thawed, FilesystemResult::Thawed];
         let good = window(true, false);
         for (window_end, watchdog_fired, outcomes, expected) in [
             (good, false, &frozen[..], None),
@@ -315,7 +322,7 @@ mod tests {
                 good,
                 false,
                 &[FilesystemResult::NotFreezable],
-                Some(FreezeDoubt::NothingFrozen),
+                Some(FreezeDoubt::NotFreezable),
             ),
             (good, false, &[], Some(FreezeDoubt::NothingFrozen)),
         ] {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
+use vmsnapshot_core::blob;
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_sys::clock;
 
@@ -45,7 +46,7 @@ pub(crate) struct CallRecord {
     pub(crate) ended_at: Monotonic,
     pub(crate) result: Result<RawAnswer, SendFailure>,
     /// Whether the result is a second attempt's, and the first may have made a snapshot.
-    pub(crate) first_was_lost: bool,
+    pub(crate) first_left_open: bool,
     /// The deadline of its body, if the request has a limit of its own.
     body_by: Option<Instant>,
     /// Held until the body is read. Closing it is nothing for the window either.
@@ -168,7 +169,7 @@ impl PreparedCall {
         let body_by = again.own_deadline(Instant::now());
         let deadline = body_by.map_or(call_by, |own| call_by.min(own));
         let mut attempts = 1;
-        let mut first_was_lost = false;
+        let mut first_left_open = false;
         let mut result = connection.send(request, deadline).await;
         if matches!(result, Err(SendFailure::NotSent { .. })) {
             attempts = 0;
@@ -195,7 +196,7 @@ impl PreparedCall {
                     Err(SendFailure::NotSent { .. }) => {}
                     second => {
                         attempts += 1;
-                        first_was_lost = matches!(result, Err(SendFailure::Lost { .. }));
+                        first_left_open = leaves_open(&result);
                         result = second;
                     }
                 }
@@ -206,9 +207,23 @@ impl PreparedCall {
             sent_at,
             ended_at: clock::monotonic(),
             result,
-            first_was_lost,
+            first_left_open,
             body_by,
             _connection: connection,
+        }
+    }
+}
+
+/// Whether there may be a snapshot although the attempt came to no good answer.
+fn leaves_open(result: &Result<RawAnswer, SendFailure>) -> bool {
+    match result {
+        Ok(answer) => {
+            let code = answer.error_code.as_ref();
+            blob::leaves_open(answer.status, code.map(http::HeaderValue::as_bytes))
+        }
+        Err(SendFailure::NotSent { .. }) => false,
+        Err(SendFailure::Lost { .. } | SendFailure::BadAnswer { .. } | SendFailure::NoAnswer) => {
+            true
         }
     }
 }
@@ -355,12 +370,16 @@ mod tests {
     #[test]
     fn snapshot_of_a_blob_is_sent_again_after_a_fault_and_a_lost_connection() {
         run(async {
-            for (answers, was_lost) in [(&[FAULT, GOOD], false), (&[CLOSES, GOOD], true)] {
+            for (answers, left_open) in [
+                (&[FAULT, GOOD], true),
+                (&[CLOSES, GOOD], true),
+                (&[BUSY, GOOD], false),
+            ] {
                 let (listener, address) = listen().await;
                 let count = serve(listener, answers);
                 let record = blob_call(address).await.send(soon()).await;
                 assert_eq!((status(&record), record.attempts), (Some(200), 2));
-                assert_eq!(record.first_was_lost, was_lost);
+                assert_eq!(record.first_left_open, left_open, "{answers:?}");
                 assert_eq!(count.load(Ordering::SeqCst), 2);
             }
         });

@@ -61,10 +61,8 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
 }
 
 fn mode(facts: &Facts<'_>) -> Mode {
-    let rcu_expedited = facts
-        .record
-        .as_ref()
-        .is_some_and(|record| record.rcu_expedited);
+    // From the ledger, which knows it also when the window broke off.
+    let rcu_expedited = facts.ledger.header.was_rcu_expedited();
     Mode {
         rcu_expedited,
         rcu_why_not: (!rcu_expedited).then(|| {

@@ -23,7 +23,6 @@ pub enum Rcu {
 pub(crate) struct Expedited<'a> {
     /// The setting, if this run switched it on.
     setting: Option<&'a OwnedFd>,
-    is_on: bool,
     ledger: &'a Arc<LedgerFile>,
 }
 
@@ -48,34 +47,27 @@ impl Rcu {
 
     /// Switches expedited grace periods on, until the result is dropped.
     pub(crate) fn expedite<'a>(&'a self, ledger: &'a Arc<LedgerFile>) -> Expedited<'a> {
-        let with = |setting, is_on| Expedited {
-            setting,
-            is_on,
-            ledger,
-        };
+        let with = |setting| Expedited { setting, ledger };
         let Rcu::Available(setting) = self else {
-            return with(None, false);
+            return with(None);
         };
         let mut text = [0; 1];
         // Anything but 0 is on already, and stays as it is. (The kernel counts users of its own
         // beside this file. What is read here is what was written here.)
         if !matches!(pread(setting, &mut text, 0), Ok(1)) || text != *b"0" {
-            return with(None, text == *b"1");
+            if text == *b"1" {
+                ledger.header.set_rcu_expedited();
+            }
+            return with(None);
         }
         // The ledger first: whatever happens after this line, it says what to put back.
         ledger.header.rcu_switched_on(0);
         if pwrite(setting, b"1", 0).is_err() {
             ledger.header.rcu_put_back();
-            return with(None, false);
+            return with(None);
         }
-        with(Some(setting), true)
-    }
-}
-
-impl Expedited<'_> {
-    /// Returns whether grace periods are expedited.
-    pub(crate) fn is_on(&self) -> bool {
-        self.is_on
+        ledger.header.set_rcu_expedited();
+        with(Some(setting))
     }
 }
 

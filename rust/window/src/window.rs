@@ -30,8 +30,6 @@ pub struct Prepared<'a> {
 /// What happened in a window, beside what the ledger says.
 #[derive(Debug)]
 pub struct WindowRecord<Answers> {
-    /// Whether grace periods were expedited.
-    pub rcu_expedited: bool,
     /// What came of asking for the snapshots; `None` if nothing was asked, because not everything
     /// was frozen in time.
     pub answers: Option<Answers>,
@@ -56,7 +54,7 @@ pub fn open<Answers>(
         freezers,
         rcu,
     } = prepared;
-    let expedited = rcu.expedite(ledger);
+    let _expedited = rcu.expedite(ledger);
     let thaw_on_return = ThawOnReturn {
         freezers,
         thaw_by: deadlines.thaw_by,
@@ -70,11 +68,9 @@ pub fn open<Answers>(
     let answers = froze_all.then(|| ask(deadlines.call_by));
     thaw_on_return.thaw(froze_all);
 
-    let ended_at = clock::monotonic();
     WindowRecord {
-        rcu_expedited: expedited.is_on(),
         answers,
-        ended_at,
+        ended_at: clock::monotonic(),
     }
 }
 

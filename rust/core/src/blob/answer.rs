@@ -4,6 +4,8 @@ use crate::report::BlobResult;
 use crate::secret::without_signatures;
 
 const MESSAGE_LIMIT_CHARS: usize = 512;
+/// The service's code for an operation that it could not finish in time.
+const TIMED_OUT: &str = "OperationTimedOut";
 const CODE_LIMIT_BYTES: usize = 64;
 const REFUSAL_BODY_LIMIT_BYTES: usize = 4 * 1024;
 
@@ -42,6 +44,17 @@ pub fn may_retry_in_window(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 503)
 }
 
+/// Returns whether an answer leaves open how far the service came, so that there may be a snapshot.
+///
+/// A 5xx status says that the server failed, not that it did nothing. 503 says that it did not begin,
+/// unless the code says that it ran out of time.
+///
+/// *In the window*: allowed.
+#[must_use]
+pub fn leaves_open(status: u16, error_code: Option<&[u8]>) -> bool {
+    matches!(status, 500..=502 | 504..=599) || error_code == Some(TIMED_OUT.as_bytes())
+}
+
 /// Judges an answer to Snapshot Blob: its status, the headers `x-ms-snapshot` and
 /// `x-ms-error-code`, and its body, which may be anything, cut off or empty.
 #[must_use]
@@ -77,19 +90,17 @@ pub fn judge_answer(
             .and_then(|code| code_text(code.text))
     });
     let message = element(body, b"Message").and_then(|message| message_text(message.text));
-    // A gateway that lost its upstream and a service that ran out of time both say, by their own
-    // documents, that the operation may have been done. To call it refused would be untrue.
-    let may_have_been_done =
-        matches!(status, 502 | 504) || error_code.as_deref() == Some("OperationTimedOut");
+    let timed_out = error_code.as_deref() == Some(TIMED_OUT);
     let rate_exceeded = error_code.as_deref() == Some("SnapshotOperationRateExceeded");
+    let is_gateway_failure = matches!(status, 502 | 504);
     JudgedAnswer {
-        outcome: if may_have_been_done {
+        outcome: if leaves_open(status, error_code.as_deref().map(str::as_bytes)) {
             BlobResult::Unknown
         } else {
             BlobResult::Refused
         },
         snapshot: None,
-        retryable: may_retry_in_window(status) || may_have_been_done || rate_exceeded,
+        retryable: may_retry_in_window(status) || is_gateway_failure || timed_out || rate_exceeded,
         retry_in_window: may_retry_in_window(status),
         error_code: error_code.or_else(|| (status < 400).then(|| "BadAnswer".to_owned())),
         message: message.or_else(|| Some(status_words(status))),
@@ -244,7 +255,11 @@ mod tests {
             (431, "RequestHeaderFieldsTooLarge", Refused, false, false),
             (408, "RequestTimeout", Refused, true, true),
             (429, "TooManyRequests", Refused, true, true),
-            (500, "InternalError", Refused, true, true),
+            (500, "InternalError", Unknown, true, true),
+            (501, "NotImplemented", Unknown, false, false),
+            (505, "HttpVersionNotSupported", Unknown, false, false),
+            (599, "Anything", Unknown, false, false),
+            (503, "OperationTimedOut", Unknown, true, true),
             (500, "OperationTimedOut", Unknown, true, true),
             (503, "ServerBusy", Refused, true, true),
             (502, "BadGateway", Unknown, true, false),

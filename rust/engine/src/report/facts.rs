@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
-use vmsnapshot_core::ledger::{Entry, FreezeState};
+use vmsnapshot_core::ledger::Entry;
 use vmsnapshot_core::plan::Plan;
 use vmsnapshot_core::report::WatchdogOutcome;
 use vmsnapshot_sys::ledger_file::LedgerFile;
@@ -44,7 +44,6 @@ impl Facts<'_> {
         self.ledger
             .entries
             .iter()
-            .filter(|entry| entry.state() != FreezeState::Revoked)
             .filter_map(Entry::announced_at)
             .min()
     }

@@ -197,10 +197,10 @@ fn blob_outcome(uri: &SasUri, record: &CallRecord) -> BlobOutcome {
             unjudged(uri, outcome, code, &failure.to_string(), record.attempts)
         }
     };
-    if record.first_was_lost && outcome.outcome == BlobResult::Refused {
+    if record.first_left_open && outcome.outcome == BlobResult::Refused {
         outcome.outcome = BlobResult::Unknown;
         outcome.message = Some(format!(
-            "a first attempt was lost after it was sent; the second was refused: {}",
+            "a first attempt may have made a snapshot; the second was refused: {}",
             outcome.message.as_deref().unwrap_or("no reason was given")
         ));
     }
