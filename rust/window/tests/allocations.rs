@@ -6,26 +6,18 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod support;
+
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{memfd_create, MemfdFlags};
-use vmsnapshot_core::deadlines::Deadlines;
-use vmsnapshot_core::device_number::DeviceNumber;
-use vmsnapshot_core::frames::Frame;
+use support::Stage;
 use vmsnapshot_core::ledger::FreezeState;
-use vmsnapshot_sys::channel::{Channel, Received};
 use vmsnapshot_sys::kernel::Kernel;
-use vmsnapshot_sys::ledger_file::LedgerFile;
-use vmsnapshot_sys::{clock, process, Errno};
-use vmsnapshot_window::freezers::Freezers;
-use vmsnapshot_window::rcu::Rcu;
-use vmsnapshot_window::watchdog::Watchdog;
+use vmsnapshot_sys::Errno;
 use vmsnapshot_window::window;
 
 /// The system's allocator. It counts calls while it is told to.
@@ -94,70 +86,13 @@ impl Kernel for Quick {
     }
 }
 
-/// The other end of the channel: a watchdog that has nothing to do.
-fn answer_as_watchdog(channel: &Channel) {
-    loop {
-        let patience = clock::monotonic().plus(Duration::from_secs(10));
-        let answer = match channel.receive(patience) {
-            Ok(Received::Frame(Frame::Directories { .. }, _)) => Frame::Ready {
-                own_control_group: false,
-            },
-            Ok(Received::Frame(Frame::Arm, _)) => Frame::Armed,
-            Ok(Received::Frame(Frame::Release, _)) => Frame::Released { peak_memory_kib: 1 },
-            Ok(Received::Frame(..)) => continue,
-            Ok(Received::Closed) | Err(_) => return,
-        };
-        channel.send(answer, &[]).unwrap();
-    }
-}
-
 #[test]
 fn window_allocates_nothing_between_armed_and_thawed() {
-    let levels = [0, 0, 1];
-    let memory = memfd_create("ledger", MemfdFlags::CLOEXEC).unwrap();
-    let ledger = Arc::new(LedgerFile::create(memory, levels.len()).unwrap());
-    ledger.header.name("test", process::own_name());
-    let device = DeviceNumber { major: 7, minor: 1 };
-    for entry in &ledger.entries {
-        entry.name(device, Path::new("/test"));
-    }
-    let directories: Arc<[OwnedFd]> = levels
-        .iter()
-        .map(|_| OwnedFd::from(File::open("/dev/null").unwrap()))
-        .collect();
-    let borrowed: Vec<_> = directories.iter().map(AsFd::as_fd).collect();
-    let (ours, theirs) = Channel::pair().unwrap();
-    let peer = std::thread::spawn(move || answer_as_watchdog(&Channel::from_descriptor(theirs)));
-    let anything = File::open("/dev/null").unwrap();
-    let lock = Some(anything.as_fd());
-    let watchdog = Watchdog::introduce(ours, &ledger, lock, None, &borrowed).unwrap();
-    // A file stands for the machine's setting: it is off, and gets switched on and off again.
-    let setting = memfd_create("rcu_expedited", MemfdFlags::CLOEXEC).unwrap();
-    rustix::io::pwrite(&setting, b"0", 0).unwrap();
-    let rcu = Rcu::Available(setting);
     let kernel = Arc::new(Quick {
         thaws: Default::default(),
     });
-    let freezers = Freezers::start(
-        Arc::clone(&ledger),
-        kernel,
-        Arc::clone(&directories),
-        &levels,
-    )
-    .unwrap();
-    let start = clock::monotonic();
-    let deadlines = Deadlines::new(start, Duration::from_secs(10));
-    ledger
-        .header
-        .start(start, clock::realtime_ns(), deadlines.guard_by);
-    let watchdog = watchdog.arm().unwrap();
-    let prepared = window::Prepared {
-        watchdog: &watchdog,
-        deadlines,
-        ledger: &ledger,
-        freezers: &freezers,
-        rcu: &rcu,
-    };
+    let stage = Stage::new(kernel, &[0, 0, 1]);
+    let prepared = stage.prepared();
     // The threads have begun to wait for their turn.
     std::thread::sleep(Duration::from_millis(50));
 
@@ -166,11 +101,10 @@ fn window_allocates_nothing_between_armed_and_thawed() {
     IS_COUNTING.store(false, Ordering::SeqCst);
 
     assert_eq!(record.answers, Some(()));
-    for entry in &ledger.entries {
+    for entry in &stage.ledger.entries {
         assert_eq!(entry.state(), FreezeState::ThawedByRun);
     }
     assert_eq!(COUNT.load(Ordering::SeqCst), 0, "allocations in the window");
-    assert!(watchdog.release(deadlines.guard_by, &ledger).released);
-    drop(freezers);
-    peer.join().unwrap();
+    assert_eq!(stage.rcu_setting(), b'0');
+    assert!(stage.end());
 }
