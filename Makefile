@@ -64,6 +64,8 @@ check: $(PACKAGES_STAMP) ## formatting, lints and types, of the code and of the 
 	$(PYTHON) -m ruff check python handler tests
 	$(PYTHON) -m ruff format --check python handler tests
 	$(PYTHON) -m mypy
+	if [ -e $(VENV)/bin/lint-imports ]; then PYTHONPATH=python $(VENV)/bin/lint-imports --no-cache --no-logo; \
+		else echo "imports are not checked: import-linter needs Python 3.10"; fi
 	sh -n handler/bin/handler
 
 bench: build extension system-packages-test $(AZURITE_STAMP) ## the benchmarks, with their baselines (root)
