@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+from vmsnapshot.cli.streams import say
 from vmsnapshot.errors import ArgumentsError
 
 # A SAS URI has a few hundred bytes and a VM at most some dozens of disks; the limit keeps a wrong file name
@@ -134,7 +135,7 @@ def _standard_input() -> BinaryIO:
     if sys.stdin is None:
         raise ValueError("standard input is closed")
     if sys.stdin.isatty():
-        print("vmsnapshot: reading SAS URIs from the terminal, end with Ctrl-D", file=sys.stderr, flush=True)
+        say("reading SAS URIs from the terminal, end with Ctrl-D")
     return sys.stdin.buffer
 
 

@@ -30,6 +30,10 @@ class FakeMachine:
     def disks(self) -> Disks:
         return Disks(self._sys, self.dev)
 
+    def numbers(self) -> list[str]:
+        """The numbers of all devices that were made."""
+        return [entry.name for entry in (self._sys / "dev/block").iterdir()]
+
     def scsi_disk(self, name: str, number: str, controller: str | None, unit: int) -> None:
         """A disk on a VMBus device, or on an iSCSI session when `controller` is none."""
         host = len(self._directories)

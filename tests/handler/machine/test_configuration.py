@@ -31,8 +31,6 @@ WriteLog = False
 LoggingOff = 1
 disable_logging = 2
 onlyLocalFilesystems = true
-OnAppFailureDoFsFreeze = False
-OnAppSuccessDoFsFreeze = no
 RealConsistencyNumbers = True
 """
 
@@ -62,8 +60,6 @@ def test_every_option_is_read(path: Path) -> None:
         discard_lines_while_frozen=True,
         events_disabled=True,
         only_local_filesystems=True,
-        freeze_after_application_failure=False,
-        freeze_after_application_success=False,
         real_consistency_numbers=True,
     )
 
@@ -170,22 +166,6 @@ def test_only_true_leaves_uploads_and_log_on(
     assert len(configuration.warnings) == warnings
 
 
-@pytest.mark.parametrize("option", ["OnAppFailureDoFsFreeze", "OnAppSuccessDoFsFreeze"])
-@pytest.mark.parametrize(
-    ("value", "is_on", "warnings"),
-    [("False", False, 0), ("0", False, 0), ("TRUE", True, 0), ("off", False, 0), ("perhaps", True, 1)],
-)
-def test_false_is_false_for_the_freeze_after_an_application(
-    path: Path, option: str, value: str, is_on: bool, warnings: int
-) -> None:
-    configuration = options(path, f"{option} = {value}")
-    assert {
-        "OnAppFailureDoFsFreeze": configuration.freeze_after_application_failure,
-        "OnAppSuccessDoFsFreeze": configuration.freeze_after_application_success,
-    } == {"OnAppFailureDoFsFreeze": True, "OnAppSuccessDoFsFreeze": True, option: is_on}
-    assert len(configuration.warnings) == warnings
-
-
 @pytest.mark.parametrize(
     ("value", "discards", "disables", "warnings"),
     [
@@ -206,6 +186,7 @@ def test_numbers_switch_logging_off(
 
 def test_option_without_a_meaning_is_named_once(path: Path) -> None:
     obsolete = ["seqsnapshot", "SafeFreezeWaitInSeconds", "sudo_off", "async_event_logging", "fsfreeze"]
+    obsolete += ["OnAppFailureDoFsFreeze", "OnAppSuccessDoFsFreeze"]
     configuration = options(
         path,
         *(f"{option} = 1" for option in (*obsolete, "isanysnapshotfailed")),

@@ -194,7 +194,6 @@ def test_failed_upload_is_told_in_the_message() -> None:
     [
         (SUCCESS.outcome, False, 0),
         (SUCCESS.outcome, True, 1),
-        (replace(SUCCESS.outcome, run_code=Code.APPLICATION_CONSISTENT), True, 2),
         (replace(SUCCESS.outcome, is_crash_consistent=True), False, 3),
         (PARTIAL_FAILURE.outcome, True, 0),
         (TRANSITIONING, True, 0),

@@ -42,6 +42,8 @@ _OBSOLETE = (
     (_SECTION, "async_event_logging", "events are written when a command ends"),
     (_SECTION, "fsfreeze", "filesystems are always frozen, but for `MountsToSkip`"),
     (_SECTION, "isanysnapshotfailed", "nothing is remembered there from one backup to the next"),
+    (_SECTION, "OnAppFailureDoFsFreeze", "no application is quiesced, so filesystems are always frozen"),
+    (_SECTION, "OnAppSuccessDoFsFreeze", "no application is quiesced, so filesystems are always frozen"),
     ("lsblkUser", "username", "mounts and disks are read from the kernel, without lsblk"),
     ("Monitor", "Run", "there is no monitor; every backup reports its times"),
     ("Monitor", "Strace", "there is no monitor; every backup reports its times"),
@@ -69,10 +71,6 @@ class VmBackupConfiguration:
     """``disable_logging``: nothing is written for the agent's telemetry."""
     only_local_filesystems: bool = False
     """``onlyLocalFilesystems``: network filesystems do not count for the size of the VM."""
-    freeze_after_application_failure: bool = True
-    """``OnAppFailureDoFsFreeze``: goes on with the freeze when the application could not be prepared."""
-    freeze_after_application_success: bool = True
-    """``OnAppSuccessDoFsFreeze``: freezes even though the application is prepared."""
     real_consistency_numbers: bool = False
     """``RealConsistencyNumbers``, an option of ours: ``snapshotConsistency`` tells application from
     filesystem consistency, as the predecessor meant to. Off: the service has not seen it so far."""
@@ -92,8 +90,6 @@ def read_vmbackup_configuration(path: Path = VMBACKUP_CONFIGURATION) -> VmBackup
         discard_lines_while_frozen=options.number("LoggingOff") == 1,
         events_disabled=options.number("disable_logging") != 0,
         only_local_filesystems=options.switch("onlyLocalFilesystems", default=False),
-        freeze_after_application_failure=options.switch("OnAppFailureDoFsFreeze", default=True),
-        freeze_after_application_success=options.switch("OnAppSuccessDoFsFreeze", default=True),
         real_consistency_numbers=options.switch("RealConsistencyNumbers", default=False),
         warnings=(*options.warnings, *options.obsolete()),
     )

@@ -70,16 +70,12 @@ class Disks:
         temporary.update(disk.number for disk in self._whole_disks() if self._is_temporary(disk))
         self._temporary = frozenset().union(*(self._lowest(number) for number in temporary))
 
-    def resource_devices(self) -> frozenset[str]:
-        """Returns the numbers of the temporary disks and of all that lies on them and on nothing else.
+    def is_on_resource_disk(self, mount: Mount) -> bool:
+        """Tells whether all of `mount` lies on temporary disks.
 
         A volume that spans a temporary disk and another one, such as a data disk with a local cache, holds
-        data that is backed up: it is not among them.
+        data that is backed up: it does not count.
         """
-        return frozenset(number for number in self._devices if self._lowest(number) <= self._temporary)
-
-    def is_on_resource_disk(self, mount: Mount) -> bool:
-        """Tells whether all of `mount` lies on temporary disks."""
         lowest = self._lowest_of_all(self.devices_of(mount))
         return bool(lowest) and lowest <= self._temporary
 

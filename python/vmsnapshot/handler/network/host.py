@@ -100,10 +100,8 @@ class DoSnapshotAnswer:
     """As in `PreSnapshot`."""
     items: tuple[SnapshotItem, ...] = ()
     """One for each entry of the answer, in its order."""
-    is_usable: bool = False
-    """Whether the answer says what became of the disks; it may say that all have failed."""
     error: str | None = None
-    """Why it is not usable, for the log."""
+    """Why the answer does not say what became of the disks, for the log; it may well say that all failed."""
 
 
 def host_address(environ: Mapping[str, str]) -> str:
@@ -183,7 +181,7 @@ def read_do_snapshot_answer(http_status: int | None, body: bytes) -> DoSnapshotA
     entries = document.get("snapshotInfo") if document is not None else None
     if not isinstance(entries, list):
         return DoSnapshotAnswer(UNUSABLE_ANSWER, error=_why_unusable(UNUSABLE_ANSWER))
-    return DoSnapshotAnswer(telemetry_status, tuple(map(_item, entries)), is_usable=True)
+    return DoSnapshotAnswer(telemetry_status, tuple(map(_item, entries)))
 
 
 async def _post(

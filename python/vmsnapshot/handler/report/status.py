@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.report.outcome import Outcome
 from vmsnapshot.handler.report.snapshots import DirectDriveIdentifier, SnapshotItem
 from vmsnapshot.handler.settings.wire import Job
@@ -181,7 +182,8 @@ def _consistency(report: StatusReport) -> int:
         return 3
     if not report.real_consistency_numbers or not report.outcome.is_success:
         return 0
-    return {0: 2, 1: 1}.get(int(report.outcome.run_code), 0)
+    # 2 would be application consistency, which no run code of this version says.
+    return 1 if report.outcome.run_code is Code.SUCCESS else 0
 
 
 def _item(item: SnapshotItem) -> dict[str, Any]:
