@@ -26,7 +26,7 @@ from tests.support.command import (
 from tests.support.fault_server import Creates
 from tests.support.filesystems import ScratchFilesystems
 from tests.support.mounts import mounts_below
-from tests.support.rescue import RescueThaw
+from tests.support.rescue import RCU_EXPEDITED, RescueThaw
 
 
 def test_status_shows_and_thaw_thaws_what_a_killed_run_and_its_watchdog_left_frozen(machine: Machine) -> None:
@@ -138,3 +138,62 @@ def test_thaw_drops_a_filesystem_that_another_program_thawed_and_unmounted(
     assert (thaw.status, thaw.document["failed"]) == (0, [])
     status = run_command("status", "--json")
     assert (status.status, status.document["frozen"], status.document["runs"]) == (0, [], [])
+
+
+def ledger_of(run_id: str) -> Path:
+    return Path(f"/run/vmsnapshot/{run_id}.ledger")
+
+
+def make_foreign(ledger: Path) -> None:
+    """Turns a ledger into one of another layout: another version, and nothing else in its known place."""
+    content = bytearray(ledger.read_bytes())
+    content[7:8] = b"9"
+    # Every version keeps the mark, the pages, and the first 16 bytes of an entry.
+    content[8:4096] = b"\xaa" * (4096 - 8)
+    content[4096 + 16 :] = b"\xaa" * (len(content) - 4096 - 16)
+    ledger.write_bytes(content)
+
+
+def test_ledger_of_another_version_is_named_and_its_freeze_is_thawed(
+    left_frozen: tuple[Path, RescueThaw], fault_server: StartFaultServer
+) -> None:
+    mount_point, _ = left_frozen
+    (before,) = read_status()["runs"]
+    make_foreign(ledger_of(before["run_id"]))
+
+    told = run_command("status", "--json")
+    assert told.status == 3
+    (run,) = told.document["runs"]
+    assert (run["run_id"], run["state"], run["pid"]) == (before["run_id"], "of-another-version", None)
+    (frozen,) = told.document["frozen"]
+    assert frozen["device"] == before["filesystems"][0]["device"]
+    assert before["run_id"] in run_command("status").output
+
+    refused = take_snapshot([mount_point], [fault_server().uri("disk")])
+    assert (refused.status, refused.error_code) == (3, "left-frozen")
+    assert freezing.is_frozen(mount_point)
+
+    thaw = run_command("thaw", "--json")
+    assert (thaw.status, len(thaw.document["thawed"]), thaw.document["failed"]) == (0, 1, [])
+    assert not freezing.is_frozen(mount_point)
+    assert run_command("status").status == 0
+    # Such a ledger cannot tell that expedited RCU is owed.
+    RCU_EXPEDITED.write_text("0")
+
+
+def test_file_that_is_no_ledger_is_named_and_does_not_hinder(root: None) -> None:  # noqa: ARG001
+    path = ledger_of("2026-01-01T000000000000Z-1")
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.write_bytes(b"vmsnapL1" + b"x" * 100)
+    try:
+        told = run_command("status", "--json")
+        assert told.status == 1
+        (unreadable,) = told.document["unreadable"]
+        assert unreadable["path"] == str(path)
+        assert str(path) in run_command("status").output
+        thaw = run_command("thaw", "--json")
+        assert (thaw.status, len(thaw.document["left_alone"])) == (1, 1)
+        assert path.exists()
+    finally:
+        path.unlink()
+    assert run_command("status").status == 0
