@@ -382,26 +382,26 @@ def _start_run(
 
 def is_all_frozen(run: Any) -> bool:
     """Returns whether every filesystem of a run is frozen, by its status."""
-    return all(filesystem["state"] == "frozen" for filesystem in run["filesystems"])
+    return all(filesystem.state == "frozen" for filesystem in run.filesystems)
 
 
 def is_all_thawed(run: Any) -> bool:
     """Returns whether every filesystem of a run is thawed, by its status."""
-    return all(filesystem["thawed_at"] for filesystem in run["filesystems"])
+    return all(filesystem.thawed_at for filesystem in run.filesystems)
 
 
 def _wait_for_status(pid: int, is_reached: Any, *, limit_seconds: float = 15.0) -> Any:
     until = time.monotonic() + limit_seconds
     while time.monotonic() < until:
-        for run in vmsnapshot.status()["runs"]:
-            if run["pid"] == pid and is_reached(run):
+        for run in vmsnapshot.status().runs:
+            if run.pid == pid and is_reached(run):
                 return run
         time.sleep(0.005)
     raise NotThawedError(f"the run of process {pid} did not come to {is_reached.__name__}")
 
 
 def _last_thaw_ns(run: Any) -> int:
-    return max(monotonic_ns(filesystem["thawed_at"]) for filesystem in run["filesystems"])
+    return max(monotonic_ns(filesystem.thawed_at) for filesystem in run.filesystems)
 
 
 _COMMAND = """

@@ -120,7 +120,7 @@ def test_the_status_of_a_run_at_work_has_every_documented_key(
         assert run.finish().status == 0
     assert told.status == 3
     status = told.document
-    assert_keys(status, {"frozen": list, "runs": list, "rcu_expedited": dict})
+    assert_keys(status, {"frozen": list, "runs": list, "unreadable": list, "rcu_expedited": dict})
     keys = ("mount_point", "device", "run_id", "since", "state")
     assert_keys(status["frozen"][0], dict.fromkeys(keys, str))
     (at_work,) = status["runs"]
@@ -128,7 +128,9 @@ def test_the_status_of_a_run_at_work_has_every_documented_key(
         at_work,
         {
             "run_id": str,
+            "state": str,
             "started_at": str,
+            "thaws_by": str,
             "pid": int,
             "alive": bool,
             "watchdog_pid": int,
@@ -138,6 +140,8 @@ def test_the_status_of_a_run_at_work_has_every_documented_key(
             "filesystems": list,
         },
     )
+    assert at_work["state"] == "at-work"
+    assert at_work["started_at"] < at_work["thaws_by"]
     assert (at_work["alive"], at_work["watchdog_alive"], at_work["finished"]) == (True, True, False)
     assert_keys(status["rcu_expedited"], {"value": (int, type(None)), "held_by": TEXT_OR_NULL})
     assert run_command("status", "--json").document["frozen"] == []

@@ -35,8 +35,8 @@ def prepare():
     plan = vmsnapshot.plan(include={[f"mount={path}" for path in machine.mount_points]!r})
     return vmsnapshot.prepare(plan, blobs=[{machine.server.uri("disk")!r}], thaw_timeout=2.0)
 def told(session):
-    (run,) = (run for run in vmsnapshot.status()["runs"] if run["run_id"] == session.run_id)
-    print(run["watchdog_pid"], flush=True)
+    (run,) = (run for run in vmsnapshot.status().runs if run.run_id == session.run_id)
+    print(run.watchdog_pid, flush=True)
 exec(textwrap.dedent({program!r}))
 """
     return subprocess.Popen(

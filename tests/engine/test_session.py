@@ -42,7 +42,7 @@ def test_an_exception_of_the_progress_callback_ends_the_preparation(plan: vmsnap
     def stop(sentence: str) -> None:
         raise ValueError(sentence)
 
-    with pytest.raises(ValueError, match="opening the filesystems"):
+    with pytest.raises(ValueError, match="open-filesystems"):
         vmsnapshot.prepare(plan, progress=stop)
     # The lock was released: the next session can be prepared.
     vmsnapshot.prepare(plan).close()
@@ -64,7 +64,7 @@ if child == 0:
         os._exit(7)
     os._exit(8)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-assert session.run_id in [run["run_id"] for run in vmsnapshot.status()["runs"]]
+assert session.run_id in [run.run_id for run in vmsnapshot.status().runs]
 try:
     vmsnapshot.prepare(plan)
 except vmsnapshot.PrepareError as error:

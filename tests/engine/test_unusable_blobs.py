@@ -28,7 +28,7 @@ def test_the_first_error_is_raised_when_no_blob_is_usable(
 ) -> None:
     phases: list[str] = []
     assert refusal(plan, blobs, unusable_blobs="report", progress=phases.append).code == code
-    assert phases[-1] == "connecting to the blobs"
+    assert phases[-1] == "connect"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_run_whose_only_server_vanishes_ends_before_its_window(plan: vmsnapsho
     with pytest.raises(vmsnapshot.PrepareError) as raised:
         session.run()
     assert raised.value.code == "connect-failed"
-    assert "freezing" not in phases
+    assert "freeze" not in phases
 
 
 def test_an_unreachable_blob_does_not_prevent_the_other_snapshot(

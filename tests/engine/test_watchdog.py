@@ -117,13 +117,13 @@ def test_a_run_thaws_at_once_when_its_watchdog_is_killed(machine: Machine) -> No
 def test_a_run_freezes_nothing_when_its_watchdog_is_gone_before_the_window(machine: Machine) -> None:
     program = """
         session = prepare()
-        (run,) = (run for run in vmsnapshot.status()["runs"] if run["run_id"] == session.run_id)
-        os.kill(run["watchdog_pid"], signal.SIGKILL)
+        (run,) = (run for run in vmsnapshot.status().runs if run.run_id == session.run_id)
+        os.kill(run.watchdog_pid, signal.SIGKILL)
         try:
             session.run()
         except vmsnapshot.PrepareError as error:
             print(error.code)
-        print(vmsnapshot.status()["runs"])
+        print(vmsnapshot.status().runs)
     """
     process = start_program(machine, program)
     output, errors = process.communicate(timeout=20)

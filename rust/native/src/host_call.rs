@@ -5,7 +5,7 @@ use vmsnapshot_core::host_call;
 
 use crate::errors;
 
-#[pyclass(frozen)]
+#[pyclass(frozen, module = "vmsnapshot")]
 pub(crate) struct HostCall {
     pub(crate) call: host_call::HostCall,
 }

@@ -21,7 +21,7 @@ pub(crate) fn read(py: Python<'_>) -> PyResult<Machine> {
         .map_err(|error| errors::plan_error(py, &error))
 }
 
-#[pyclass(frozen)]
+#[pyclass(frozen, module = "vmsnapshot")]
 pub(crate) struct Machine {
     machine: machine::Machine,
 }
@@ -84,7 +84,7 @@ impl Machine {
     }
 }
 
-#[pyclass(frozen)]
+#[pyclass(frozen, module = "vmsnapshot")]
 #[derive(Clone)]
 pub(crate) struct Mount {
     number: DeviceNumber,
@@ -153,7 +153,7 @@ impl From<machine::Mount<'_>> for Mount {
     }
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 #[derive(Clone)]
 pub(crate) struct BlockDevice {
     number: String,

@@ -19,7 +19,7 @@ pub(crate) fn make(py: Python<'_>, include: Vec<String>, exclude: Vec<String>) -
         .map_err(|error| errors::plan_error(py, &error))
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 #[derive(Clone)]
 pub(crate) struct PlannedFilesystem {
     mount_point: OsString,
@@ -49,7 +49,7 @@ impl From<plan::PlannedFilesystem> for PlannedFilesystem {
     }
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 #[derive(Clone)]
 pub(crate) struct SkippedFilesystem {
     mount_point: OsString,
@@ -73,7 +73,7 @@ impl From<plan::SkippedFilesystem> for SkippedFilesystem {
     }
 }
 
-#[pyclass(frozen)]
+#[pyclass(frozen, module = "vmsnapshot")]
 pub(crate) struct Plan {
     pub(crate) plan: plan::Plan,
 }

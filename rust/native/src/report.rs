@@ -5,7 +5,7 @@ use vmsnapshot_core::report;
 
 use crate::names::{json, name};
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 #[derive(Clone)]
 pub(crate) struct FilesystemOutcome {
     mount_point: String,
@@ -39,7 +39,7 @@ impl From<report::FilesystemOutcome> for FilesystemOutcome {
     }
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 #[derive(Clone)]
 pub(crate) struct BlobOutcome {
     uri: String,
@@ -73,7 +73,7 @@ impl From<report::BlobOutcome> for BlobOutcome {
     }
 }
 
-#[pyclass(frozen)]
+#[pyclass(frozen, module = "vmsnapshot")]
 pub(crate) struct HostCallOutcome {
     outcome: report::HostCallOutcome,
 }
@@ -132,7 +132,7 @@ impl From<report::HostCallOutcome> for HostCallOutcome {
     }
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 #[derive(Clone)]
 pub(crate) struct TimelineEvent {
     at_ms: f64,
@@ -152,7 +152,7 @@ impl From<report::TimelineEvent> for TimelineEvent {
     }
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 #[derive(Clone)]
 pub(crate) struct Mode {
     rcu_expedited: bool,
@@ -170,7 +170,7 @@ impl From<report::Mode> for Mode {
     }
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 #[derive(Clone)]
 pub(crate) struct WatchdogOutcome {
     pid: u32,
@@ -192,7 +192,7 @@ impl From<report::WatchdogOutcome> for WatchdogOutcome {
     }
 }
 
-#[pyclass(frozen)]
+#[pyclass(frozen, module = "vmsnapshot")]
 pub(crate) struct Report {
     report: report::Report,
 }

@@ -10,7 +10,7 @@ use crate::observer::PythonObserver;
 use crate::report::Report;
 
 /// A prepared run; see `_native.pyi`.
-#[pyclass(frozen)]
+#[pyclass(frozen, module = "vmsnapshot")]
 pub(crate) struct Session {
     run_id: String,
     /// The process that prepared it. A forked child has a copy of this object and none of its threads.

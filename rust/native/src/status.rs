@@ -16,7 +16,7 @@ pub(crate) fn read(py: Python<'_>) -> PyResult<Status> {
         .map_err(|error| errors::state_error(py, error))
 }
 
-#[pyclass(frozen)]
+#[pyclass(frozen, module = "vmsnapshot")]
 pub(crate) struct Status {
     status: status::Status,
 }
@@ -55,7 +55,7 @@ impl Status {
     }
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 pub(crate) struct FrozenFilesystem {
     mount_point: String,
     device: String,
@@ -76,7 +76,7 @@ impl From<&status::FrozenFilesystem> for FrozenFilesystem {
     }
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 pub(crate) struct UnreadableLedger {
     path: String,
     why: String,
@@ -91,7 +91,7 @@ impl From<&status::UnreadableLedger> for UnreadableLedger {
     }
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 #[derive(Clone)]
 pub(crate) struct RunFilesystem {
     mount_point: String,
@@ -115,7 +115,7 @@ impl From<&status::RunFilesystem> for RunFilesystem {
     }
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 pub(crate) struct RunStatus {
     run_id: String,
     state: String,
@@ -148,7 +148,7 @@ impl From<&status::RunStatus> for RunStatus {
     }
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 pub(crate) struct RcuStatus {
     value: Option<u32>,
     held_by: Option<String>,

@@ -15,7 +15,7 @@ pub(crate) fn thaw(py: Python<'_>) -> PyResult<ThawResult> {
         .map_err(|error| errors::thaw_error(py, &error))
 }
 
-#[pyclass(frozen)]
+#[pyclass(frozen, module = "vmsnapshot")]
 pub(crate) struct ThawResult {
     result: status::ThawResult,
 }
@@ -56,7 +56,7 @@ impl ThawResult {
     }
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 pub(crate) struct Thawed {
     mount_point: String,
     device: String,
@@ -73,7 +73,7 @@ impl From<&status::Thawed> for Thawed {
     }
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 pub(crate) struct ThawFailed {
     mount_point: String,
     device: String,
@@ -92,7 +92,7 @@ impl From<&status::ThawFailed> for ThawFailed {
     }
 }
 
-#[pyclass(frozen, get_all)]
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
 pub(crate) struct ThawLeftAlone {
     mount_point: String,
     run_id: String,
