@@ -1,9 +1,10 @@
-//! Builds the watchdog's program and hands it to the engine, which carries it inside itself.
+//! Builds the watchdog's program. The engine carries it inside itself.
 //!
-//! A program inside the library needs no file of its own: nothing to install, to find, to be
-//! missing or to lie on a frozen disk. Cargo cannot yet depend on another package's binary
-//! (artifact dependencies are unstable), so this runs cargo once more, in a target folder of its
-//! own. The watchdog is also a build dependency, which makes cargo come here when it changes.
+//! A program inside the library needs no file of its own. No file has to be installed or found, and
+//! none can be missing or lie on a frozen disk. Cargo cannot yet depend on another package's binary
+//! (artifact dependencies are unstable), so this script runs cargo a second time, in a target
+//! directory of its own. The watchdog is also a build dependency, so that cargo runs this script
+//! again when the watchdog changes.
 
 use std::env;
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ fn main() {
         .arg(&manifest)
         .arg("--target-dir")
         .arg(&output)
-        // Set by clippy and by maturin for the crate they work on, not for this program.
+        // Clippy and maturin set these for the crate that they build, not for this program.
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .env_remove("RUSTC_WRAPPER")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")

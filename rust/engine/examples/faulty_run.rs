@@ -1,8 +1,10 @@
-//! A run on the real kernel with one fault put in, for the tests: `faulty_run FAULT MOUNT_POINT...`.
+//! A run on the real kernel with one injected fault, for the tests: `faulty_run FAULT
+//! MOUNT_POINT...`.
 //!
-//! Faults: `panic-in-freeze` and `panic-in-thaw` (after the real call, once for each filesystem),
-//! `panic-in-every-thaw` (instead of it, always), `eio-in-thaw` (instead of it, twice for each) and
-//! `eio-in-every-thaw`. Prints the report as one line of JSON. Takes no snapshot.
+//! `panic-in-freeze` and `panic-in-thaw` panic after the real call, once per filesystem.
+//! `panic-in-every-thaw` always panics instead of the call. `eio-in-thaw` fails instead of the
+//! first two calls per filesystem, `eio-in-every-thaw` instead of every call. The program prints
+//! the report as one line of JSON. It takes no snapshot.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -27,7 +29,7 @@ enum Fault {
     EioInEveryThaw,
 }
 
-/// The real kernel, but for one fault.
+/// The real kernel with one fault.
 struct Faulty {
     fault: Fault,
     /// How often FITHAW was called on each directory.

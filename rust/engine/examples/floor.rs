@@ -1,13 +1,14 @@
-//! The floor of a window: what its parts cost when nothing is done around them.
+//! The floor of a window: the cost of its parts without any code around them.
 //!
-//! It sends N snapshot requests at once on open connections with nothing frozen, and calls the bare
-//! FIFREEZE and FITHAW in a thread a filesystem with expedited grace periods. There is no HTTP
-//! library, no runtime, no ledger and no watchdog: sockets, `poll`, bytes that were made before.
-//! `make bench` compares the window with the sum of the two.
+//! The program sends N snapshot requests at once on open connections with nothing frozen. It calls
+//! the bare FIFREEZE and FITHAW in one thread per filesystem, with expedited grace periods. There
+//! is no HTTP library, no runtime, no ledger and no watchdog, only sockets, `poll` and bytes that
+//! were made before. `make bench` compares the window with the sum of the two.
 //!
-//! Standard input: lines `mount PATH`, `blob SAS_URI`, `ca PEM_FILE`, then `go`; from then on each
-//! line `repeat` does it all once and is answered with one line of JSON; end of file ends it.
-//! For scratch filesystems only: `/` is refused, and a second process thaws when this one dies.
+//! Standard input has lines `mount PATH`, `blob SAS_URI` and `ca PEM_FILE`, then `go`. After that,
+//! each line `repeat` measures everything once, and one line of JSON answers it. The program ends
+//! at the end of its input. It is for scratch filesystems only: it refuses `/`, and a second
+//! process thaws if this one dies.
 
 use std::error::Error;
 use std::io::{self, BufRead, Read, Write};
@@ -34,10 +35,10 @@ use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::signal::Signal;
 
 const EXPEDITED: &str = "/sys/kernel/rcu_expedited";
-/// Between two freezes, and between connecting and calling: after a thaw the kernel's gates stay in
-/// their slow state for some 10 ms, and a freeze then costs nearly nothing.
+/// The pause between two freezes, and between connecting and calling. After a thaw the kernel's
+/// gates stay in their slow state for some 10 ms, in which a freeze costs almost no time.
 const PAUSE: Duration = Duration::from_millis(60);
-/// How long the rescue lets a freeze last, and how long anything is waited for here.
+/// How long a freeze may last before the rescue thaws, and the limit on every other wait.
 const LIMIT: Duration = Duration::from_secs(10);
 
 type Result<Value> = std::result::Result<Value, Box<dyn Error>>;
@@ -83,8 +84,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Sends one request a blob, each on a connection of its own that is open and was never used, and
-/// says how long it was from the first byte sent to the end of the last answer's head.
+/// Sends one request per blob, each on an open connection that was never used. Returns the time
+/// from the first byte sent to the end of the last answer's head.
 fn call_all(uris: &[SasUri], tls: Option<&Arc<ClientConfig>>) -> Result<Duration> {
     let mut connections = uris
         .iter()
@@ -92,7 +93,7 @@ fn call_all(uris: &[SasUri], tls: Option<&Arc<ClientConfig>>) -> Result<Duration
         .collect::<Result<Vec<_>>>()?;
     std::thread::sleep(PAUSE);
     for connection in &mut connections {
-        // What a TLS server sends after the handshake is not part of an answer.
+        // Read what a TLS server sends after the handshake. It is not part of an answer.
         connection.receive()?;
     }
     let start = Instant::now();
@@ -173,7 +174,8 @@ impl Connection {
         })
     }
 
-    /// Some hundred bytes: an empty socket's buffer takes them at once.
+    /// Sends the request. It has some hundred bytes, which the buffer of an idle socket takes at
+    /// once.
     fn send(&mut self) -> Result<()> {
         match &mut self.tls {
             None => self.socket.write_all(&self.request)?,
@@ -187,7 +189,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes what has come, without waiting.
+    /// Reads what has arrived, without waiting.
     fn receive(&mut self) -> Result<()> {
         let mut buffer = [0; 4096];
         let read = match &mut self.tls {
@@ -228,12 +230,12 @@ fn trust(ca_file: &Path) -> Result<Arc<ClientConfig>> {
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    // A run connects once: every repetition has whole handshakes behind it, as a run's has.
+    // A run connects once, with full handshakes. So every repetition makes full handshakes too.
     config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))
 }
 
-/// A thread a filesystem, waiting for its turn to freeze (odd orders) and to thaw (even ones).
+/// One thread per filesystem. Each waits for orders: odd ones to freeze, even ones to thaw.
 struct Ioctls {
     shared: Arc<Shared>,
 }
@@ -248,7 +250,7 @@ struct Filesystem {
     directory: OwnedFd,
     called_ns: AtomicU64,
     returned_ns: AtomicU64,
-    /// Of the last call; 0 when it succeeded.
+    /// The error number of the last call; 0 if it succeeded.
     errno: AtomicI32,
 }
 
@@ -277,7 +279,8 @@ impl Ioctls {
         Ok(Ioctls { shared })
     }
 
-    /// How long freezing took, and thawing: from the first call to the last return.
+    /// Freezes and thaws everything. Returns how long each took, from the first call to the last
+    /// return.
     fn freeze_and_thaw(&self) -> Result<(Duration, Duration)> {
         wait_until_off()?;
         std::fs::write(EXPEDITED, "1")?;
@@ -339,7 +342,7 @@ impl Shared {
     }
 }
 
-/// Opens mount points; refuses `/`, and whatever is not a mount point.
+/// Opens mount points. Refuses `/` and every path that is not a mount point.
 fn open_all(mount_points: &[PathBuf]) -> Result<Vec<OwnedFd>> {
     let root = std::fs::metadata("/")?.dev();
     let mut directories = Vec::new();
@@ -354,8 +357,8 @@ fn open_all(mount_points: &[PathBuf]) -> Result<Vec<OwnedFd>> {
     Ok(directories)
 }
 
-/// Waits until grace periods are ordinary ones. Another program's window may be open: to read its 1
-/// and put that back later would leave the setting on for good.
+/// Waits until expedited grace periods are off. Another run's window may be open. Reading its 1 and
+/// putting that back later would leave the setting on for good.
 fn wait_until_off() -> Result<()> {
     let until = Instant::now() + LIMIT;
     while !std::fs::read(EXPEDITED)?.starts_with(b"0") {
@@ -367,10 +370,10 @@ fn wait_until_off() -> Result<()> {
     Ok(())
 }
 
-/// Our end of the process that thaws when this one cannot.
+/// Our end of the process that thaws if this one cannot.
 struct Rescuer {
     process: Child,
-    /// Some until it is dropped.
+    /// `Some` until it is dropped.
     orders: Option<ChildStdin>,
 }
 
@@ -410,14 +413,14 @@ impl Rescuer {
 
 impl Drop for Rescuer {
     fn drop(&mut self) {
-        // An armed rescue whose owner ends early thaws; one that is not armed just ends.
+        // At the end of its input, an armed rescue thaws. One that is not armed just ends.
         drop(self.orders.take());
         let _ = self.process.wait();
     }
 }
 
-/// The rescue process: thaws everything when it is armed (`a`) and not disarmed (`d`) in time, or
-/// when the one that armed it is gone.
+/// The rescue process. It thaws everything if it is armed (`a`) and not disarmed (`d`) in time, or
+/// if the process that armed it is gone.
 fn rescue() -> Result<()> {
     let mut orders = io::stdin().lock();
     let mut mount_points = Vec::new();
@@ -440,8 +443,8 @@ fn rescue() -> Result<()> {
         let descriptor = io::stdin();
         let mut waiting = [PollFd::new(&descriptor, PollFlags::IN)];
         let ready = poll(&mut waiting, left.map(clock::timespec).as_ref())?;
-        // Past the buffer of standard input, which is empty: nothing was sent before we said that we
-        // are ready. Several orders may have come; the last one counts.
+        // This bypasses the buffer of standard input. The buffer is empty, because no order is sent
+        // before the rescue is ready. Several orders may have arrived, and the last one counts.
         let mut bytes = [0; 16];
         let length = match ready {
             0 => 0,
@@ -455,7 +458,8 @@ fn rescue() -> Result<()> {
         }
     }
     std::fs::write(EXPEDITED, "0")?;
-    // A thread each, because a FITHAW can hang; again and again, because a FIFREEZE may be running.
+    // Each filesystem has its own thread, because a FITHAW can hang. Each thread calls FITHAW again
+    // and again, because a FIFREEZE may be running.
     let threads: Vec<_> = directories
         .into_iter()
         .map(|directory| {
@@ -471,5 +475,5 @@ fn rescue() -> Result<()> {
     for thread in threads {
         let _ = thread.join();
     }
-    Err("the floor was not thawed by the one that froze it".into())
+    Err("the process that froze the filesystems did not thaw them".into())
 }

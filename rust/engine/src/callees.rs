@@ -1,6 +1,7 @@
-//! Whom a run asks for snapshots: the service of each blob, a host that takes all of them, or both.
+//! What a run calls for snapshots: the service of each blob, a host that takes all of them, or
+//! both.
 //!
-//! A host call is to the window what any blob's request is. Nothing here is called inside the window.
+//! The window treats a host call like a blob's request. Nothing here is called inside the window.
 
 use std::future::Future;
 
@@ -24,12 +25,12 @@ pub(crate) struct Callees {
 }
 
 impl Callees {
-    /// Makes every request, and a connection for it.
+    /// Makes every request and a connection for each.
     ///
     /// *Blocking*: the limit on connecting.
     ///
     /// # Errors
-    /// [`PrepareError`] when one cannot be asked and that ends the preparation.
+    /// [`PrepareError`] if a callee cannot be reached and that ends the preparation.
     pub(crate) fn connect(
         blobs: Blobs<Metadata>,
         host_call: Option<HostCall>,
@@ -60,7 +61,7 @@ impl Callees {
         Callees { blobs, host }.with_one_to_ask()
     }
 
-    /// Replaces the connections that were closed since they were made.
+    /// Replaces the connections that have been closed since they were made.
     ///
     /// *Blocking*: the limit on connecting.
     ///
@@ -95,7 +96,7 @@ impl Callees {
         .with_one_to_ask()
     }
 
-    /// Returns every call there is: those of the usable blobs in their order, then the host's.
+    /// Returns every call: those of the usable blobs in their order, then the host's.
     pub(crate) fn calls_mut(&mut self) -> Vec<&mut Call> {
         self.blobs
             .usable_mut()
@@ -103,7 +104,7 @@ impl Callees {
             .collect()
     }
 
-    /// Refuses to go on when blobs were given, none can be asked, and there is no host: such a run
+    /// Returns an error if blobs were given, no blob is usable, and there is no host. Such a run
     /// would freeze for nothing.
     fn with_one_to_ask(self) -> Result<Callees, PrepareError> {
         let blobs = match &self.host {

@@ -1,8 +1,8 @@
-//! The calls of the window: every request at once, on connections that are open, and what became of
-//! each.
+//! The calls of the window. All requests are sent at once, on open connections, and the result of
+//! each is kept.
 //!
-//! This is the only network code inside the window. It opens no file and resolves no name; a second
-//! attempt may open a socket, to an address that is known.
+//! This is the only network code inside the window. It opens no file and resolves no name. A second
+//! attempt may open a socket to an address that is already known.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_macros)]
 
@@ -23,7 +23,7 @@ const REUSE_LIMIT: Duration = Duration::from_millis(20);
 
 /// One call of a run, from its preparation to its end.
 pub(crate) enum Call {
-    /// Nothing of it was sent.
+    /// No part of it was sent.
     Prepared(Box<PreparedCall>),
     /// It was handed to its connection, and has not ended.
     Sent,
@@ -39,7 +39,7 @@ pub(crate) struct PreparedCall {
     again: PreparedRequest,
 }
 
-/// What became of one call, unjudged.
+/// The result of one call, as it came.
 pub(crate) struct CallRecord {
     pub(crate) attempts: u32,
     pub(crate) sent_at: Monotonic,
@@ -49,7 +49,7 @@ pub(crate) struct CallRecord {
     pub(crate) first_left_open: bool,
     /// The deadline of its body, if the request has a limit of its own.
     body_by: Option<Instant>,
-    /// Held until the body is read. Closing it is nothing for the window either.
+    /// Held until the body is read. The window does not spend time on closing it either.
     _connection: Connection,
 }
 
@@ -58,7 +58,7 @@ pub(crate) struct CallRecord {
 pub(crate) enum Waiting {
     /// Every call has ended, or `call_by` has passed.
     Over,
-    /// The watchdog went away. A window has two processes that can thaw, or it ends.
+    /// The watchdog is gone. The window must end, because only one process is left that can thaw.
     WatchdogLost,
 }
 
@@ -77,10 +77,10 @@ impl Call {
     }
 }
 
-/// Sends every call at once, and waits until `call_by` for all of them to end, or until the watchdog
-/// is gone. Leaves in each call what became of it.
+/// Sends every call at once. Waits until all have ended, `call_by` has passed or the watchdog is
+/// gone. Leaves its result in each call.
 ///
-/// *In the window*: this is what it is for.
+/// *In the window*: only there.
 pub(crate) async fn send_all(
     mut calls: Vec<&mut Call>,
     watchdog_end: &UnixStream,
@@ -118,7 +118,7 @@ pub(crate) async fn send_all(
     }
 }
 
-/// Reads what is missing of the answers' bodies, after the thaw: all of them within `limit`, except
+/// Reads the rest of the answers' bodies, after the thaw. All together may take `limit`, except
 /// those whose request has a limit of its own.
 pub(crate) async fn read_bodies(calls: Vec<&mut Call>, limit: Duration) {
     let deadline = Instant::now() + limit;
@@ -154,7 +154,8 @@ impl PreparedCall {
         }
     }
 
-    /// Sends the request, and once more if that may help: no back-off, and never after `call_by`.
+    /// Sends the request, and sends it a second time if that may help. There is no back-off, and no
+    /// attempt begins after `call_by`.
     async fn send(self, call_by: Instant) -> CallRecord {
         let PreparedCall {
             connection:
@@ -176,12 +177,12 @@ impl PreparedCall {
         }
         if again.may_follow(&result) {
             if let Ok(answer) = &mut result {
-                // A connection takes the next request when the answer has been read from it.
+                // A connection takes the next request only after the whole answer was read from it.
                 let limit = Instant::now() + REUSE_LIMIT;
                 answer.read_body(limit.min(deadline)).await;
             }
             let is_reusable = result.as_ref().is_ok_and(|answer| answer.complete);
-            // The address is resolved and the trust roots are loaded: a socket is opened, no file.
+            // The address is resolved and the trust roots are loaded, so this opens no file.
             let is_connected = (is_reusable && connection.is_open())
                 || match dialer.dial(deadline).await {
                     Ok(fresh) => {
@@ -192,7 +193,7 @@ impl PreparedCall {
                 };
             if is_connected && Instant::now() < deadline {
                 match connection.send(again, deadline).await {
-                    // The first attempt's result says more.
+                    // The first attempt's result says more, so keep it.
                     Err(SendFailure::NotSent { .. }) => {}
                     second => {
                         attempts += 1;
@@ -265,8 +266,8 @@ mod tests {
         Instant::now() + Duration::from_secs(10)
     }
 
-    /// A server that gives the requests it reads these answers, the last one again and again, over
-    /// any number of connections; and how many requests it has read.
+    /// Starts a server that answers its requests in turn with `answers`, over any number of
+    /// connections. It repeats the last answer. Returns the count of requests that it has read.
     fn serve(listener: TcpListener, answers: &'static [&'static str]) -> Arc<AtomicU32> {
         let count = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&count);
@@ -330,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn host_call_is_sent_again_after_429_and_503_and_after_nothing_else() {
+    fn host_call_is_sent_again_only_after_429_and_503() {
         run(async {
             for (answers, status_at_last, attempts) in [
                 (&[GOOD] as &'static [&'static str], Some(200), 1),
@@ -368,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn snapshot_of_a_blob_is_sent_again_after_a_fault_and_a_lost_connection() {
+    fn blob_request_is_sent_again_after_a_500_and_a_lost_connection() {
         run(async {
             for (answers, left_open) in [
                 (&[FAULT, GOOD], true),
@@ -386,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn host_call_whose_connection_was_closed_before_it_is_sent_over_another_one() {
+    fn host_call_uses_a_new_connection_when_its_own_was_closed_before_it_was_sent() {
         run(async {
             let (listener, address) = listen().await;
             let call = host_call(address, Duration::from_secs(40)).await;
@@ -402,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn host_call_is_waited_for_until_its_own_limit_and_not_beyond_the_windows() {
+    fn host_call_ends_at_its_own_limit_or_at_the_windows_if_that_is_earlier() {
         run(async {
             let short = Duration::from_millis(50);
             for (own, call_by) in [
@@ -419,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn body_of_the_hosts_answer_may_take_longer_than_those_of_refusals() {
+    fn body_of_the_hosts_answer_may_take_longer_than_the_bodies_of_refusals() {
         run(async {
             let (listener, address) = listen().await;
             let call = host_call(address, Duration::from_secs(10)).await;

@@ -1,4 +1,4 @@
-//! Starts the companion processes: the program that the library carries, run from memory.
+//! Starts the companion processes. Their program is carried by the library and runs from memory.
 
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -25,13 +25,13 @@ pub(crate) enum Role {
 
 /// Starts the program in a role and returns the run's end of its channel.
 ///
-/// The process is nobody's child: it leaves our session and process group at once. Its standard
-/// output and error are closed to it, and of our descriptors it has only the channel.
+/// The process leaves our session and process group at once and becomes a child of init. Its
+/// standard output and error go to `/dev/null`, and of our descriptors it has only the channel.
 ///
 /// *Blocking*: two to three milliseconds, for an exec and a fork.
 ///
 /// # Errors
-/// What the kernel answers; EACCES where `vm.memfd_noexec` forbids programs in memory.
+/// The kernel's error: EACCES if `vm.memfd_noexec` forbids programs in memory.
 pub(crate) fn start(role: Role) -> io::Result<Channel> {
     let program = program_in_memory()?;
     let (ours, theirs) = Channel::pair()?;
@@ -47,14 +47,15 @@ pub(crate) fn start(role: Role) -> io::Result<Channel> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    // It forks at once and ends; the process that stays is its child. Who ignores SIGCHLD, or waits
-    // for every child, has reaped it already: that the process is there is said on the channel.
+    // This process forks and ends at once, and its child stays. A caller that ignores SIGCHLD, or
+    // waits for every child, has reaped it already, so an error here means nothing: the companion
+    // reports on the channel that it is there.
     let _ = child.wait();
     Ok(ours)
 }
 
 fn program_in_memory() -> io::Result<OwnedFd> {
-    // Kernels before 6.3 do not know EXEC, and need not be told.
+    // Kernels before 6.3 do not know EXEC. They let every memory file be executed.
     let memory = memfd_create(
         "vmsnapshot-watchdog",
         MemfdFlags::CLOEXEC | MemfdFlags::EXEC,

@@ -1,12 +1,13 @@
-//! Connections before the window: one warm HTTP/1.1 connection a request, be it a blob's or the host's.
+//! Connections before the window: one warm HTTP/1.1 connection per request to a blob's service or
+//! the host.
 //!
-//! Name resolution, trust roots, TCP, proxy, TLS and the making of requests happen here, on a
-//! tokio current-thread runtime that the caller owns; what is left for the window is to write bytes
-//! that exist on a socket that is open, and to read. Inside the window [`Connection::send`] and, for
-//! a second attempt, [`Dialer::dial`] may be called, and nothing else of this module that waits.
+//! Name resolution, trust roots, TCP, proxy, TLS and the making of requests happen here, on a tokio
+//! current-thread runtime that the caller owns. The window only writes prepared bytes to open
+//! sockets and reads the answers. Of the functions here that wait, the window may call
+//! [`Connection::send`] and, for a second attempt, [`Dialer::dial`].
 //!
-//! There is no environment variable for the proxy and no redirect: where a request goes is what the
-//! caller said.
+//! No environment variable sets the proxy, and no redirect is followed. A request goes where the
+//! caller says.
 
 mod answer;
 mod connection;
@@ -50,7 +51,7 @@ pub struct ConnectOptions {
     pub time_limit: Duration,
 }
 
-/// An open connection, and the way to another one.
+/// An open connection, and what is needed to make another one.
 #[derive(Debug)]
 pub struct WarmConnection {
     /// How to connect again.
@@ -59,23 +60,23 @@ pub struct WarmConnection {
     pub connection: Connection,
 }
 
-/// Connects to every destination, all in parallel; there is a result for each, in their order.
+/// Connects to every destination in parallel. Returns a result for each, in their order.
 ///
-/// `options.proxy` is not looked at: a destination says by itself whether it has one. None waits for
-/// another: one whose name is not resolved in time takes no time from the rest.
+/// `options.proxy` is ignored, because each destination has its own. No destination waits for
+/// another: a name that is not resolved in time takes no time from the rest.
 ///
 /// *Blocking*: `options.time_limit`, and the reading of the trust roots. *In the window*: no.
 ///
 /// # Errors
 ///
-/// The first [`ConnectError`] that is not one destination's alone, or is to end all; connections
-/// that were made are closed.
+/// An error that concerns all destinations, or the first error of one destination if `on_unusable`
+/// says that it ends the preparation. Connections that were made are closed.
 pub async fn connect_all(
     destinations: &[Destination],
     options: &ConnectOptions,
     on_unusable: OnUnusable,
 ) -> Result<Vec<Result<WarmConnection, ConnectError>>, ConnectError> {
-    // A CA file that nobody needs is still looked at: a wrong one is a mistake to be told.
+    // Read the CA file even if no destination uses TLS, so that a bad one is reported.
     let needs_tls = options.ca_file.is_some()
         || destinations
             .iter()
@@ -87,7 +88,7 @@ pub async fn connect_all(
     };
     let deadline = Instant::now() + options.time_limit;
 
-    // Disks of one machine mostly share a server: the first to need its addresses asks for them.
+    // The disks of one machine mostly share a server, so its name is resolved only once.
     let mut resolutions: HashMap<_, Arc<Resolution>> = HashMap::new();
     let mut dials = JoinSet::new();
     for (index, destination) in destinations.iter().enumerate() {
@@ -101,7 +102,7 @@ pub async fn connect_all(
     all(dials, on_unusable).await
 }
 
-/// The addresses of one server, found out by the first who asks.
+/// The addresses of one server, resolved when they are first needed.
 type Resolution = OnceCell<Result<Vec<SocketAddr>, ResolveFailure>>;
 
 async fn connect_one(
@@ -121,15 +122,15 @@ async fn connect_one(
     Ok(WarmConnection { dialer, connection })
 }
 
-/// Replaces the connections that their servers have closed, all in parallel; says of each, in their
-/// order, whether it was replaced. One that could not be stays closed.
+/// Replaces the connections that their servers have closed, in parallel. Returns for each, in their
+/// order, whether it was replaced. A connection that cannot be replaced stays closed.
 ///
-/// *Blocking*: `time_limit`; nothing to speak of when all are open. *In the window*: no.
+/// *Blocking*: `time_limit`; almost no time if all are open. *In the window*: no.
 ///
 /// # Errors
 ///
-/// The first [`ConnectError`], if it is to end all; what was replaced before it is lost, and stays
-/// closed.
+/// The first [`ConnectError`] if `on_unusable` says that it ends the preparation. Connections that
+/// were closed then stay closed, even if their replacement had succeeded.
 pub async fn refresh(
     connections: &mut [&mut WarmConnection],
     time_limit: Duration,
@@ -163,19 +164,21 @@ pub async fn refresh(
     Ok(replaced)
 }
 
-/// Lets the runtime look at its sockets, so that [`Connection::is_open`] says how things are now.
+/// Makes the runtime look at its sockets, so that [`Connection::is_open`] returns the present
+/// state.
 ///
-/// *In the window*: allowed, of no use.
+/// *In the window*: allowed, but of no use.
 pub async fn notice_closes() {
-    // The runtime asks the kernel when a task yields and nothing else is ready; the connection's
-    // own task then runs after us, once to read the end and once more, under TLS, to act on it.
+    // The runtime polls the kernel when a task yields and nothing else is ready. The connection's
+    // own task then runs after this one, once to read the end and, under TLS, once more to act on
+    // it.
     for _ in 0..4 {
         tokio::task::yield_now().await;
     }
 }
 
-/// Waits for all of `tasks`, or for the first error that is to end all; the results are in the order
-/// of the numbers that the tasks give.
+/// Waits for all of `tasks`, or for the first error that ends the preparation. The results are in
+/// the order of the numbers that the tasks return.
 async fn all<Output: 'static>(
     mut tasks: JoinSet<(usize, Result<Output, ConnectError>)>,
     on_unusable: OnUnusable,
@@ -188,8 +191,8 @@ async fn all<Output: 'static>(
     Ok(results.into_iter().map(|(_, result)| result).collect())
 }
 
-/// Returns what the next task ended with. A panic in a task goes on in the caller, as it would
-/// without tasks; none is ever cancelled but by dropping the set.
+/// Returns the output of the next task that ends. A panic in a task goes on in the caller, as it
+/// would without tasks. Tasks are cancelled only by dropping the set.
 async fn next<Output: 'static>(tasks: &mut JoinSet<Output>) -> Option<Output> {
     match tasks.join_next().await? {
         Ok(output) => Some(output),

@@ -1,7 +1,8 @@
 //! Opens the planned filesystems, and makes sure that each is the planned one.
 //!
-//! Between plan and open another filesystem may have been mounted there. The mount that an open went
-//! to cannot change any more, so what is verified here holds for as long as the descriptor is open.
+//! Between plan and open another filesystem may have been mounted there. The mount that an open
+//! went to cannot change any more, so what is verified here holds for as long as the descriptor is
+//! open.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -18,7 +19,7 @@ use vmsnapshot_sys::Errno;
 
 use crate::scan::{self, Roots};
 
-/// Why a directory cannot be had, or cannot be taken for the planned filesystem.
+/// Why a directory cannot be opened, or is not one of the planned filesystem.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DirectoryError {
     /// It could not be opened.
@@ -85,7 +86,7 @@ impl DirectoryError {
         }
     }
 
-    /// Returns what the reader can do about it, when there is something.
+    /// Returns what the reader can do about it, if anything.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -111,7 +112,8 @@ pub(crate) fn open_all(planned: &[PlannedFilesystem]) -> Result<Vec<OwnedFd>, Di
         .iter()
         .map(open_one)
         .collect::<Result<Vec<_>, _>>()?;
-    // Read after the opens: a mount that an open went to is in the table as long as it is open.
+    // The table is read after the opens. A mount stays in it for as long as a directory of it is
+    // open.
     let roots = Roots::default();
     let mut mounts = Mounts::read(&roots)?;
     for (planned, directory) in planned.iter().zip(&directories) {
@@ -125,8 +127,8 @@ fn open_one(planned: &PlannedFilesystem) -> Result<OwnedFd, DirectoryError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOATIME;
     let open_as = |flags| open(&planned.open_path, flags, Mode::empty());
     match open_as(flags) {
-        // A container may see only one file of a filesystem, mounted on a file of its own. NONBLOCK:
-        // if it is a pipe, opening it must not wait for the other end.
+        // A container may see only one file of a filesystem, mounted on a file of its own.
+        // NONBLOCK: if it is a pipe, opening it must not wait for the other end.
         Err(Errno::NOTDIR) => open_as((flags - OFlags::DIRECTORY) | OFlags::NONBLOCK),
         opened => opened,
     }
@@ -160,7 +162,8 @@ impl<'a> Mounts<'a> {
         self.by_id.extend(by_id);
     }
 
-    /// Checks that `directory`, opened on the plan's path, is a directory of the planned filesystem.
+    /// Checks that `directory`, opened on the plan's path, is a directory of the planned
+    /// filesystem.
     ///
     /// The device number is mountinfo's. `st_dev` is another number on btrfs.
     fn verify(
@@ -190,7 +193,7 @@ impl<'a> Mounts<'a> {
                 found: mount.device,
             })
         } else {
-            // The open went to the directory below, which belongs to the mount further up.
+            // The mount is gone, so the open went to the directory below it, on the parent mount.
             Err(vanished())
         }
     }

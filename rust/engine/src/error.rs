@@ -1,4 +1,4 @@
-//! Why a run could not be prepared, or what it left could not be thawed.
+//! Why a run could not be prepared, or why `vmsnapshot thaw` could not do its work.
 
 use std::io;
 
@@ -13,7 +13,7 @@ use crate::connect::ConnectError;
 use crate::directories::DirectoryError;
 use crate::state::{StateError, DIRECTORY};
 
-/// Why nothing was frozen.
+/// Why a run could not be prepared. Nothing was frozen.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
     /// This process may not freeze.
@@ -33,7 +33,8 @@ pub enum PrepareError {
     /// There are too many filesystems for one run.
     #[error("the plan has {0} filesystems, and a run takes {FILESYSTEMS_MAX} at most")]
     TooManyFilesystems(usize),
-    /// A blob's URI cannot be read: it may be too wrong to name the blob by.
+    /// A blob's URI cannot be read. The error names the blob by its position, because the URI may
+    /// be too malformed to print.
     #[error("blob {position} of {count}: {cause}")]
     UnreadableBlob {
         /// Which one, counted from 1.
@@ -46,8 +47,8 @@ pub enum PrepareError {
     /// A blob's SAS or the metadata cannot be used, or a blob was given twice.
     #[error(transparent)]
     Blob(#[from] BlobError),
-    /// Not every blob has metadata of its own, and some were to have.
-    #[error("{blobs} blobs were given, and metadata of {metadata} blobs")]
+    /// Metadata was given per blob, but not for every blob.
+    #[error("{blobs} blobs were given, but metadata for {metadata} blobs")]
     BlobMetadataCount {
         /// How many blobs there are.
         blobs: usize,
@@ -60,13 +61,13 @@ pub enum PrepareError {
     /// A blob's server, or the host, cannot be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// A planned filesystem could not be opened, or is not the planned one any more.
+    /// A planned filesystem could not be opened, or a different one is mounted there now.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
     /// The state of runs cannot be used, or does not allow another run.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The watchdog could not be started or armed; without one nothing is frozen.
+    /// The watchdog could not be started or armed. A run never freezes without one.
     #[error("could not {step} the watchdog: {}", cause_text(cause))]
     Watchdog {
         /// `start` or `arm`.
@@ -74,7 +75,7 @@ pub enum PrepareError {
         /// What the system answered.
         cause: io::Error,
     },
-    /// Something that every process is given could not be had: threads, descriptors, memory.
+    /// The system refused threads, descriptors or memory.
     #[error("could not {step}: {}", cause_text(cause))]
     Resources {
         /// What was tried.
@@ -151,7 +152,7 @@ impl PrepareError {
         }
     }
 
-    /// Returns what the reader can do, when there is something.
+    /// Returns what the reader can do, if anything.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -217,7 +218,7 @@ impl ThawError {
         }
     }
 
-    /// Returns what the reader can do, when there is something.
+    /// Returns what the reader can do, if anything.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -1,8 +1,9 @@
-//! Prepare, freeze, snapshot, thaw: everything that touches the machine, for plain Rust callers.
+//! Prepares, freezes, snapshots and thaws. Everything that touches the machine is here, with an API
+//! for Rust programs.
 //!
-//! [`scan::machine`] reads what there is to freeze, [`session::prepare`] does all that can be done
-//! before the window, and [`session::Session::run`] opens it and returns the report. [`recovery`]
-//! knows what runs left.
+//! [`scan::machine`] reads what there is to freeze. [`session::prepare`] does all that can be done
+//! before the window. [`session::Session::run`] opens the window and returns the report.
+//! [`recovery`] reads and thaws what earlier runs left.
 
 #![forbid(unsafe_code)]
 

@@ -1,17 +1,17 @@
-//! What a run tells its caller, and how the caller ends it before anything is frozen.
+//! How a caller follows a run, and how it ends the run before anything is frozen.
 
 use std::time::Duration;
 
 use vmsnapshot_core::phase::Phase;
 
-/// How often a preparation asks whether it was interrupted.
+/// How often a preparation checks whether it was interrupted.
 pub(crate) const INTERRUPTION_TICK: Duration = Duration::from_millis(50);
 
 /// Follows a run, and may end it before anything is frozen.
 pub trait Observer {
     /// A phase begins. Never called inside the window.
     fn phase(&mut self, phase: Phase);
-    /// Returns whether to give up. Asked often before the window, and never from its start on.
+    /// Returns whether to give up. Called often before the window, and never once it has begun.
     fn is_interrupted(&mut self) -> bool;
 }
 

@@ -1,4 +1,4 @@
-//! What can be learned and mended from outside a run: `vmsnapshot status` and `vmsnapshot thaw`.
+//! `vmsnapshot status` and `vmsnapshot thaw`: reads and repairs the state of runs from outside.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -37,7 +37,7 @@ const FITHAW_LIMIT: Duration = Duration::from_secs(5);
 /// Returns what is frozen, by which run, and since when.
 ///
 /// # Errors
-/// What the kernel answers: EACCES for every user but root.
+/// The kernel's error: EACCES for every user but root.
 pub fn status() -> io::Result<Status> {
     let kept = kept_runs()?;
     let mut status = Status {
@@ -73,14 +73,15 @@ pub fn status() -> io::Result<Status> {
     Ok(status)
 }
 
-/// Thaws what runs left frozen that can no longer do it themselves.
+/// Thaws what earlier runs left frozen and can no longer thaw themselves.
 ///
-/// The lock decides whether a run can. While another process holds it, a run that is alive and whose
-/// deadline has not passed is left alone, and so is one whose watchdog is alive. *Blocking*: 5 s, for
-/// FITHAW calls that hang.
+/// The lock decides whether a run still can. While another process holds it, two kinds of runs are
+/// left alone: those that are alive with their deadline ahead, and those whose watchdog is alive.
+///
+/// *Blocking*: 5 s, if FITHAW calls hang.
 ///
 /// # Errors
-/// [`ThawError`] when the runs or the mounts cannot be read.
+/// [`ThawError`] if the runs or the mounts cannot be read.
 pub fn thaw() -> Result<ThawResult, ThawError> {
     let mut result = ThawResult::default();
     let kept = kept_runs().map_err(ThawError::State)?;
@@ -119,7 +120,7 @@ pub fn thaw() -> Result<ThawResult, ThawError> {
     let untended: Vec<KeptRun> = untended.into_iter().map(|(run, _)| run).collect();
     thaw_all(&untended, &mut result)?;
     for run in untended {
-        // What has not answered is still in its state.
+        // A filesystem whose FITHAW has not returned is still in its old state.
         for entry in &run.ledger.entries {
             let device = entry.device().to_string();
             let is_listed = result
@@ -148,7 +149,7 @@ pub fn thaw() -> Result<ThawResult, ThawError> {
     Ok(result)
 }
 
-/// Calls FITHAW on all that `runs` may have frozen, in parallel, and writes down what it answered.
+/// Calls FITHAW on everything that `runs` may have frozen, in parallel, and records the answers.
 fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> {
     let namespaces = scan::namespaces(&Roots::default()).map_err(ThawError::Plan)?;
     let (sender, receiver) = mpsc::channel();
@@ -159,8 +160,8 @@ fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> 
                 pending += 1;
                 let (sender, device) = (sender.clone(), entry.device());
                 let mounts = mounts_of(device, &namespaces);
-                // One thread per filesystem: opening or thawing one may hang, or wait for the thaw
-                // of another.
+                // One thread per filesystem, because opening or thawing one may hang, or may wait
+                // for the thaw of another.
                 std::thread::spawn(move || {
                     // The receiver may have stopped waiting.
                     let _ = sender.send((run, index, thaw_device(device, &mounts)));
@@ -185,16 +186,16 @@ fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> 
     Ok(())
 }
 
-/// What FITHAW of a device's filesystem came to.
+/// The result of thawing a device's filesystem.
 enum Answer {
     Thawed,
     NotFrozen,
-    /// It is not mounted, and nothing holds its device: it cannot be frozen.
+    /// It is not mounted and its device is free, so it cannot be frozen.
     Gone,
     Failed(String),
 }
 
-/// Calls FITHAW on what lies on `device`, through any of its mounts, wherever they are by now.
+/// Calls FITHAW on the filesystem of `device`, through any mount that it has now.
 fn thaw_device(device: DeviceNumber, mounts: &[PlannedFilesystem]) -> Answer {
     let mut failure = None;
     for planned in mounts {
@@ -223,7 +224,7 @@ fn thaw_device(device: DeviceNumber, mounts: &[PlannedFilesystem]) -> Answer {
     }
 }
 
-/// Writes an answer into the ledger and the result.
+/// Records an answer in the ledger and in the result.
 fn settle(run: &KeptRun, entry: &Entry, answer: Answer, result: &mut ThawResult) {
     let mount_point = run.name_of(entry);
     let device = entry.device().to_string();
@@ -238,14 +239,14 @@ fn settle(run: &KeptRun, entry: &Entry, answer: Answer, result: &mut ThawResult)
             entry.thawed(Thawer::Operator, clock::monotonic());
             None
         }
-        // A FIFREEZE of a living process may be waiting for a writer, and freeze later.
+        // A FIFREEZE of a living process may still be waiting for a writer, and may freeze later.
         Answer::NotFrozen
             if entry.state() == FreezeState::Announced
                 && process::is_alive(run.ledger.header.parent()) =>
         {
             Some("FIFREEZE has not returned: end the run's process, then thaw again".to_owned())
         }
-        // Somebody else has thawed it; that it is not frozen is what was asked for.
+        // Another program has thawed it. It is not frozen, which is what the caller wants.
         Answer::NotFrozen | Answer::Gone => {
             entry.find_thawed(clock::monotonic());
             entry.never_frozen();
@@ -291,8 +292,8 @@ fn why_left_alone(run: &KeptRun) -> Option<String> {
 
 /// Returns how far a run has come.
 ///
-/// A living process alone proves nothing: a service or a program that uses the Python API lives on
-/// after its run. The deadline is in the ledger.
+/// A living process alone proves nothing, because a service or a program that uses the Python API
+/// lives on after its run. So the deadline in the ledger decides as well.
 fn run_state(run: &KeptRun) -> RunState {
     let header = &run.ledger.header;
     let may_be_frozen = run.ledger.may_be_frozen();
@@ -322,8 +323,8 @@ fn run_state(run: &KeptRun) -> RunState {
     }
 }
 
-/// Every mount of `device`, also those that no plan would take: a filesystem may have turned
-/// read-only, or been covered, since it was frozen.
+/// Returns every mount of `device`, including those that no plan would take. A filesystem may have
+/// become read-only, or been covered by another mount, since it was frozen.
 fn mounts_of(device: DeviceNumber, namespaces: &[MountNamespace]) -> Vec<PlannedFilesystem> {
     let mut mounts = Vec::new();
     for namespace in namespaces {
@@ -354,10 +355,11 @@ fn mounts_of(device: DeviceNumber, namespaces: &[MountNamespace]) -> Vec<Planned
     mounts
 }
 
-/// Whether it is known that no filesystem is on a block device: it does not exist, or can be opened
-/// exclusively. A filesystem that was unmounted while frozen keeps its device (EBUSY).
+/// Returns whether it is certain that no filesystem uses a block device, because the device does
+/// not exist or can be opened exclusively. A filesystem that was unmounted while frozen keeps its
+/// device (EBUSY).
 ///
-/// Of a filesystem whose number is no block device's (btrfs) it is never known.
+/// It is never certain if the number is not that of a block device (btrfs).
 fn is_free(device: DeviceNumber) -> bool {
     if device.major == 0 {
         return false;
@@ -374,7 +376,7 @@ fn is_free(device: DeviceNumber) -> bool {
         node.file_type().is_block_device() && number == (device.major, device.minor)
     });
     let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    // ENXIO and ENOMEDIUM: a loop device without a file, a drive without a disk.
+    // ENXIO is a loop device without a file, ENOMEDIUM a drive without a disk.
     is_named_so
         && matches!(
             open(&path, flags, Mode::empty()),
@@ -434,7 +436,7 @@ fn unreadable((path, error): &(PathBuf, io::Error)) -> UnreadableLedger {
     }
 }
 
-/// Whether a filesystem in this state is, or was, frozen by the run.
+/// Returns whether the run froze, or may have frozen, a filesystem in this state.
 fn was_frozen(state: FreezeState) -> bool {
     match state {
         FreezeState::Announced
@@ -489,7 +491,7 @@ mod tests {
         KeptRun::of_test(ledger)
     }
 
-    /// Starts the run's window, freezes, and lets its deadline lie `ahead` of now or in the past.
+    /// Starts the run's window and freezes. The deadline is `ahead` of now, or in the past.
     fn freeze(run: &KeptRun, ahead: Option<Duration>) {
         let now = clock::monotonic();
         let deadline = ahead.map_or(Monotonic(now.0 - 1), |ahead| now.plus(ahead));
@@ -505,7 +507,7 @@ mod tests {
             (process::own_name(), hour, RunState::AtWork),
             (GONE, hour, RunState::AtWork),
             (process::own_name(), None, RunState::Late),
-            // The process lives, and its run is over: a service, or a user of the Python API.
+            // The process lives on after its run, as a service or a user of the Python API does.
             (GONE, None, RunState::Abandoned),
         ] {
             let run = run(watchdog);

@@ -1,7 +1,7 @@
-//! Reads what is mounted, and on what, from `/proc` and `/sys`, and from nowhere else.
+//! Reads what is mounted, and on what. It reads `/proc` and `/sys` only.
 //!
-//! No mount point is opened or looked at, and no device either: a stat of a dead network mount can
-//! hang for ever. Links in `/proc` and `/sys` are followed within those two only.
+//! No mount point and no device is opened or even looked at, because a stat of a dead network mount
+//! can hang for ever. Links in `/proc` and `/sys` are followed only as far as they stay there.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
@@ -19,7 +19,7 @@ use vmsnapshot_core::text::bytes_text;
 #[cfg(test)]
 pub(crate) mod fake_machine;
 
-/// Where the kernel's tables are; tests hand in a tree of their own.
+/// Where the kernel's tables are. Tests pass a tree of their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Roots {
     /// `/proc`.
@@ -41,7 +41,7 @@ impl Default for Roots {
 ///
 /// # Errors
 ///
-/// When the kernel's tables cannot be read.
+/// If the kernel's tables cannot be read.
 pub fn machine() -> Result<Machine, PlanError> {
     let roots = Roots::default();
     Ok(Machine {
@@ -50,11 +50,11 @@ pub fn machine() -> Result<Machine, PlanError> {
     })
 }
 
-/// Reads the mounts of our own mount namespace, then those of all others that can be seen.
+/// Reads the mounts of our own mount namespace, then those of every other visible namespace.
 ///
 /// # Errors
 ///
-/// When our own mountinfo cannot be read or is malformed.
+/// If our own mountinfo cannot be read or is malformed.
 pub fn namespaces(roots: &Roots) -> Result<Vec<MountNamespace>, PlanError> {
     let own = roots.proc.join("self");
     let mut namespaces = vec![MountNamespace {
@@ -67,19 +67,21 @@ pub fn namespaces(roots: &Roots) -> Result<Vec<MountNamespace>, PlanError> {
         .iter()
         .filter_map(|name| name.to_str()?.parse().ok())
         .collect();
-    // The oldest process first: of a container that is most likely the one that lives longest.
+    // Try the oldest process of a namespace first. In a container it is most likely the one that
+    // lives longest.
     pids.sort_unstable();
     for pid in pids {
         let process = roots.proc.join(pid.to_string());
-        // A process may be gone, a zombie, or not ours to look into; the next one of the same
-        // namespace is then asked.
+        // A process may be gone, be a zombie, or be closed to us. Then the next process of the same
+        // namespace is tried.
         let Ok(namespace) = fs::read_link(process.join("ns/mnt")) else {
             continue;
         };
         if seen.contains(&namespace) {
             continue;
         }
-        // Gone, or nonsense: somebody else's tables do not keep us from our own filesystems.
+        // The process is gone, or its table is malformed. Other processes' tables must not keep a
+        // run from freezing our own filesystems.
         if let Ok(mounts) = mounts_of(&process) {
             seen.insert(namespace);
             namespaces.push(MountNamespace {
@@ -91,18 +93,18 @@ pub fn namespaces(roots: &Roots) -> Result<Vec<MountNamespace>, PlanError> {
     Ok(namespaces)
 }
 
-/// Reads from sysfs which block devices there are and what each is stacked on.
+/// Reads from sysfs which block devices there are, and what each is stacked on.
 ///
 /// # Errors
 ///
-/// When the list of block devices cannot be read. A device that goes away meanwhile is left out.
+/// If the list of block devices cannot be read. A device that goes away meanwhile is left out.
 pub fn device_graph(roots: &Roots) -> Result<DeviceGraph, PlanError> {
     let list = roots.sys.join("dev/block");
     let devices = names_in(&list)?
         .iter()
         .filter_map(|name| block_device(name.to_str()?.parse().ok()?, &list.join(name)))
         .collect();
-    // No such directory: btrfs is not loaded.
+    // The directory is missing if btrfs is not loaded.
     let filesystems = roots.sys.join("fs/btrfs");
     let btrfs = names_in(&filesystems).unwrap_or_default();
     let members = btrfs
@@ -119,9 +121,10 @@ pub(crate) fn mounts_of(process: &Path) -> Result<Vec<MountEntry>, PlanError> {
     Ok(mountinfo::parse(&read(&process.join("mountinfo"))?)?)
 }
 
-/// Reads one device's directory in sysfs; none if it is gone.
+/// Reads one device's directory in sysfs. Returns `None` if the device is gone.
 fn block_device(number: DeviceNumber, link: &Path) -> Option<BlockDevice> {
-    // `../../devices/virtual/block/loop0`; a `/` in a kernel name is a `!` in sysfs.
+    // The link is like `../../devices/virtual/block/loop0`. A `/` in a kernel name is a `!` in
+    // sysfs.
     let target = fs::read_link(link).ok()?;
     let name = bytes_text(target.file_name()?.as_bytes()).replace('!', "/");
     let mut names = vec![format!("/dev/{name}")];
@@ -145,7 +148,8 @@ fn block_device(number: DeviceNumber, link: &Path) -> Option<BlockDevice> {
     })
 }
 
-/// `/dev/VG/LV` of a device-mapper name `VG-LV`; LVM doubles a hyphen that belongs to either name.
+/// Returns `/dev/VG/LV` for a device-mapper name `VG-LV`. LVM doubles every hyphen inside either
+/// name.
 fn lvm_name(mapped: &str) -> Option<String> {
     const HYPHEN: char = '\0';
     let mapped = mapped.replace("--", &HYPHEN.to_string());
@@ -153,7 +157,7 @@ fn lvm_name(mapped: &str) -> Option<String> {
     Some(format!("/dev/{group}/{volume}").replace(HYPHEN, "-"))
 }
 
-/// The devices that the entries of a sysfs directory are; none if there is no such directory.
+/// Returns the devices that a sysfs directory lists; no devices if the directory does not exist.
 fn devices_in(directory: &Path) -> BTreeSet<DeviceNumber> {
     let names = names_in(directory).unwrap_or_default();
     names
@@ -169,7 +173,7 @@ fn device_at(directory: &Path) -> Option<DeviceNumber> {
         .ok()
 }
 
-/// sysfs ends a value with one newline; a file name can end with one of its own.
+/// Removes the one newline that sysfs appends to a value. A file name can end with another newline.
 fn without_newline(mut value: Vec<u8>) -> Vec<u8> {
     if value.last() == Some(&b'\n') {
         value.pop();
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn each_other_mount_namespace_is_read_once_and_ours_first() {
+    fn namespaces_reads_ours_first_and_each_other_once() {
         let machine = FakeMachine::new();
         machine.process("self", "mnt:[1]", Some(ROOT));
         machine.process("1", "mnt:[1]", Some(ROOT));
@@ -223,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_gone_is_passed_over_for_the_next_of_its_namespace() {
+    fn namespaces_skips_a_process_that_is_gone_and_reads_the_next_of_its_namespace() {
         let machine = FakeMachine::new();
         machine.process("self", "mnt:[1]", Some(ROOT));
         machine.process("20", "mnt:[2]", None);
@@ -233,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_table_is_an_error_that_names_it() {
+    fn missing_table_is_an_error_that_names_it() {
         let machine = FakeMachine::new();
         let error = namespaces(&machine.roots()).unwrap_err();
         assert_eq!(error.code(), "unreadable");
@@ -246,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn stacks_of_devices_are_read_from_sysfs() {
+    fn device_graph_reads_stacks_of_devices_from_sysfs() {
         let machine = FakeMachine::new();
         machine.device("8:0", "pci0/block/sda");
         machine.device("8:1", "pci0/block/sda/sda1");
@@ -312,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fake_machine_is_planned_from_its_own_tables_alone() {
+    fn plan_of_a_fake_machine_comes_from_its_own_tables_alone() {
         let machine = FakeMachine::new();
         machine.device("7:0", "virtual/block/loop0");
         machine.file(

@@ -1,4 +1,4 @@
-//! A run: prepared, then run once. Every phase of it but the window is here.
+//! A run, which is prepared and then run once. All its phases except the window are here.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -40,28 +40,29 @@ use crate::state::{self, Published};
 
 /// How long the run waits for the last word of a watchdog that has nothing left to thaw.
 const LAST_WORD_LIMIT: Duration = Duration::from_secs(2);
-/// How long it waits, after the deadline, for the word of one that has: it may never come.
+/// How long the run waits after the deadline for a watchdog that still has to thaw. Its last word
+/// may never come.
 const LATE_WORD_LIMIT: Duration = Duration::from_millis(250);
-/// How long the bodies of refusals may take, all together; the thaw does not wait for them.
+/// How long the bodies of all refusals may take together. The thaw does not wait for them.
 const BODIES_LIMIT: Duration = Duration::from_secs(1);
 
-/// Whom a run asks for snapshots: the service of each blob, a host, both, or neither.
+/// What a run calls for snapshots: the service of each blob, a host, both, or neither.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
-    /// The blobs: the SAS URI of each, and what its snapshot carries.
+    /// The blobs: the SAS URI of each and the metadata of its snapshot.
     pub blobs: Vec<(SecretText, Metadata)>,
     /// The call to a host that takes the snapshots by itself.
     pub host_call: Option<HostCall>,
-    /// What becomes of a blob that cannot be asked. A host that cannot ends the preparation.
+    /// What happens if a blob cannot be called. A host that cannot be called ends the preparation.
     pub on_unusable: OnUnusable,
 }
 
-/// How a run is to be done.
+/// The settings of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The hard limit on the window, 10 ms to an hour: after it, the watchdog thaws.
+    /// The hard limit on the window, 10 ms to an hour. When it passes, the watchdog thaws.
     pub thaw_timeout: Duration,
-    /// How long to wait for dirty data to be written before the window; none: not at all.
+    /// How long to wait for dirty data to be written before the window. `None` skips the sync.
     pub sync_timeout: Option<Duration>,
     /// How to connect to the blobs.
     pub connect: ConnectOptions,
@@ -69,7 +70,7 @@ pub struct Options {
     pub expedite_rcu: bool,
 }
 
-/// A prepared run. Nothing is frozen; dropping it gives everything back.
+/// A prepared run. Nothing is frozen. Dropping it releases everything.
 pub struct Session {
     run_id: String,
     plan: Plan,
@@ -81,11 +82,11 @@ pub struct Session {
     watchdog: Watchdog,
     callees: Callees,
     runtime: Runtime,
-    // The last to be dropped: it looks at what the others leave.
+    // Dropped last, because it looks at what the other fields leave in the ledger.
     published: Published,
 }
 
-/// Prepares a run on the kernel that runs us; see [`prepare_on`].
+/// Prepares a run on the kernel that this process runs on; see [`prepare_on`].
 ///
 /// # Errors
 /// [`PrepareError`]; nothing is frozen.
@@ -98,8 +99,10 @@ pub fn prepare(
     prepare_on(Arc::new(Linux), plan, asked, options, observer)
 }
 
-/// Does all that can be done before the window, and freezes nothing: checks, opens and verifies the
-/// directories, connects to the blobs and the host, starts the watchdog and the freeze threads.
+/// Does all that can be done before the window, and freezes nothing.
+///
+/// It checks the arguments, opens and verifies the directories, connects to the blobs and the host,
+/// and starts the watchdog and the freeze threads.
 ///
 /// *Blocking*: the limit on connecting, and some milliseconds.
 ///
@@ -155,8 +158,8 @@ pub fn prepare_on(
         &levels,
     )
     .map_err(|cause| resources("start a freeze thread", cause))?;
-    // When everything was quick, this is the first time that it is asked. A caller that was
-    // interrupted does not want a session.
+    // If every step was quick, this is the first check. A caller that was interrupted does not want
+    // a session.
     if observer.is_interrupted() {
         return Err(PrepareError::Interrupted);
     }
@@ -176,7 +179,7 @@ pub fn prepare_on(
 }
 
 impl Session {
-    /// The run's name in `/run/vmsnapshot/`.
+    /// Returns the run's name in `/run/vmsnapshot/`.
     #[must_use]
     pub fn run_id(&self) -> &str {
         &self.run_id
@@ -185,16 +188,16 @@ impl Session {
     /// Syncs, freezes, snapshots, thaws, and reports.
     ///
     /// *Blocking*: the limits on sync and on connecting, then the thaw timeout. If everything is
-    /// thawed by then, it may take 2 s more for the watchdog's last word, and 1 s, or as long as the
-    /// host call may take, for the bodies of answers. If not, it takes 250 ms more, and the report
-    /// says what is still frozen.
+    /// thawed by then, it may take 2 s more for the watchdog's last word, and 1 s, or as long as
+    /// the host call may take, for the bodies of answers. If not, it takes 250 ms more, and the
+    /// report says what is still frozen.
     ///
     /// # Errors
-    /// [`PrepareError`], before anything is frozen. From the first freeze on it reports: several
-    /// things can fail at once, and one of them may be "not thawed".
+    /// [`PrepareError`], before anything is frozen. Later failures are in the report, because
+    /// several can happen at once, and one of them may be "not thawed".
     pub fn run(self, observer: &mut dyn Observer) -> Result<Report, PrepareError> {
         let Session {
-            // Bound first, so dropped last, however this ends.
+            // Bound first, so that it is dropped last on every path.
             mut published,
             run_id,
             plan,
@@ -217,7 +220,7 @@ impl Session {
         let mut callees = callees.refresh(&runtime, &options.connect, observer)?;
 
         observer.phase(Phase::Freeze);
-        // The last moment to give up.
+        // This is the last moment at which the caller can give up.
         if observer.is_interrupted() {
             return Err(PrepareError::Interrupted);
         }
@@ -278,7 +281,7 @@ impl Session {
             record: record.ok(),
             watchdog,
         });
-        // A run that went as it should has said all in its report.
+        // If the run went as planned, its report says everything and the ledger is not needed.
         if !report.all_thawed || report.watchdog.fired.is_some() || !report.watchdog.released {
             published.keep();
         }
@@ -303,7 +306,7 @@ fn check(plan: &Plan, asked: &Asked, options: &Options) -> Result<Blobs<Metadata
     }
 }
 
-/// Names a run: its ledgers sort by time, and two processes never choose the same.
+/// Makes the name of a run. Names sort by time, and two processes never choose the same one.
 fn run_id() -> String {
     let now = vmsnapshot_core::report::utc_text(i128::from(clock::realtime_ns()));
     format!("{}-{}", now.replace([':', '.'], ""), std::process::id())

@@ -1,8 +1,8 @@
-//! `/run/vmsnapshot/`: one lock, and one ledger a run, on tmpfs.
+//! `/run/vmsnapshot/`: one lock, and one ledger per run, on tmpfs.
 //!
-//! What is frozen cannot be asked of the kernel, so it is written here; and never onto a disk that
-//! may be frozen. Where `/run` is no tmpfs (a container, a machine without systemd), a small one is
-//! mounted on the directory itself.
+//! The kernel cannot be asked whether a filesystem is frozen, so each run records it here. The
+//! records must not be on a disk that may be frozen. If `/run` is not a tmpfs (in a container, or
+//! on a machine without systemd), a small tmpfs is mounted on the directory itself.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -26,7 +26,7 @@ use crate::rcu;
 
 /// Where runs are published.
 pub const DIRECTORY: &str = "/run/vmsnapshot";
-/// Enough for the ledgers of many runs of the most filesystems.
+/// The size is enough for the ledgers of many runs with the maximal number of filesystems.
 const TMPFS_OPTIONS: &std::ffi::CStr = c"size=64m,mode=0700";
 
 /// Why the state of runs cannot be used, or does not allow a run.
@@ -35,7 +35,7 @@ pub enum StateError {
     /// Another run holds the lock.
     #[error("another run of vmsnapshot is under way on this machine")]
     AnotherRun,
-    /// A run that is gone with its watchdog left something frozen.
+    /// A run left something frozen, and neither it nor its watchdog is alive.
     #[error(
         "run {run_id} left `{mount_point}` frozen, and neither the run nor its watchdog is alive to \
          thaw it"
@@ -43,7 +43,7 @@ pub enum StateError {
     LeftFrozen {
         /// The run.
         run_id: String,
-        /// The first of what it left.
+        /// The first filesystem that it left frozen.
         mount_point: String,
     },
     /// A file or directory could not be used.
@@ -72,7 +72,7 @@ impl StateError {
         }
     }
 
-    /// Returns what the reader can do, when there is something.
+    /// Returns what the reader can do, if anything.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
@@ -86,20 +86,20 @@ impl StateError {
     }
 }
 
-/// The right to freeze: there is one on a machine.
+/// The right to freeze. A machine has one.
 ///
-/// The watchdog holds it as well, so that it stays taken when the run is killed. Dropping it gives
-/// it back for both.
+/// The watchdog holds the lock as well, so that it stays taken if the run is killed. Dropping it
+/// releases it for both.
 pub(crate) struct Lock {
     file: File,
     is_left: bool,
 }
 
 impl Lock {
-    /// Takes the lock; none if somebody has it.
+    /// Takes the lock. Returns `None` if another process holds it.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// The kernel's error.
     pub(crate) fn try_take() -> io::Result<Option<Lock>> {
         make_directory()?;
         let path = Path::new(DIRECTORY).join("lock");
@@ -116,8 +116,8 @@ impl Lock {
                 Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(errno) => return Err(errno.into()),
             }
-            // Another first run may have mounted its tmpfs over the directory in between: then this
-            // is a lock that nobody else will ever look at.
+            // Another run may have mounted its tmpfs over the directory in between. Then this file
+            // is hidden, and no other run would ever see its lock.
             let (held, named) = (file.metadata()?, fs::metadata(&path)?);
             if (held.dev(), held.ino()) == (named.dev(), named.ino()) {
                 return Ok(Some(Lock {
@@ -128,12 +128,12 @@ impl Lock {
         }
     }
 
-    /// The descriptor, for the watchdog.
+    /// Returns the descriptor, for the watchdog.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    /// Closes it here without unlocking: it is the watchdog's alone from here on.
+    /// Closes the descriptor without unlocking. From then on only the watchdog holds the lock.
     fn leave_to_watchdog(mut self) {
         self.is_left = true;
     }
@@ -142,20 +142,20 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         if !self.is_left {
-            // It fails for no descriptor that is a lock's.
+            // Unlocking cannot fail for the descriptor of a lock.
             let _ = flock(&self.file, FlockOperation::Unlock);
         }
     }
 }
 
-/// Takes the lock for a run, and clears away what finished runs left to be read.
+/// Takes the lock for a run, and removes the ledgers that finished runs left to be read.
 ///
 /// # Errors
-/// [`StateError`]; [`StateError::LeftFrozen`] when a run that is gone with its watchdog left
-/// something frozen.
+/// [`StateError`]. It is [`StateError::LeftFrozen`] if a run left something frozen, and neither the
+/// run nor its watchdog is alive.
 pub(crate) fn lock() -> Result<Lock, StateError> {
     let lock = Lock::try_take()?.ok_or(StateError::AnotherRun)?;
-    // While this process holds the lock no other run is under way: all these are of the past.
+    // No other run can be under way while this process holds the lock, so all these runs are over.
     for run in kept_runs()?.runs {
         if let Some(entry) = run
             .ledger
@@ -175,8 +175,11 @@ pub(crate) fn lock() -> Result<Lock, StateError> {
     Ok(lock)
 }
 
-/// A run's lock and ledger. Dropping it removes the ledger and gives the lock back, unless there is
-/// something left to do: then both stay, for the watchdog and for whoever reads of it.
+/// A run's lock and ledger.
+///
+/// Dropping it removes the ledger and releases the lock, unless something may still be frozen or
+/// RCU is not put back. Then both stay: the lock for the watchdog, and the ledger for
+/// `vmsnapshot status` and `vmsnapshot thaw`.
 pub(crate) struct Published {
     lock: Option<Lock>,
     path: PathBuf,
@@ -188,7 +191,7 @@ impl Published {
     /// Makes the ledger of a run.
     ///
     /// # Errors
-    /// [`StateError::Unusable`]: ENOSPC when the tmpfs is full.
+    /// [`StateError::Unusable`]: ENOSPC if the tmpfs is full.
     pub(crate) fn create(
         lock: Lock,
         run_id: &str,
@@ -212,12 +215,12 @@ impl Published {
         Ok((published, ledger))
     }
 
-    /// The lock's descriptor, for the watchdog.
+    /// Returns the lock's descriptor, for the watchdog.
     pub(crate) fn lock_descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.lock.as_ref().map(Lock::descriptor)
     }
 
-    /// Lets the ledger be read after the run: it has something to tell.
+    /// Leaves the ledger to be read after the run, because the run did not go as planned.
     pub(crate) fn keep(&mut self) {
         self.is_kept = true;
     }
@@ -230,7 +233,7 @@ impl Drop for Published {
             .as_ref()
             .is_none_or(|ledger| !ledger.may_be_frozen() && ledger.header.rcu_owed().is_none());
         if !is_settled {
-            // Closed here without being unlocked, the lock is the watchdog's alone.
+            // The watchdog goes on holding the lock alone.
             if let Some(lock) = self.lock.take() {
                 lock.leave_to_watchdog();
             }
@@ -240,35 +243,36 @@ impl Drop for Published {
     }
 }
 
-/// A run that can still be read of: its ledger, and the file that holds it.
+/// A run whose ledger still exists, and the path of that file.
 pub(crate) struct KeptRun {
     path: PathBuf,
     pub(crate) ledger: LedgerFile,
 }
 
-/// All that `/run/vmsnapshot` tells of runs.
+/// All runs that `/run/vmsnapshot` has ledgers of.
 #[derive(Default)]
 pub(crate) struct KeptRuns {
     /// The runs, oldest first (the names of their files begin with the time).
     pub(crate) runs: Vec<KeptRun>,
-    /// The files that should be ledgers and cannot be read as such, and why.
+    /// The files that should be ledgers and cannot be read as such, each with the reason.
     pub(crate) unreadable: Vec<(PathBuf, io::Error)>,
 }
 
 impl KeptRun {
-    /// Whether this version of the program wrote the ledger. Of another version's only states and
-    /// device numbers can be read.
+    /// Returns whether this version of the program wrote the ledger. In a ledger of another version
+    /// only states and device numbers can be read.
     pub(crate) fn is_of_this_version(&self) -> bool {
         self.ledger.header.layout() == Layout::Own
     }
 
-    /// Returns the run's name, which is that of its file, too.
+    /// Returns the run's name, which is the name of its file.
     pub(crate) fn run_id(&self) -> String {
         let stem = self.path.file_stem().unwrap_or_default();
         bytes_text(stem.as_bytes())
     }
 
-    /// Returns what people call a filesystem of the run: its mount point, if the ledger tells it.
+    /// Returns the name of a filesystem for people: its mount point if this version wrote the
+    /// ledger, else its device number.
     pub(crate) fn name_of(&self, entry: &Entry) -> String {
         if self.is_of_this_version() {
             bytes_text(&entry.mount_point())
@@ -277,12 +281,13 @@ impl KeptRun {
         }
     }
 
-    /// Whether expedited RCU has to be put back for it. Another version's ledger cannot tell.
+    /// Returns whether expedited RCU has to be put back for this run. A ledger of another version
+    /// does not say, and counts as no.
     pub(crate) fn owes_rcu(&self) -> bool {
         self.is_of_this_version() && self.ledger.header.rcu_owed().is_some()
     }
 
-    /// Puts expedited RCU back for it. Returns whether nothing is owed any more.
+    /// Puts expedited RCU back for this run. Returns whether nothing is owed any more.
     pub(crate) fn put_rcu_back(&self) -> bool {
         !self.owes_rcu() || rcu::put_back_for(&self.ledger)
     }
@@ -299,7 +304,7 @@ impl KeptRun {
     }
 }
 
-/// Reads every ledger that there is.
+/// Reads every ledger in `/run/vmsnapshot`.
 pub(crate) fn kept_runs() -> io::Result<KeptRuns> {
     let directory = match fs::read_dir(DIRECTORY) {
         Ok(directory) => directory,
@@ -318,7 +323,7 @@ pub(crate) fn kept_runs() -> io::Result<KeptRuns> {
             .write(true)
             .open(&path)
             .and_then(|file| match file.metadata()?.len() {
-                // Its run is just making it.
+                // Its run is making it at this moment.
                 0 => Ok(None),
                 _ => LedgerFile::open(file.into()).map(Some),
             });
@@ -329,7 +334,7 @@ pub(crate) fn kept_runs() -> io::Result<KeptRuns> {
                 // A run that was killed while it made its ledger has frozen nothing.
                 Layout::Unfinished | Layout::Unknown => {}
             },
-            // Its run has removed it meanwhile.
+            // Its run has removed it in the meantime.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 kept.unreadable.push((path, error));
@@ -354,6 +359,6 @@ fn make_directory() -> io::Result<()> {
 }
 
 fn remove(path: &Path) {
-    // Only tidiness: a ledger that stays says what happened, and the next run removes it.
+    // A failure does no damage: the ledger still says what happened, and the next run removes it.
     let _ = fs::remove_file(path);
 }

@@ -26,7 +26,7 @@ const CREATED: &str = "HTTP/1.1 201 Created\r\nx-ms-snapshot: 2026-11-22T10:26:2
 const SIGNATURE: &str = "c2VjcmV0";
 const SHORT: Duration = Duration::from_millis(100);
 
-/// Runs a test on a runtime like the engine's own, and not for ever.
+/// Runs a test on a runtime like the engine's own, with a time limit.
 fn run<Output>(test: impl Future<Output = Output>) -> Output {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -68,7 +68,7 @@ async fn listen() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// Reads a request's head, its last empty line included.
+/// Reads a request's head, including the empty line at its end.
 async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -80,7 +80,7 @@ async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// Serves each connection with `answer` after every request, and keeps the requests.
+/// Answers every request on every connection with `answer`. Returns the requests as they arrive.
 fn serve(listener: TcpListener, answer: impl Into<Vec<u8>>) -> Arc<Mutex<Vec<String>>> {
     let requests = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&requests);
@@ -110,7 +110,7 @@ async fn serve_stream(
     }
 }
 
-/// Connects to the servers of blobs, through the proxy of `options` if there is one; to all or none.
+/// Connects to the servers of all blobs, through the proxy of `options` if there is one.
 async fn connect_blobs(
     uris: &[SasUri],
     options: &ConnectOptions,
@@ -131,7 +131,7 @@ async fn connect_blobs_on(
     connect_all(&destinations, options, on_unusable).await
 }
 
-/// Replaces what was closed, all of it or nothing; says of each whether it was.
+/// Replaces all connections that were closed. Returns for each whether it was replaced.
 async fn refresh_all(
     connections: &mut [WarmConnection],
     time_limit: Duration,
@@ -150,7 +150,7 @@ async fn warm(uri: &SasUri) -> WarmConnection {
 }
 
 trait SendWhole {
-    /// Sends, and reads the whole answer, with one limit for both.
+    /// Sends a request and reads the whole answer, with one limit for both.
     async fn send_whole(
         &mut self,
         request: PreparedRequest,
@@ -170,7 +170,7 @@ impl SendWhole for Connection {
     }
 }
 
-/// One request to a server that answers with `answer` and holds the connection open.
+/// Sends one request to a server that answers with `answer` and holds the connection open.
 async fn answer_to_one_request(answer: impl Into<Vec<u8>>) -> Result<RawAnswer, SendFailure> {
     let (listener, address) = listen().await;
     serve(listener, answer);
@@ -285,7 +285,7 @@ struct Handshake {
     alpn: Option<Vec<u8>>,
 }
 
-/// Serves TLS; keeps what was agreed on with each client.
+/// Serves TLS. Returns what was negotiated with each client.
 fn serve_tls(listener: TcpListener, acceptor: TlsAcceptor) -> Arc<Mutex<Vec<Handshake>>> {
     let handshakes = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&handshakes);
@@ -330,7 +330,7 @@ async fn tls_error(acceptor: TlsAcceptor, options: &ConnectOptions) -> ConnectEr
 // ---- the request and the answer ----
 
 #[test]
-fn request_on_the_wire_is_put_host_length_and_metadata_and_nothing_else() {
+fn blob_request_on_the_wire_is_only_put_host_length_and_metadata() {
     run(async {
         let (listener, address) = listen().await;
         let requests = serve(listener, CREATED);
@@ -375,7 +375,7 @@ fn request_may_have_as_many_metadata_pairs_as_fit_into_their_limit() {
 }
 
 #[test]
-fn request_keeps_odd_but_legal_bytes_of_path_and_query() {
+fn request_keeps_unusual_but_legal_bytes_of_path_and_query() {
     run(async {
         let (listener, address) = listen().await;
         let requests = serve(listener, CREATED);
@@ -416,7 +416,7 @@ fn request_can_be_sent_again_on_the_same_connection_after_a_refusal() {
 }
 
 #[test]
-fn sixty_four_requests_at_once_are_answered_each_on_its_own_connection() {
+fn sixty_four_requests_are_answered_at_once_on_a_connection_each() {
     run(async {
         let (listener, address) = listen().await;
         let requests = serve(listener, CREATED);
@@ -472,7 +472,7 @@ fn answer_that_comes_byte_by_byte_is_read() {
 }
 
 #[test]
-fn server_that_never_answers_is_waited_for_until_call_by() {
+fn send_waits_until_call_by_for_a_server_that_never_answers() {
     run(async {
         let failure = answer_to_one_request("").await.unwrap_err();
         assert!(matches!(failure, SendFailure::NoAnswer), "{failure:?}");
@@ -480,7 +480,7 @@ fn server_that_never_answers_is_waited_for_until_call_by() {
 }
 
 #[test]
-fn caller_may_give_up_before_call_by() {
+fn send_can_be_cancelled_before_call_by() {
     run(async {
         let (listener, address) = listen().await;
         serve(listener, "");
@@ -502,7 +502,7 @@ fn head_that_does_not_end_is_no_answer() {
 }
 
 #[test]
-fn body_of_a_200_or_201_is_not_waited_for() {
+fn send_does_not_wait_for_the_body_of_a_200_or_201() {
     run(async {
         for status in [200, 201] {
             let answer = answer_to_one_request(format!(
@@ -519,7 +519,7 @@ fn body_of_a_200_or_201_is_not_waited_for() {
 }
 
 #[test]
-fn body_that_does_not_end_by_call_by_is_kept_as_far_as_it_came() {
+fn body_that_has_not_ended_by_call_by_is_kept_as_far_as_it_arrived() {
     run(async {
         let answer =
             answer_to_one_request("HTTP/1.1 409 Conflict\r\nContent-Length: 99\r\n\r\n<Code>x")
@@ -549,7 +549,7 @@ fn body_beyond_the_limit_is_cut_off() {
 }
 
 #[test]
-fn body_in_chunks_is_put_together() {
+fn body_in_chunks_is_joined() {
     run(async {
         let chunks = "HTTP/1.1 404 x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4;x=y\r\ndefg\r\n0\r\nTrailer: t\r\n\r\n";
         let answer = answer_to_one_request(chunks).await.unwrap();
@@ -569,7 +569,7 @@ fn body_in_chunks_is_put_together() {
 }
 
 #[test]
-fn informational_answers_are_passed_over() {
+fn informational_answers_are_skipped() {
     run(async {
         let answer = format!("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: x\r\n\r\n{CREATED}");
         assert_eq!(answer_to_one_request(answer).await.unwrap().status, 201);
@@ -599,7 +599,7 @@ fn answer_that_is_not_http_is_a_bad_answer() {
     });
 }
 
-/// One request to a server that reads it, writes `partial_answer`, and resets or closes.
+/// Sends one request to a server that reads it, writes `partial_answer`, and resets or closes.
 async fn answer_cut_off(
     partial_answer: &'static str,
     reset: bool,
@@ -621,7 +621,7 @@ async fn answer_cut_off(
 }
 
 #[test]
-fn connection_that_ends_after_the_request_and_before_the_answer_is_lost() {
+fn connection_that_ends_between_request_and_answer_is_lost() {
     run(async {
         for (partial, reset) in [("", true), ("", false), ("HTTP/1.1 201 Crea", false)] {
             let failure = answer_cut_off(partial, reset).await.unwrap_err();
@@ -635,7 +635,7 @@ fn connection_that_ends_after_the_request_and_before_the_answer_is_lost() {
 }
 
 #[test]
-fn connection_that_ends_inside_a_body_leaves_the_answer() {
+fn answer_is_kept_when_the_connection_ends_inside_its_body() {
     run(async {
         let answer = answer_cut_off("HTTP/1.1 403 x\r\nx-ms-error-code: AuthorizationFailure\r\nContent-Length: 9\r\n\r\nabc", false);
         let answer = answer.await.unwrap();
@@ -678,7 +678,7 @@ async fn warm_host(call: &HostCall, options: &ConnectOptions) -> WarmConnection 
         .unwrap()
 }
 
-/// One host call to a server that answers with `answer` and holds the connection open.
+/// Sends one host call to a server that answers with `answer` and holds the connection open.
 async fn answer_to_one_host_call(answer: impl Into<Vec<u8>>) -> RawAnswer {
     let (listener, address) = listen().await;
     serve(listener, answer);
@@ -692,7 +692,7 @@ async fn answer_to_one_host_call(answer: impl Into<Vec<u8>>) -> RawAnswer {
 }
 
 #[test]
-fn host_call_on_the_wire_is_post_host_length_the_callers_headers_and_the_body() {
+fn host_call_on_the_wire_is_post_host_length_callers_headers_and_body() {
     run(async {
         let (listener, address) = listen().await;
         let body = vec![b'{'; 100_000];
@@ -730,7 +730,7 @@ fn host_call_on_the_wire_is_post_host_length_the_callers_headers_and_the_body() 
 }
 
 #[test]
-fn host_call_never_goes_through_the_proxy_that_blobs_go_through() {
+fn host_call_never_goes_through_the_proxy_of_the_blobs() {
     run(async {
         let (proxy, proxy_address) = listen().await;
         let seen_by_proxy = serve(proxy, CREATED);
@@ -746,7 +746,7 @@ fn host_call_never_goes_through_the_proxy_that_blobs_go_through() {
 }
 
 #[test]
-fn body_of_the_hosts_answer_is_kept_whatever_its_status_up_to_its_own_limit() {
+fn body_of_the_hosts_answer_is_kept_up_to_its_own_limit_for_every_status() {
     run(async {
         for (status, size) in [
             (201, 3 * BODY_LIMIT_BYTES),
@@ -771,7 +771,7 @@ fn body_of_the_hosts_answer_is_kept_whatever_its_status_up_to_its_own_limit() {
 }
 
 #[test]
-fn hosts_answer_that_breaks_off_is_kept_and_said_to_be_incomplete() {
+fn hosts_answer_that_breaks_off_is_kept_and_marked_incomplete() {
     run(async {
         let answer =
             answer_to_one_host_call("HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"s").await;
@@ -783,9 +783,10 @@ fn hosts_answer_that_breaks_off_is_kept_and_said_to_be_incomplete() {
 }
 
 #[test]
-fn host_that_cannot_be_reached_is_named_as_the_host_and_without_its_query() {
+fn error_names_an_unreachable_host_by_its_uri_without_the_query() {
     run(async {
-        // Bound and not listening: connections to it are refused, and nobody else can take it.
+        // The socket is bound and does not listen. Connections to its port are refused, and no
+        // other program can take the port.
         let refusing = tokio::net::TcpSocket::new_v4().unwrap();
         refusing.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let call = host_call(refusing.local_addr().unwrap(), b"treasure");
@@ -800,10 +801,10 @@ fn host_that_cannot_be_reached_is_named_as_the_host_and_without_its_query() {
     });
 }
 
-// ---- connections that die while waiting ----
+// ---- connections that close while idle ----
 
 #[test]
-fn request_on_a_closed_connection_is_known_not_to_be_sent() {
+fn request_on_a_closed_connection_is_reported_as_not_sent() {
     run(async {
         let (listener, address) = listen().await;
         let uri = uri("http", address);
@@ -846,7 +847,7 @@ fn refresh_replaces_exactly_the_connections_that_were_closed() {
             [false; 8]
         );
         accepted.truncate(5);
-        // What closes on the loopback interface is seen by the next look.
+        // A close on the loopback interface is visible at once.
         let requests = serve(listener, CREATED);
         assert_eq!(
             refresh_all(&mut connections, Duration::from_secs(10))
@@ -870,7 +871,7 @@ fn refresh_replaces_exactly_the_connections_that_were_closed() {
 }
 
 #[test]
-fn refresh_says_when_a_server_is_gone() {
+fn refresh_fails_when_a_server_is_gone() {
     run(async {
         let (listener, address) = listen().await;
         let mut connections = connect_blobs(&[uri("http", address)], &options())
@@ -888,7 +889,7 @@ fn refresh_says_when_a_server_is_gone() {
 }
 
 #[test]
-fn refresh_goes_on_past_a_server_that_is_gone_when_told_to() {
+fn refresh_replaces_the_others_when_unusable_blobs_are_reported_and_a_server_is_gone() {
     run(async {
         let (gone, gone_address) = listen().await;
         let (there, there_address) = listen().await;
@@ -915,10 +916,10 @@ fn refresh_goes_on_past_a_server_that_is_gone_when_told_to() {
 }
 
 #[test]
-fn close_under_tls_is_noticed_with_and_without_a_farewell() {
+fn refresh_notices_a_close_under_tls_with_and_without_close_notify() {
     run(async {
         let authority = Authority::new();
-        for farewell in [true, false] {
+        for close_notify in [true, false] {
             let (listener, address) = listen().await;
             let acceptor = authority.acceptor();
             let server = tokio::spawn(async move {
@@ -926,7 +927,7 @@ fn close_under_tls_is_noticed_with_and_without_a_farewell() {
                     .accept(listener.accept().await.unwrap().0)
                     .await
                     .unwrap();
-                if farewell {
+                if close_notify {
                     stream.shutdown().await.unwrap();
                 }
                 drop(stream);
@@ -941,7 +942,7 @@ fn close_under_tls_is_noticed_with_and_without_a_farewell() {
                     .await
                     .unwrap(),
                 [true],
-                "{farewell}"
+                "{close_notify}"
             );
         }
     });
@@ -950,7 +951,7 @@ fn close_under_tls_is_noticed_with_and_without_a_farewell() {
 // ---- TLS ----
 
 #[test]
-fn https_works_with_an_extra_ca_in_tls_1_2_and_1_3_and_redials_take_up_the_session() {
+fn https_works_with_an_extra_ca_in_tls_1_2_and_1_3_and_a_second_dial_resumes_the_session() {
     run(async {
         let authority = Authority::new();
         for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
@@ -1003,8 +1004,9 @@ fn https_works_with_an_extra_ca_in_tls_1_2_and_1_3_and_redials_take_up_the_sessi
 #[test]
 fn certificate_of_an_unknown_issuer_is_refused_with_a_hint() {
     run(async {
-        // The second is what one gets from an older CA file of an authority that was made anew.
-        for trusted in [Authority::named("somebody else"), Authority::new()] {
+        // The second authority has the name of the issuer and another key, as in a CA file that is
+        // older than a newly made authority.
+        for trusted in [Authority::named("another issuer"), Authority::new()] {
             let error = tls_error(Authority::new().acceptor(), &trusted.options()).await;
             assert!(error.to_string().contains("issuer"), "{error}");
             assert!(error.hint().unwrap().contains("--ca-file"));
@@ -1060,7 +1062,7 @@ fn server_that_does_not_speak_tls_is_a_tls_failure() {
 }
 
 #[test]
-fn ca_file_that_cannot_be_used_is_named() {
+fn error_names_a_ca_file_that_cannot_be_used() {
     let authority = Authority::new();
     let good = std::fs::read_to_string(&authority.file.0).unwrap();
     for content in [
@@ -1086,7 +1088,7 @@ fn ca_file_that_cannot_be_used_is_named() {
 }
 
 #[test]
-fn ca_file_is_looked_at_even_if_no_blob_needs_it() {
+fn bad_ca_file_is_reported_even_if_no_blob_needs_it() {
     run(async {
         let (_listener, address) = listen().await;
         let options = ConnectOptions {
@@ -1104,7 +1106,7 @@ fn ca_file_is_looked_at_even_if_no_blob_needs_it() {
 
 // ---- proxy ----
 
-/// A proxy that tunnels one CONNECT to `target`; keeps the request.
+/// Starts a proxy that tunnels one CONNECT to `target`. Returns the request.
 fn serve_tunnel(listener: TcpListener, target: SocketAddr) -> Arc<Mutex<Vec<String>>> {
     let requests = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&requests);
@@ -1112,7 +1114,7 @@ fn serve_tunnel(listener: TcpListener, target: SocketAddr) -> Arc<Mutex<Vec<Stri
         let (mut client, _) = listener.accept().await.unwrap();
         let head = read_head(&mut client).await;
         kept.lock().unwrap().push(head);
-        // The answer in two pieces, as the network may do.
+        // The network may deliver the answer in two pieces.
         client
             .write_all(b"HTTP/1.1 200 Connection est")
             .await
@@ -1136,7 +1138,7 @@ fn proxy_options(address: SocketAddr) -> ConnectOptions {
 }
 
 #[test]
-fn https_goes_through_a_tunnel_of_the_proxy() {
+fn https_request_goes_through_a_tunnel_of_the_proxy() {
     run(async {
         let authority = Authority::new();
         let (server, server_address) = listen().await;
@@ -1171,7 +1173,7 @@ fn https_goes_through_a_tunnel_of_the_proxy() {
 }
 
 #[test]
-fn http_goes_to_the_proxy_in_absolute_form() {
+fn http_request_goes_to_the_proxy_in_absolute_form() {
     run(async {
         let (proxy, proxy_address) = listen().await;
         let requests = serve(proxy, CREATED);
@@ -1201,7 +1203,7 @@ fn http_goes_to_the_proxy_in_absolute_form() {
 }
 
 #[test]
-fn proxy_that_refuses_the_tunnel_is_named_without_its_password() {
+fn error_names_a_proxy_that_refuses_the_tunnel_without_its_password() {
     run(async {
         let authority = Authority::new();
         for answer in [
@@ -1253,7 +1255,7 @@ fn ipv6_server_is_reached() {
 }
 
 #[test]
-fn server_by_name_is_reached_at_whichever_of_its_addresses_answers() {
+fn server_by_name_is_reached_at_any_address_that_answers() {
     run(async {
         let (listener, address) = listen().await;
         serve(listener, CREATED);
@@ -1296,11 +1298,12 @@ fn name_without_an_address_is_a_resolve_failure() {
 }
 
 #[test]
-fn port_without_a_server_is_a_connect_failure_that_names_the_blob() {
+fn closed_port_is_a_connect_failure_that_names_the_blob() {
     run(async {
         let (listener, good) = listen().await;
         serve(listener, CREATED);
-        // Bound and not listening: connections to it are refused, and nobody else can take it.
+        // The socket is bound and does not listen. Connections to its port are refused, and no
+        // other program can take the port.
         let refusing = tokio::net::TcpSocket::new_v4().unwrap();
         refusing.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let bad = uri("http", refusing.local_addr().unwrap());
@@ -1315,7 +1318,7 @@ fn port_without_a_server_is_a_connect_failure_that_names_the_blob() {
 }
 
 #[test]
-fn blobs_that_cannot_be_reached_are_told_beside_those_that_can_when_told_to() {
+fn connect_returns_errors_beside_connections_when_unusable_blobs_are_reported() {
     run(async {
         let authority = Authority::new();
         let (good_listener, good_address) = listen().await;
@@ -1323,7 +1326,8 @@ fn blobs_that_cannot_be_reached_are_told_beside_those_that_can_when_told_to() {
         let (_silent_listener, silent_address) = listen().await;
         let (untrusted_listener, untrusted_address) = listen().await;
         serve_tls(untrusted_listener, Authority::named("another").acceptor());
-        // Bound and not listening: connections to it are refused, and nobody else can take it.
+        // The socket is bound and does not listen. Connections to its port are refused, and no
+        // other program can take the port.
         let refusing = tokio::net::TcpSocket::new_v4().unwrap();
         refusing.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let no_name = format!("http://{}.example/c/b?sig={SIGNATURE}", "x".repeat(64));
@@ -1360,7 +1364,7 @@ fn blobs_that_cannot_be_reached_are_told_beside_those_that_can_when_told_to() {
 }
 
 #[test]
-fn server_or_proxy_that_keeps_silent_runs_into_the_time_limit() {
+fn silent_server_or_proxy_is_a_connect_timeout() {
     run(async {
         let authority = Authority::new();
         let (_listener, address) = listen().await;
@@ -1382,7 +1386,7 @@ fn server_or_proxy_that_keeps_silent_runs_into_the_time_limit() {
 }
 
 #[test]
-fn nothing_that_can_be_printed_shows_a_secret() {
+fn debug_and_display_show_no_secret() {
     run(async {
         let (listener, address) = listen().await;
         serve(

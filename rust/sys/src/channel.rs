@@ -16,31 +16,31 @@ use vmsnapshot_core::frames::{Frame, DIRECTORIES_PER_FRAME, FRAME_BYTES};
 
 use crate::clock;
 
-/// One end of a channel; closing it is heard at the other end.
+/// One end of a channel. When it is dropped, the other end receives [`Received::Closed`].
 #[derive(Debug)]
 pub struct Channel(OwnedFd);
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        // The other end is to hear it also while a forked child of this process holds a copy.
+        // Closing is not enough: a forked child of this process may hold a copy of the descriptor.
         let _ = shutdown(&self.0, Shutdown::Both);
     }
 }
 
-/// What came from the other end.
+/// What was received from the other end.
 #[derive(Debug)]
 pub enum Received {
-    /// A frame, and the descriptors that came with it.
+    /// A frame and the descriptors that came with it.
     Frame(Frame, Vec<OwnedFd>),
     /// The other end is closed.
     Closed,
 }
 
 impl Channel {
-    /// Both ends; both are closed on exec.
+    /// Returns both ends of a new channel. Both are closed on exec.
     ///
     /// # Errors
-    /// What the kernel answers.
+    /// The kernel's error.
     pub fn pair() -> Result<(Channel, OwnedFd), Errno> {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
@@ -51,24 +51,24 @@ impl Channel {
         Ok((Channel(ours), theirs))
     }
 
-    /// The end that this process was given.
+    /// Makes a channel from the end that this process was given.
     #[must_use]
     pub fn from_descriptor(descriptor: OwnedFd) -> Channel {
         Channel(descriptor)
     }
 
-    /// The descriptor, to wait on.
+    /// Returns the descriptor, so that the caller can wait on it.
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
-    /// Sends a frame and, with it, descriptors (at most [`DIRECTORIES_PER_FRAME`]).
+    /// Sends a frame with descriptors (at most [`DIRECTORIES_PER_FRAME`]).
     ///
-    /// *Blocking*: never; a full socket is an error, and ours hold a few frames at most.
+    /// *Blocking*: never. A full socket is an error; our sockets hold a few frames at most.
     ///
     /// # Errors
-    /// What the kernel answers: EPIPE when the other end is closed.
+    /// The kernel's error: EPIPE if the other end is closed.
     pub fn send(&self, frame: Frame, descriptors: &[BorrowedFd<'_>]) -> Result<(), Errno> {
         self.send_with(
             frame,
@@ -82,7 +82,7 @@ impl Channel {
     /// *Blocking*: until the other end reads or is closed.
     ///
     /// # Errors
-    /// What the kernel answers: EPIPE when the other end is closed.
+    /// The kernel's error: EPIPE if the other end is closed.
     pub fn send_patiently(&self, frame: Frame) -> Result<(), Errno> {
         self.send_with(frame, &[], SendFlags::NOSIGNAL)
     }
@@ -104,10 +104,10 @@ impl Channel {
         sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut ancillary, flags).map(|_| ())
     }
 
-    /// Hands over the descriptors of directories, in their order, in as many frames as they take.
+    /// Sends the descriptors of directories in order, in as many frames as they need.
     ///
     /// # Errors
-    /// What the kernel answers: EPIPE when the other end is closed.
+    /// The kernel's error: EPIPE if the other end is closed.
     pub fn send_directories(&self, directories: &[BorrowedFd<'_>]) -> Result<(), Errno> {
         for batch in directories.chunks(DIRECTORIES_PER_FRAME) {
             let count = u32::try_from(batch.len()).map_err(|_| Errno::TOOBIG)?;
@@ -119,7 +119,7 @@ impl Channel {
     /// Waits for the next frame until `deadline`.
     ///
     /// # Errors
-    /// ETIMEDOUT after the deadline; EBADMSG for bytes that are no frame; what the kernel answers.
+    /// ETIMEDOUT after the deadline, EBADMSG for bytes that are not a frame, or the kernel's error.
     pub fn receive(&self, deadline: Monotonic) -> Result<Received, Errno> {
         loop {
             let left = deadline.since(clock::monotonic());
@@ -135,10 +135,10 @@ impl Channel {
         }
     }
 
-    /// Takes the frame that is there.
+    /// Returns the frame that has arrived, without waiting for one.
     ///
     /// # Errors
-    /// EAGAIN when there is none; EBADMSG for bytes that are no frame; what the kernel answers.
+    /// EAGAIN if none has arrived, EBADMSG for bytes that are not a frame, or the kernel's error.
     pub fn receive_now(&self) -> Result<Received, Errno> {
         let mut space =
             [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DIRECTORIES_PER_FRAME))];

@@ -1,21 +1,21 @@
-//! The clocks: `CLOCK_MONOTONIC` for deadlines, `CLOCK_REALTIME` for what people read.
+//! The clocks: `CLOCK_MONOTONIC` for deadlines, `CLOCK_REALTIME` for times that people read.
 
 use rustix::time::{clock_gettime, ClockId, Timespec};
 use vmsnapshot_core::deadlines::Monotonic;
 
-/// Now, on the clock that two processes share.
+/// Returns the current time on the clock that two processes share.
 #[must_use]
 pub fn monotonic() -> Monotonic {
     Monotonic(nanoseconds(clock_gettime(ClockId::Monotonic)))
 }
 
-/// Now, in nanoseconds since the Unix epoch.
+/// Returns the current time in nanoseconds since the Unix epoch.
 #[must_use]
 pub fn realtime_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Realtime))
 }
 
-/// `duration` as the kernel takes it.
+/// Converts `duration` to the kernel's type.
 #[must_use]
 pub fn timespec(duration: std::time::Duration) -> Timespec {
     Timespec {

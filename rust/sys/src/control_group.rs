@@ -1,9 +1,10 @@
-//! A control group of a process's own, so that ending the whole group it was started in leaves it
-//! alive.
+//! Moves a process into a control group of its own. The process then survives when the group that
+//! it was started in is ended as a whole.
 //!
-//! In the cgroup v2 hierarchy (`cgroup.kill`, and systemd's `KillMode=control-group`), and where
-//! systemd still keeps a v1 hierarchy of its own (`name=systemd`), in that as well. Where it cannot
-//! be had the process is told so and goes on.
+//! The process moves in the cgroup v2 hierarchy (`cgroup.kill`, and systemd's
+//! `KillMode=control-group`). Where systemd still has a v1 hierarchy of its own (`name=systemd`),
+//! the process moves there as well. If a move fails, [`enter`] returns `None` and the process goes
+//! on.
 
 use std::fs;
 use std::io;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use vmsnapshot_core::mountinfo;
 
-/// The groups this process is in, and the ones it came from.
+/// The groups that this process is in, and those that it came from.
 #[derive(Debug)]
 pub struct OwnGroups(Vec<OwnGroup>);
 
@@ -22,10 +23,11 @@ struct OwnGroup {
     came_from: PathBuf,
 }
 
-/// Moves this process into groups of its own, each named `prefix` and its process id; none unless it
-/// could in every hierarchy that there is. Groups of that name whose process is gone are removed.
+/// Moves this process into groups of its own, each named `prefix` followed by the process id.
 ///
-/// Dropping the answer leaves the process where it is: its end does not remove the groups.
+/// Returns `None` unless this succeeded in every hierarchy of the machine. Removes the groups with
+/// that prefix whose process is gone. Dropping the result leaves the process in its groups, which
+/// then outlast the process.
 #[must_use]
 pub fn enter(prefix: &str) -> Option<OwnGroups> {
     let mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").ok()?).ok()?;
@@ -51,11 +53,11 @@ pub fn enter(prefix: &str) -> Option<OwnGroups> {
 }
 
 impl OwnGroups {
-    /// Goes back and removes the groups.
+    /// Moves the process back and removes the groups.
     pub fn leave(self) {
         for OwnGroup { group, came_from } in self.0 {
-            // The group that it came from may be gone: then this one stays behind, empty, and the
-            // next process that takes a group of that prefix removes it.
+            // The group that the process came from may be gone. Then this one stays, and the next
+            // process that enters groups with the same prefix removes it.
             if fs::write(came_from.join("cgroup.procs"), "0").is_ok() {
                 let _ = fs::remove_dir(group);
             }
@@ -66,12 +68,12 @@ impl OwnGroups {
 fn enter_below(root: &Path, own: &Path, prefix: &str) -> Option<OwnGroup> {
     remove_abandoned(root, prefix);
     let group = root.join(format!("{prefix}{}", std::process::id()));
-    // One that is there is abandoned, by a process that had our id before us, or ours already.
+    // A group that exists was left by an earlier process with our id, or we made it ourselves.
     match fs::create_dir(&group) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return None,
         Ok(()) | Err(_) => {}
     }
-    // "0" is the process that writes.
+    // "0" means the process that writes it.
     if fs::write(group.join("cgroup.procs"), "0").is_err() {
         let _ = fs::remove_dir(&group);
         return None;
@@ -90,7 +92,7 @@ fn remove_abandoned(root: &Path, prefix: &str) {
     for entry in entries.flatten() {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix(prefix));
-        // One prefix may be the beginning of another: what follows must be a process id.
+        // One prefix may be the beginning of another, so only a process id may follow.
         let pid = pid.and_then(|pid| pid.parse::<u32>().ok());
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             let _ = fs::remove_dir(entry.path());
@@ -98,7 +100,7 @@ fn remove_abandoned(root: &Path, prefix: &str) {
     }
 }
 
-/// The path behind `prefix` in the lines of `/proc/self/cgroup`.
+/// Returns the path after `prefix` in the lines of `/proc/self/cgroup`.
 fn path_after<'a>(own: &'a [u8], prefix: &[u8]) -> Option<&'a Path> {
     own.split(|byte| *byte == b'\n').find_map(|line| {
         let start = line.windows(prefix.len()).position(|part| part == prefix)?;

@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_have_neither_a_number_nor_a_capital_of_a_sentence() {
+    fn words_have_no_number_and_begin_in_lower_case() {
         assert_eq!(errno_text(Errno::BUSY), "device or resource busy");
         assert_eq!(errno_text(Errno::IO), "input/output error");
         assert_eq!(number_text(16), "device or resource busy");

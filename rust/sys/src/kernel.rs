@@ -1,47 +1,49 @@
 //! FIFREEZE, FITHAW and syncfs.
 //!
-//! The trait is there for faults that the real kernel will not produce on request (EIO on the third
-//! thaw, a panic in the middle); what is tested with it is tested on real filesystems as well.
+//! The trait exists for faults that the real kernel will not produce on request (EIO on the third
+//! thaw, a panic in the middle). What is tested with such a kernel is tested on real filesystems
+//! too.
 
 use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
 use rustix::ioctl::{ioctl, opcode, Setter};
 
-/// What can be done to a filesystem, by any descriptor of a file or directory on it.
+/// The calls on a filesystem. Each takes a descriptor of any file or directory on it.
 pub trait Kernel: Send + Sync {
     /// Freezes the filesystem of `directory`.
     ///
-    /// *Blocking*: until running writers are done and dirty data is written; state D, no signal
-    /// ends it. *Errors*: EBUSY: frozen already, by somebody else; EOPNOTSUPP: the type cannot be
-    /// frozen; EPERM: no CAP_SYS_ADMIN.
+    /// *Blocking*: until running writers have finished and dirty data is written. The thread is in
+    /// state D, so no signal ends the call. *Errors*: EBUSY if another program has frozen the
+    /// filesystem, EOPNOTSUPP if its type cannot be frozen, EPERM without CAP_SYS_ADMIN.
     fn freeze(&self, directory: BorrowedFd<'_>) -> Result<(), Errno>;
 
-    /// Thaws the filesystem of `directory`, whoever froze it.
+    /// Thaws the filesystem of `directory`, no matter which program froze it.
     ///
-    /// *Blocking*: writes the superblock, and waits in state D for a FIFREEZE that is flushing.
-    /// *Errors*: EINVAL: not frozen, or a FIFREEZE is still waiting for a running writer.
+    /// *Blocking*: while the superblock is written. If a FIFREEZE is flushing, the thread waits for
+    /// it in state D. *Errors*: EINVAL if the filesystem is not frozen, or if a FIFREEZE is still
+    /// waiting for a running writer.
     fn thaw(&self, directory: BorrowedFd<'_>) -> Result<(), Errno>;
 
-    /// Writes out what is dirty on the filesystem of `directory`.
+    /// Writes out the dirty data of the filesystem of `directory`.
     ///
-    /// *Blocking*: as long as the disk takes; state D on a dead one.
+    /// *Blocking*: as long as the disk takes. On a dead disk the thread stays in state D.
     fn sync(&self, directory: BorrowedFd<'_>) -> Result<(), Errno>;
 }
 
-/// The kernel that runs us.
+/// The kernel that this process runs on.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Linux;
 
-// linux/fs.h: _IOWR('X', 119, int) and _IOWR('X', 120, int). The argument is not looked at
+// linux/fs.h: _IOWR('X', 119, int) and _IOWR('X', 120, int). The kernel ignores the argument
 // (fs/ioctl.c, ioctl_fsfreeze and ioctl_fsthaw).
 const FIFREEZE: rustix::ioctl::Opcode = opcode::read_write::<libc::c_int>(b'X', 119);
 const FITHAW: rustix::ioctl::Opcode = opcode::read_write::<libc::c_int>(b'X', 120);
 
 impl Kernel for Linux {
     fn freeze(&self, directory: BorrowedFd<'_>) -> Result<(), Errno> {
-        // SAFETY: FIFREEZE takes no pointer that the kernel follows; the argument it is given
-        // points to a live integer of the size that the opcode states.
+        // SAFETY: the kernel follows no pointer of FIFREEZE. The argument points to a live integer
+        // of the size that the opcode states.
         unsafe { ioctl(directory, Setter::<FIFREEZE, libc::c_int>::new(0)) }
     }
 

@@ -22,17 +22,17 @@ pub struct LedgerFile {
     count: usize,
 }
 
-// SAFETY: the mapping belongs to no thread, and everything in it is an atomic.
+// SAFETY: the mapping is bound to no thread, and everything in it is an atomic.
 unsafe impl Send for LedgerFile {}
-// SAFETY: as above: shared access goes through atomics only.
+// SAFETY: as above. Shared access goes through atomics only.
 unsafe impl Sync for LedgerFile {}
 
 impl LedgerFile {
-    /// Makes `file`, which is empty, a ledger of `count` filesystems and maps it.
+    /// Turns the empty `file` into a ledger of `count` filesystems and maps it.
     ///
     /// # Errors
-    /// What the kernel answers; `Unsupported` when the file is not on tmpfs: a store into a
-    /// mapping of a file on a frozen disk never returns.
+    /// The kernel's error, or `Unsupported` if the file is not on tmpfs: a store into a mapping of
+    /// a file on a frozen disk never returns.
     pub fn create(file: OwnedFd, count: usize) -> io::Result<LedgerFile> {
         if u32::try_from(fstatfs(&file)?.f_type) != Ok(TMPFS_MAGIC) {
             return Err(io::Error::new(
@@ -40,17 +40,18 @@ impl LedgerFile {
                 "the file is not on tmpfs",
             ));
         }
-        // Not ftruncate: the first store into a page that tmpfs then has no room for is a SIGBUS.
+        // ftruncate would reserve no pages. A store into a page that tmpfs has no room for raises
+        // SIGBUS.
         let size_bytes = Ledger::size_bytes(count) as u64;
         fallocate(&file, FallocateFlags::empty(), 0, size_bytes)?;
         Self::map(file, count)
     }
 
-    /// Maps a ledger that another process made, perhaps one of another version; see
+    /// Maps a ledger that another process made. That process may have been of another version; see
     /// [`layout`](vmsnapshot_core::ledger::Header::layout).
     ///
     /// # Errors
-    /// What the kernel answers; `InvalidData` when it has not the size or the mark of a ledger.
+    /// The kernel's error, or `InvalidData` if the file lacks the size or the mark of a ledger.
     pub fn open(file: OwnedFd) -> io::Result<LedgerFile> {
         let count = usize::try_from(fstat(&file)?.st_size)
             .ok()
@@ -63,14 +64,14 @@ impl LedgerFile {
         }
     }
 
-    /// The descriptor, to hand to the watchdog.
+    /// Returns the descriptor, to be handed to the watchdog.
     #[must_use]
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
     fn map(file: OwnedFd, count: usize) -> io::Result<LedgerFile> {
-        // MAP_POPULATE: no page fault is left for the window.
+        // MAP_POPULATE: no page fault may happen inside the window.
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no other memory.
         let mapping = unsafe {
@@ -97,10 +98,10 @@ impl Deref for LedgerFile {
 
     fn deref(&self) -> &Ledger {
         let pages = std::ptr::slice_from_raw_parts(self.mapping.as_ptr().cast::<()>(), self.count);
-        // SAFETY: the mapping is page-aligned, as Ledger is, lives as long as self, and has the
+        // SAFETY: the mapping is page-aligned, as Ledger is. It lives as long as self and has the
         // size of a Ledger with `count` entries (the invariant). Every field of Ledger is an atomic
-        // integer, for which any bytes are valid and changes by another process are no data race.
-        // A file that is cut short while mapped would fault; it is in a directory of root's alone.
+        // integer: any bytes are valid, and changes by another process are no data race. Truncating
+        // the file while it is mapped would make an access fault, but only root can do that.
         unsafe { &*(pages as *const Ledger) }
     }
 }
@@ -108,7 +109,7 @@ impl Deref for LedgerFile {
 impl Drop for LedgerFile {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and no reference into it outlives self. A failure to unmap
-        // only keeps memory.
+        // only leaks memory.
         let _ = unsafe { munmap(self.mapping.as_ptr(), Ledger::size_bytes(self.count)) };
     }
 }

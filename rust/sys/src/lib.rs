@@ -1,6 +1,6 @@
 //! The system calls of vmsnapshot, shared by the run and its watchdog: the only unsafe code.
 //!
-//! Each module is one thing that the kernel does for us. There is no policy here.
+//! Each module covers one service of the kernel. There is no policy here.
 
 pub mod channel;
 pub mod clock;

@@ -1,4 +1,4 @@
-//! What a process does to itself and knows of others.
+//! What a process changes about itself, and what it can find out about other processes.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -9,18 +9,22 @@ use rustix::process::{pidfd_open, Pid, PidfdFlags};
 use rustix::thread::CapabilitySet;
 use vmsnapshot_core::ledger::ProcessName;
 
-/// A descriptor that becomes readable when this process is gone with all its threads; none on
-/// kernels before 5.3, where only the closing of a socket tells.
+/// Returns a descriptor that becomes readable when this process is gone with all its threads.
+///
+/// Returns `None` on kernels before 5.3. There, only the closing of a socket shows that a process
+/// is gone.
 #[must_use]
 pub fn own_pidfd() -> Option<OwnedFd> {
     pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).ok()
 }
 
-/// Leaves the caller's process group, session and parent: the calling process ends here, and its
-/// child, adopted by init, goes on. Nobody has to wait for it, and no signal to the group finds it.
+/// Leaves the caller's process group, session and parent.
+///
+/// The calling process ends here. Its child goes on and is adopted by init, so the run does not
+/// have to wait for it. A signal to the group does not reach it.
 ///
 /// # Errors
-/// What the kernel answers to fork or setsid.
+/// The kernel's error from fork or setsid.
 pub fn become_orphan() -> io::Result<()> {
     // SAFETY: the caller (a companion's `main`, before it starts a thread) is single-threaded, so
     // the child may do all that the parent might.
@@ -35,12 +39,12 @@ pub fn become_orphan() -> io::Result<()> {
     }
 }
 
-/// Keeps every signal that can be kept from this thread, and from the threads it starts.
+/// Blocks every signal that can be blocked, for this thread and the threads that it starts.
 ///
-/// Returns what was kept before, for [`restore_signals`].
+/// Returns the mask from before, for [`restore_signals`].
 #[must_use]
 pub fn block_signals() -> SignalMask {
-    // SAFETY: sigset_t is plain data; the two functions fill it in.
+    // SAFETY: sigset_t is plain data, and the two functions below fill it in.
     let (mut all, mut before): (libc::sigset_t, libc::sigset_t) =
         unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
     // SAFETY: both point to live sigset_t values. The call fails only for a wrong first argument.
@@ -51,9 +55,9 @@ pub fn block_signals() -> SignalMask {
     SignalMask(before)
 }
 
-/// Puts a thread's signal mask back; what was kept meanwhile is delivered now.
+/// Puts a thread's signal mask back. Signals that were blocked meanwhile are delivered now.
 pub fn restore_signals(mask: &SignalMask) {
-    // SAFETY: the mask is one that pthread_sigmask gave.
+    // SAFETY: pthread_sigmask wrote this mask.
     unsafe {
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask.0, std::ptr::null_mut());
     }
@@ -62,47 +66,52 @@ pub fn restore_signals(mask: &SignalMask) {
 /// A thread's signal mask.
 pub struct SignalMask(libc::sigset_t);
 
-/// Keeps all memory, present and future, from being paged out, each page once it was touched
-/// (`MCL_ONFAULT`: 0.6 instead of 3 ms, and less memory).
+/// Locks all present and future memory, so that it is not paged out.
+///
+/// A page is locked when it is first touched (`MCL_ONFAULT`). That takes 0.6 instead of 3 ms, and
+/// less memory.
 ///
 /// # Errors
-/// What the kernel answers: EPERM or ENOMEM without CAP_IPC_LOCK.
+/// The kernel's error: EPERM or ENOMEM without CAP_IPC_LOCK.
 pub fn lock_memory() -> Result<(), Errno> {
     mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT)
 }
 
-/// How urgent a thread is: each before the one above it here, and both before every ordinary one.
+/// How urgent a thread is. Later variants run before earlier ones, and both before ordinary
+/// threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
     /// A freeze thread of a run.
     Freezer,
-    /// A watchdog: no fault of the run's can keep it waiting.
+    /// A watchdog. It is above the freeze threads, so no fault of the run can delay it.
     Watchdog,
 }
 
-/// Runs this thread, and those that it starts, before every ordinary one, so that a busy machine
-/// does not delay a freeze or a thaw.
+/// Runs this thread, and the threads that it starts, before every ordinary thread. A busy machine
+/// then does not delay a freeze or a thaw.
 ///
 /// # Errors
-/// What the kernel answers: EPERM where real-time scheduling is not given out.
+/// The kernel's error: EPERM if this process may not use real-time scheduling.
 pub fn run_before_others(urgency: Urgency) -> io::Result<()> {
     let sched_priority = match urgency {
         Urgency::Freezer => 1,
         Urgency::Watchdog => 2,
     };
     let parameters = libc::sched_param { sched_priority };
-    // SAFETY: the pointer is to a live sched_param; 0 names this thread.
+    // SAFETY: the pointer is to a live sched_param, and 0 names this thread.
     match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Closes every descriptor but the standard three: what the caller of the run has open without
-/// close-on-exec (a lock, a pipe) is not to be held by a process that may hang on a dead disk.
+/// Closes every descriptor except the standard three.
+///
+/// The caller of the run may have opened some (a lock, a pipe) without close-on-exec. A companion
+/// can hang on a dead disk, and must not keep them open for so long.
 pub fn close_inherited_descriptors() {
     // SAFETY: a companion's `main` calls this first, when nothing in this process owns a
-    // descriptor above 2. Linux 5.9 has the call.
+    // descriptor above 2. Kernels before 5.9 lack the call.
     if unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) } == 0 {
         return;
     }
@@ -114,17 +123,17 @@ pub fn close_inherited_descriptors() {
         .filter(|descriptor| *descriptor > 2)
         .collect();
     for descriptor in descriptors {
-        // SAFETY: as above; the directory's own, which is closed by now, is only EBADF.
+        // SAFETY: as above. The directory's own descriptor is closed by now and gives EBADF.
         unsafe { libc::close(descriptor) };
     }
 }
 
-/// Lets this process have as many descriptors as it may ask for: a run may have a thousand
+/// Raises this process's limit on descriptors to its maximum. A run may have a thousand
 /// filesystems, and the usual limit is 1024.
 pub fn allow_all_descriptors() {
     use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
     let maximum = getrlimit(Resource::Nofile).maximum;
-    // If it cannot be raised, what does not fit is an error when it comes.
+    // If this fails, the first descriptor above the limit is an error.
     let _ = setrlimit(
         Resource::Nofile,
         Rlimit {
@@ -134,19 +143,19 @@ pub fn allow_all_descriptors() {
     );
 }
 
-/// Gives a lock back for everybody who holds a copy of its descriptor.
+/// Releases a lock for every process that holds a copy of its descriptor.
 pub fn unlock(lock: BorrowedFd<'_>) {
-    // It fails for no descriptor that is a lock's.
+    // Unlocking cannot fail for the descriptor of a lock.
     let _ = rustix::fs::flock(lock, rustix::fs::FlockOperation::Unlock);
 }
 
-/// Shows `name` (15 bytes at most) in `ps` and `top`.
+/// Sets the name (15 bytes at most) that `ps` and `top` show.
 pub fn set_process_name(name: &std::ffi::CStr) {
-    // Only what people see; a failure changes nothing.
+    // The name is only for people, so a failure changes nothing.
     let _ = rustix::thread::set_name(name);
 }
 
-/// This process's name in a ledger.
+/// Returns the name of this process in a ledger.
 #[must_use]
 pub fn own_name() -> ProcessName {
     let pid = rustix::process::getpid();
@@ -156,8 +165,8 @@ pub fn own_name() -> ProcessName {
     }
 }
 
-/// Whether the process that `name` names still exists (a dead one that still has a thread inside
-/// the kernel does; a zombie does not).
+/// Returns whether the process that `name` names still exists. A zombie does not, unless one of its
+/// threads is still inside the kernel.
 #[must_use]
 pub fn is_alive(name: ProcessName) -> bool {
     let Some(pid) = i32::try_from(name.pid).ok().and_then(Pid::from_raw) else {
@@ -166,16 +175,17 @@ pub fn is_alive(name: ProcessName) -> bool {
     start_ticks(pid) == Some(name.start_ticks)
 }
 
-/// Field 22 of `/proc/PID/stat`; none when the process is gone, or is a zombie without threads.
+/// Returns field 22 of `/proc/PID/stat`; `None` if the process is gone, or is a zombie without
+/// threads.
 fn start_ticks(pid: Pid) -> Option<u64> {
     let directory = format!("/proc/{}", pid.as_raw_nonzero());
     let stat = std::fs::read(format!("{directory}/stat")).ok()?;
-    // The command name, in parentheses, may hold anything; the fields after the last `)` do not.
+    // The command name, in parentheses, may hold any character. The fields after it have no `)`.
     let after_name = stat.iter().rposition(|byte| *byte == b')')?;
     let fields = String::from_utf8_lossy(stat.get(after_name + 1..)?).into_owned();
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?;
-    // A zombie leader whose other threads are stuck in the kernel is still a freezer.
+    // A zombie whose other threads are stuck in the kernel may still be inside FIFREEZE.
     if state == "Z" && std::fs::read_dir(format!("{directory}/task")).ok()?.count() <= 1 {
         return None;
     }
@@ -183,15 +193,16 @@ fn start_ticks(pid: Pid) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// Whether this process has CAP_SYS_ADMIN, which FIFREEZE and FITHAW ask for.
+/// Returns whether this process has CAP_SYS_ADMIN, which FIFREEZE and FITHAW require.
 #[must_use]
 pub fn may_freeze() -> bool {
     rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
-/// The most memory this process ever had, in KiB, from `/proc/self/status` (not `getrusage`, whose
-/// figure survives exec and so would be the parent's).
+/// Returns the peak memory of this process in KiB, from `/proc/self/status`.
+///
+/// The figure of `getrusage` survives exec, so it would be the parent's.
 #[must_use]
 pub fn peak_memory_kib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -206,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_is_alive_and_a_reused_process_id_is_not_it() {
+    fn process_is_alive_only_if_its_start_time_matches_too() {
         let name = own_name();
         assert!(is_alive(name));
         assert!(!is_alive(ProcessName {

@@ -1,7 +1,7 @@
-//! A number that one thread raises and others wait for: a futex and nothing else.
+//! A number that threads set and wait for, made of a futex and nothing else.
 //!
-//! Used inside the window instead of a condition variable: it takes no lock that the waking of
-//! sixty threads would queue for, and allocates nothing.
+//! The window uses it instead of a condition variable. A condition variable has a mutex, and sixty
+//! woken threads would queue for it. A futex needs no lock and allocates nothing.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -10,41 +10,41 @@ use vmsnapshot_core::deadlines::Monotonic;
 
 use crate::clock;
 
-/// A number that threads of this process wait on.
+/// A number that threads of this process can wait for.
 #[derive(Debug, Default)]
 pub struct Signal(AtomicU32);
 
 impl Signal {
-    /// A signal that stands at `value`.
+    /// Makes a signal with this value.
     #[must_use]
     pub const fn new(value: u32) -> Signal {
         Signal(AtomicU32::new(value))
     }
 
-    /// What it stands at.
+    /// Returns the current value.
     #[must_use]
     pub fn value(&self) -> u32 {
         self.0.load(Ordering::SeqCst)
     }
 
-    /// Sets it and wakes all who wait.
+    /// Sets the value and wakes all waiting threads.
     pub fn set(&self, value: u32) {
         self.0.store(value, Ordering::SeqCst);
         self.wake_all();
     }
 
-    /// Adds one, without waking anybody, and returns the sum.
+    /// Adds one and returns the sum. Wakes no thread.
     pub fn add_one(&self) -> u32 {
         self.0.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// Wakes all who wait, to look again.
+    /// Wakes all waiting threads, so that they look at the value again.
     pub fn wake_all(&self) {
-        // Waking an address that we own cannot fail.
+        // Waking cannot fail on an address that we own.
         let _ = futex::wake(&self.0, futex::Flags::PRIVATE, u32::MAX >> 1);
     }
 
-    /// Waits until `is_reached` is true of the value. False if `deadline` passed first.
+    /// Waits until `is_reached` is true of the value. Returns false if `deadline` passes first.
     pub fn wait_until(
         &self,
         deadline: Option<Monotonic>,
@@ -65,7 +65,7 @@ impl Signal {
                     Some(clock::timespec(left))
                 }
             };
-            // Whatever it answers (woken, changed, interrupted, timed out), the loop looks again.
+            // The loop looks again whatever this returns (woken, changed, interrupted, timed out).
             let _ = futex::wait(&self.0, futex::Flags::PRIVATE, value, left.as_ref());
         }
     }

@@ -16,7 +16,7 @@ const INTRODUCTION_LIMIT: Duration = Duration::from_secs(30);
 /// What a watchdog is given before it is armed.
 pub(crate) struct Introduction {
     pub(crate) ledger: LedgerFile,
-    /// The lock that keeps a second run out: held until this process ends, if need be.
+    /// The lock that keeps a second run out. The watchdog holds it until it ends, if it has to.
     pub(crate) lock: OwnedFd,
     pub(crate) run: Option<OwnedFd>,
     pub(crate) rcu: Option<OwnedFd>,
@@ -65,13 +65,13 @@ pub(crate) fn receive(channel: &Channel) -> io::Result<(Frame, Vec<OwnedFd>)> {
     }
 }
 
-/// Receives `count` descriptors of directories, in as many frames as they take.
+/// Receives `count` descriptors of directories, in as many frames as they need.
 pub(crate) fn receive_directories(channel: &Channel, count: u32) -> io::Result<Vec<OwnedFd>> {
     let count = usize::try_from(count).map_err(|_| unexpected())?;
     let mut directories = Vec::new();
     while directories.len() < count {
         match receive(channel)? {
-            // Fewer than were sent: this process may not have so many open.
+            // If fewer arrive than were sent, this process has reached its limit on descriptors.
             (Frame::Directories { count }, descriptors)
                 if count > 0 && u32::try_from(descriptors.len()) == Ok(count) =>
             {
@@ -83,7 +83,7 @@ pub(crate) fn receive_directories(channel: &Channel, count: u32) -> io::Result<V
     Ok(directories)
 }
 
-/// The error of a frame that does not belong into an introduction.
+/// The error of a frame that does not belong in an introduction.
 pub(crate) fn unexpected() -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,

@@ -1,4 +1,5 @@
-//! The program that a run starts beside itself: `watch` or `sync`, talking on standard input.
+//! The program that a run starts beside itself, as `watch` or as `sync`. Its standard input is the
+//! channel to the run.
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +14,7 @@ use vmsnapshot_sys::process;
 
 fn main() -> ExitCode {
     process::close_inherited_descriptors();
-    // A message of a panic has nowhere to go but a file that may be on a frozen filesystem.
+    // A panic's message could only go to a file, and that file may be on a frozen filesystem.
     std::panic::set_hook(Box::new(|_| {}));
     let Ok(channel) = open_channel() else {
         return ExitCode::FAILURE;
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let errno = error.raw_os_error().unwrap_or(0).unsigned_abs();
-            // If the run cannot hear it, it hears the channel close.
+            // If the run cannot receive this, it still notices that the channel closes.
             let _ = channel.send(Frame::Failed { errno }, &[]);
             ExitCode::FAILURE
         }
@@ -31,8 +32,8 @@ fn main() -> ExitCode {
 
 fn run(channel: &Arc<Channel>) -> std::io::Result<()> {
     process::become_orphan()?;
-    // Nobody asks this process to end: it ends when the run has, and nothing is frozen. The
-    // mask goes with the process, so there is nothing to put back.
+    // No signal may end this process: it ends when the run has ended and nothing is frozen. The old
+    // mask is not needed again.
     let _ = process::block_signals();
     process::allow_all_descriptors();
     let kernel: Arc<dyn Kernel> = Arc::new(Linux);
@@ -49,7 +50,8 @@ fn run(channel: &Arc<Channel>) -> std::io::Result<()> {
     }
 }
 
-/// The channel that standard input is, with one descriptor, so that dropping it closes it.
+/// Takes the channel from standard input. Its descriptor is then the only one, so dropping the
+/// channel closes it.
 fn open_channel() -> std::io::Result<Arc<Channel>> {
     let channel = Channel::from_descriptor(std::io::stdin().as_fd().try_clone_to_owned()?);
     rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;

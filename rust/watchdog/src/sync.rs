@@ -10,13 +10,13 @@ use vmsnapshot_sys::kernel::Kernel;
 
 use crate::introduction::{receive, receive_directories, unexpected};
 
-/// Calls `syncfs` on each directory, each in a thread of its own, and says when each is done.
+/// Calls `syncfs` on each directory in a thread of its own, and sends the run each result.
 ///
-/// This is a process of its own, and not the run's, because a syncfs can hang as long as the disk
-/// does, and no process ends before its threads do.
+/// This does not happen in the run's process. A syncfs can hang as long as the disk does, and no
+/// process ends before its threads do.
 ///
 /// # Errors
-/// What is missing at the start.
+/// If the run does not send the directories.
 pub fn sync(channel: &Arc<Channel>, kernel: &Arc<dyn Kernel>) -> io::Result<()> {
     let directories = match receive(channel)? {
         (Frame::Hello { directories, .. }, _) => receive_directories(channel, directories)?,

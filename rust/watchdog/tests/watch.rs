@@ -1,5 +1,5 @@
-//! The watchdog's rules, with a kernel that answers what the test says. What a real one does is in
-//! `tests/engine`.
+//! The watchdog's rules, with a kernel that answers what the test says. The tests in `tests/engine`
+//! use the real one.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -22,7 +22,7 @@ use vmsnapshot_sys::{clock, process, Errno};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Answers FITHAW from a script, whose last answer is for every further call.
+/// Answers FITHAW from a script. The last answer is used for every further call.
 struct Scripted {
     script: Mutex<Vec<Result<(), Errno>>>,
     thaws: Mutex<u32>,
@@ -101,7 +101,7 @@ impl Run {
             kernel,
             watchdog,
         };
-        assert!(matches!(run.hear(), Frame::Ready { .. }));
+        assert!(matches!(run.receive(), Frame::Ready { .. }));
         run
     }
 
@@ -112,10 +112,10 @@ impl Run {
             .header
             .start(now, clock::realtime_ns(), now.plus(after));
         self.channel.send(Frame::Arm, &[]).unwrap();
-        assert_eq!(self.hear(), Frame::Armed);
+        assert_eq!(self.receive(), Frame::Armed);
     }
 
-    fn hear(&self) -> Frame {
+    fn receive(&self) -> Frame {
         match self
             .channel
             .receive(clock::monotonic().plus(LIMIT))
@@ -155,7 +155,7 @@ impl Run {
         }
     }
 
-    /// Ends the run as a death does: its end of the channel closes. Returns what is left of it.
+    /// Ends the run as if it were killed: its end of the channel closes. Returns what it leaves.
     fn die(self) -> (LedgerFile, Arc<Scripted>) {
         drop(self.channel);
         self.watchdog.join().unwrap().unwrap();
@@ -164,14 +164,14 @@ impl Run {
 
     fn release(self) -> (LedgerFile, Arc<Scripted>) {
         self.channel.send(Frame::Release, &[]).unwrap();
-        assert!(matches!(self.hear(), Frame::Released { .. }));
+        assert!(matches!(self.receive(), Frame::Released { .. }));
         self.watchdog.join().unwrap().unwrap();
         (self.ledger, self.kernel)
     }
 }
 
 #[test]
-fn nothing_is_thawed_for_a_run_that_thawed_by_itself() {
+fn watchdog_thaws_nothing_for_a_run_that_thawed_by_itself() {
     let run = Run::start(&[Err(Errno::INVAL)]);
     run.arm(LIMIT);
     run.freeze();
@@ -183,7 +183,7 @@ fn nothing_is_thawed_for_a_run_that_thawed_by_itself() {
 }
 
 #[test]
-fn what_is_frozen_is_thawed_at_the_deadline_and_not_before() {
+fn watchdog_thaws_at_the_deadline_and_not_before() {
     let run = Run::start(&[Ok(())]);
     run.freeze();
     run.arm(Duration::from_millis(100));
@@ -198,10 +198,10 @@ fn what_is_frozen_is_thawed_at_the_deadline_and_not_before() {
 }
 
 #[test]
-fn a_deadline_holds_only_for_an_armed_watchdog() {
+fn watchdog_ignores_the_deadline_until_it_is_armed() {
     let run = Run::start(&[Ok(())]);
     run.ledger.header.start(Monotonic(1), 0, Monotonic(2));
-    // Any word wakes it; this one it does not know from a run.
+    // Any frame wakes the watchdog. It ignores this one, because a run never sends it.
     run.channel.send(Frame::Armed, &[]).unwrap();
     let (ledger, kernel) = run.release();
     assert_eq!(kernel.thaws(), 0);
@@ -209,7 +209,7 @@ fn a_deadline_holds_only_for_an_armed_watchdog() {
 }
 
 #[test]
-fn what_is_frozen_is_thawed_when_the_run_is_gone() {
+fn watchdog_thaws_when_the_run_is_gone() {
     let run = Run::start(&[Ok(())]);
     run.arm(LIMIT);
     run.freeze();
@@ -220,7 +220,7 @@ fn what_is_frozen_is_thawed_when_the_run_is_gone() {
 }
 
 #[test]
-fn what_a_released_run_may_have_left_frozen_is_thawed() {
+fn watchdog_thaws_what_a_released_run_left_frozen() {
     let run = Run::start(&[Ok(())]);
     run.arm(LIMIT);
     run.freeze();
@@ -230,8 +230,8 @@ fn what_a_released_run_may_have_left_frozen_is_thawed() {
 }
 
 #[test]
-fn einval_is_asked_again_while_a_freezer_may_be_inside_fifreeze() {
-    // A FIFREEZE that waits for a writer: EINVAL at first, then it has frozen.
+fn watchdog_repeats_fithaw_after_einval_while_fifreeze_may_be_running() {
+    // FIFREEZE waits for a writer, and FITHAW answers EINVAL. Then FIFREEZE has frozen.
     let mut script = vec![Err(Errno::INVAL); 20];
     script.extend([Ok(()), Err(Errno::INVAL)]);
     let run = Run::start(&script);
@@ -244,8 +244,8 @@ fn einval_is_asked_again_while_a_freezer_may_be_inside_fifreeze() {
 }
 
 #[test]
-fn our_freeze_is_thawed_that_followed_one_which_fithaw_undid() {
-    // Our FIFREEZE waits behind somebody else's freeze: the first FITHAW undoes theirs.
+fn watchdog_thaws_our_freeze_after_its_fithaw_undid_another_programs() {
+    // Our FIFREEZE waits behind another program's freeze. The first FITHAW undoes that one.
     let script = [
         Ok(()),
         Err(Errno::INVAL),
@@ -259,14 +259,14 @@ fn our_freeze_is_thawed_that_followed_one_which_fithaw_undid() {
     run.wait_for_thaws(4);
     assert!(run.entry().frozen(clock::monotonic()));
     run.wait_for(FreezeState::ThawedByWatchdog);
-    // Exactly one FITHAW succeeds for one freeze. The other one undid a freeze that was not ours.
+    // Exactly one FITHAW succeeds per freeze, so the other one undid a freeze that was not ours.
     let (ledger, _) = run.release();
     assert!(ledger.entries[0].undid_another());
 }
 
 #[test]
-fn one_thaw_of_one_freeze_is_not_called_the_undoing_of_another() {
-    // FITHAW succeeds after FIFREEZE has frozen and before the run could say so.
+fn ledger_records_no_undone_freeze_when_one_fithaw_succeeds_for_one_freeze() {
+    // FITHAW succeeds after FIFREEZE has frozen and before the run has recorded it.
     let run = Run::start(&[Ok(()), Err(Errno::INVAL)]);
     run.announce();
     run.arm(Duration::from_millis(10));
@@ -278,27 +278,27 @@ fn one_thaw_of_one_freeze_is_not_called_the_undoing_of_another() {
 }
 
 #[test]
-fn last_word_is_not_sent_while_a_fithaw_has_not_returned() {
+fn watchdog_sends_released_only_after_every_fithaw_has_returned() {
     let run = Run::start(&[Ok(())]);
     let kernel = Arc::clone(&run.kernel);
     let hold = kernel.hold.lock().unwrap();
     run.freeze();
     run.arm(Duration::from_millis(1));
     run.wait_for_thaws(1);
-    // The run's own FITHAW comes back first.
+    // The run's own FITHAW returns first.
     run.entry()
         .thawed(vmsnapshot_core::ledger::Thawer::Run, clock::monotonic());
     run.channel.send(Frame::Release, &[]).unwrap();
-    // Longer than the second after which it used to be sent all the same.
+    // The watchdog used to send `Released` after one second even then, so wait longer.
     let patience = clock::monotonic().plus(Duration::from_millis(1300));
     assert_eq!(run.channel.receive(patience).err(), Some(Errno::TIMEDOUT));
     drop(hold);
-    assert!(matches!(run.hear(), Frame::Released { .. }));
+    assert!(matches!(run.receive(), Frame::Released { .. }));
     run.watchdog.join().unwrap().unwrap();
 }
 
 #[test]
-fn a_freeze_of_somebody_else_that_fithaw_undid_is_told() {
+fn ledger_records_that_fithaw_undid_the_freeze_of_another_program() {
     let run = Run::start(&[Ok(()), Err(Errno::INVAL)]);
     run.announce();
     run.arm(Duration::from_millis(10));
@@ -311,7 +311,7 @@ fn a_freeze_of_somebody_else_that_fithaw_undid_is_told() {
 }
 
 #[test]
-fn einval_ends_the_asking_when_the_freezer_is_gone() {
+fn watchdog_revokes_after_einval_when_the_run_is_gone() {
     let run = Run::start(&[Err(Errno::INVAL)]);
     run.arm(LIMIT);
     run.announce();
@@ -320,7 +320,7 @@ fn einval_ends_the_asking_when_the_freezer_is_gone() {
 }
 
 #[test]
-fn einval_of_what_was_frozen_means_that_somebody_else_thawed_it() {
+fn watchdog_records_thawed_by_another_when_fithaw_of_a_frozen_filesystem_is_einval() {
     let run = Run::start(&[Err(Errno::INVAL)]);
     run.arm(LIMIT);
     run.freeze();
@@ -330,7 +330,7 @@ fn einval_of_what_was_frozen_means_that_somebody_else_thawed_it() {
 }
 
 #[test]
-fn a_thaw_that_fails_is_tried_again() {
+fn watchdog_retries_a_fithaw_that_fails() {
     let run = Run::start(&[Err(Errno::IO), Err(Errno::IO), Ok(())]);
     run.arm(LIMIT);
     run.freeze();
@@ -340,7 +340,7 @@ fn a_thaw_that_fails_is_tried_again() {
 }
 
 #[test]
-fn what_somebody_else_had_frozen_is_never_thawed() {
+fn watchdog_never_thaws_what_another_program_froze() {
     let run = Run::start(&[Ok(())]);
     run.announce();
     run.entry().refuse(
@@ -355,7 +355,7 @@ fn what_somebody_else_had_frozen_is_never_thawed() {
 }
 
 #[test]
-fn what_was_not_announced_is_never_thawed_and_may_not_be_frozen_any_more() {
+fn watchdog_revokes_what_was_not_announced_and_does_not_thaw_it() {
     let run = Run::start(&[Ok(())]);
     run.arm(LIMIT);
     let (ledger, kernel) = run.die();
@@ -364,7 +364,7 @@ fn what_was_not_announced_is_never_thawed_and_may_not_be_frozen_any_more() {
 }
 
 #[test]
-fn a_watchdog_that_is_not_introduced_ends() {
+fn watchdog_ends_when_it_is_not_introduced() {
     let (channel, theirs) = Channel::pair().unwrap();
     let kernel = Arc::new(Scripted {
         script: Mutex::new(vec![Ok(())]),

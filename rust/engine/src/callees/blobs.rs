@@ -1,4 +1,5 @@
-//! The blobs of a run, from their texts to their calls, and what becomes of those that are no good.
+//! The blobs of a run, from their texts to their calls, with the unusable ones kept in their
+//! places.
 //!
 //! Nothing here waits, and nothing here is called inside the window.
 
@@ -9,24 +10,26 @@ use vmsnapshot_core::uri::HttpUri;
 
 use crate::error::PrepareError;
 
-/// A blob that is sent nothing.
+/// A blob that no request is sent to.
 #[derive(Debug)]
 pub(crate) struct Unusable {
-    /// Its URI without the query; empty where it could not be read.
+    /// Its URI without the query; empty if it could not be read.
     pub(crate) uri: String,
     pub(crate) error: PrepareError,
 }
 
-/// The blobs in the order they were given, each with what it has come to (its metadata, then its
-/// request, then its call), or why it is sent nothing.
+/// The blobs in the order they were given. Each has its current stage (its metadata, then its
+/// request, then its call), or the reason why no request is sent to it.
 pub(crate) struct Blobs<Stage> {
     each: Vec<Result<(SasUri, Stage), Unusable>>,
     on_unusable: OnUnusable,
 }
 
 impl Blobs<Metadata> {
-    /// Reads the SAS URIs. Where unusable blobs are reported, times and permissions of a SAS are left
-    /// for the service to judge: by a wrong clock of this machine, no blob would ever be usable.
+    /// Reads the SAS URIs.
+    ///
+    /// If unusable blobs are reported, the service judges the times and permissions of a SAS. This
+    /// machine's clock may be wrong, and then no blob would ever be usable.
     ///
     /// # Errors
     /// [`PrepareError::UnreadableBlob`], [`PrepareError::Blob`].
@@ -65,7 +68,7 @@ impl Blobs<Metadata> {
 }
 
 impl<Stage> Blobs<Stage> {
-    /// Takes every usable blob a step further, in their order.
+    /// Takes every usable blob to its next stage, in order.
     ///
     /// # Errors
     /// The first error of `step`, unless unusable blobs are reported.
@@ -92,10 +95,10 @@ impl<Stage> Blobs<Stage> {
         })
     }
 
-    /// Gives the blobs back if one of them is usable, or none was given.
+    /// Returns the blobs if at least one is usable, or if no blob was given.
     ///
     /// # Errors
-    /// Why the first blob is unusable.
+    /// The reason why the first blob is unusable.
     pub(crate) fn or_first_error(mut self) -> Result<Self, PrepareError> {
         if self.each.iter().all(Result::is_err) && !self.each.is_empty() {
             if let Err(first) = self.each.swap_remove(0) {
@@ -105,17 +108,17 @@ impl<Stage> Blobs<Stage> {
         Ok(self)
     }
 
-    /// What becomes of the run when another one turns out to be unusable.
+    /// Returns what the run does if another blob turns out to be unusable.
     pub(crate) fn on_unusable(&self) -> OnUnusable {
         self.on_unusable
     }
 
-    /// All of them, in the order they were given.
+    /// Returns all blobs, in the order they were given.
     pub(crate) fn each(&self) -> &[Result<(SasUri, Stage), Unusable>] {
         &self.each
     }
 
-    /// What the usable ones have come to, in their order.
+    /// Returns the stages of the usable blobs, in their order.
     pub(crate) fn usable_mut(&mut self) -> impl Iterator<Item = &mut Stage> {
         self.each.iter_mut().flatten().map(|(_, stage)| stage)
     }
@@ -140,7 +143,7 @@ mod tests {
         Blobs::read(&given, on_unusable, NOW)
     }
 
-    /// The URI of every blob, and why it is unusable, if it is.
+    /// The URI of every blob, with the error code if it is unusable.
     fn states<Stage>(blobs: &Blobs<Stage>) -> Vec<(String, Option<&'static str>)> {
         let state = |blob: &Result<(SasUri, Stage), Unusable>| match blob {
             Ok((uri, _)) => (uri.to_string(), None),
@@ -150,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn first_unusable_blob_ends_the_reading_when_such_are_refused() {
+    fn read_fails_at_the_first_unusable_blob_when_unusable_blobs_are_refused() {
         for (bad, code) in [
             ("", "bad-uri"),
             ("https://host/c/b?sv=1", "unsigned-uri"),
@@ -171,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn unusable_blobs_keep_their_places_and_their_errors_when_such_are_reported() {
+    fn unusable_blobs_keep_their_places_and_errors_when_they_are_reported() {
         let texts = [
             "",
             "https://host/c/b?comp=snapshot&sig=secret",
@@ -209,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn step_that_fails_marks_its_blob_and_no_other_or_ends_all() {
+    fn failed_step_makes_only_its_blob_unusable_or_fails_the_whole() {
         let texts = [GOOD, "", "https://host/c/other?sig=secret"];
         let fail_first = |uri: &SasUri, _| match uri.path() {
             "/c/good" => Err(PrepareError::Interrupted),
@@ -230,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn run_without_a_usable_blob_has_the_first_ones_error() {
+    fn run_without_a_usable_blob_fails_with_the_error_of_the_first() {
         let none_is_usable = read(&["", "https://host/c/b?sv=1"], OnUnusable::Report).unwrap();
         let error = none_is_usable.or_first_error().err().unwrap();
         assert_eq!(error.code(), "bad-uri");

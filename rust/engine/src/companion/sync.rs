@@ -1,4 +1,4 @@
-//! Writing out dirty data before the window, for as long as we are willing to wait.
+//! Writes out dirty data before the window, with a limit on the time that it may take.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -12,26 +12,26 @@ use super::Role;
 use crate::error::PrepareError;
 use crate::observer::{Observer, INTERRUPTION_TICK};
 
-/// What became of a `syncfs`.
+/// The result of a `syncfs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Synced {
-    /// Everything that was dirty is on the disk.
+    /// All data that was dirty is on the disk.
     Done,
-    /// It had not returned in time.
+    /// It has not returned in time.
     Late,
     /// It failed, with this error number.
     Failed(u32),
 }
 
-/// Calls `syncfs` on every directory, in parallel, in a process of its own, and says of each
-/// what had become of it by `deadline`.
+/// Calls `syncfs` on every directory, in parallel, in a process of its own. Returns the result of
+/// each at `deadline`.
 ///
-/// A FIFREEZE of 64 MiB dirty data takes seconds on a slow disk, straight after a sync almost
-/// nothing. What is not done in time is left behind with the process that does it: a syncfs that
-/// hangs in our own process would keep this one from ever ending.
+/// On a slow disk, a FIFREEZE with 64 MiB of dirty data takes seconds. Right after a sync it takes
+/// almost no time. A call that has not returned by the deadline stays behind in the process that
+/// made it. If it hung in our own process, that process could never end.
 ///
 /// # Errors
-/// [`PrepareError::Interrupted`], and what keeps the process from being started.
+/// [`PrepareError::Interrupted`], or [`PrepareError::Resources`] if the process cannot be started.
 pub(crate) fn sync(
     directories: &[BorrowedFd<'_>],
     deadline: Monotonic,
@@ -71,7 +71,7 @@ pub(crate) fn sync(
                 return Err(PrepareError::Interrupted)
             }
             Err(Errno::TIMEDOUT) => {}
-            // The process is gone: what it has not said is not known to be synced.
+            // The process is gone. Directories without an answer are not known to be synced.
             Ok(_) | Err(_) => break,
         }
     }

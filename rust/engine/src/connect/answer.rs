@@ -1,4 +1,4 @@
-//! What a server answered, and why there is no answer.
+//! A server's answer, or the reason why there is none.
 
 use std::fmt;
 use std::time::Instant;
@@ -9,15 +9,15 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use tokio::time::timeout_at;
 
-/// How much of the body of a refusal is kept: the service's are below 1 KiB.
+/// How much of the body of a refusal is kept. The service's bodies are smaller than 1 KiB.
 pub const BODY_LIMIT_BYTES: usize = 64 * 1024;
-/// How much of the host's answer is kept: it describes every snapshot, in below 1 KiB each.
+/// How much of the host's answer is kept. It describes every snapshot in less than 1 KiB.
 pub const HOST_BODY_LIMIT_BYTES: usize = 1024 * 1024;
 
 const SNAPSHOT: HeaderName = HeaderName::from_static("x-ms-snapshot");
 const ERROR_CODE: HeaderName = HeaderName::from_static("x-ms-error-code");
 
-/// What the server answered, as it came: its body is read, and all of it judged, after the thaw.
+/// A server's answer as it came. Its body is read, and the whole answer is judged, after the thaw.
 pub struct RawAnswer {
     /// The HTTP status.
     pub status: u16,
@@ -36,7 +36,7 @@ pub struct RawAnswer {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SendFailure {
-    /// Nothing of the request was written.
+    /// No part of the request was written.
     #[error("the request was not sent: {cause}")]
     NotSent {
         /// What happened to the connection.
@@ -60,7 +60,7 @@ pub enum SendFailure {
 }
 
 impl RawAnswer {
-    /// Takes the head of an answer. Of its body at most `limit_bytes` will be kept.
+    /// Takes the head of an answer. At most `limit_bytes` of its body will be kept.
     pub(super) fn new(response: Response<Incoming>, limit_bytes: usize) -> Self {
         let (mut head, body) = response.into_parts();
         let complete = body.is_end_stream();
@@ -75,12 +75,12 @@ impl RawAnswer {
         }
     }
 
-    /// Reads the body, of which at most [`BODY_LIMIT_BYTES`] are kept, of
-    /// the host's [`HOST_BODY_LIMIT_BYTES`]; when `deadline` passes or
-    /// the connection ends inside it, what is there is the body. The connection must be held until
-    /// then.
+    /// Reads the body. The caller must hold the connection until this returns.
     ///
-    /// *Blocking*: until `deadline`. *In the window*: only where the same connection is needed.
+    /// At most [`BODY_LIMIT_BYTES`] are kept, of a host's answer [`HOST_BODY_LIMIT_BYTES`]. If
+    /// `deadline` passes or the connection ends first, the part that has arrived is kept.
+    ///
+    /// *Blocking*: until `deadline`. *In the window*: only if the same connection is needed again.
     pub async fn read_body(&mut self, deadline: Instant) {
         let Some(rest) = self.rest.take() else {
             return;
@@ -96,7 +96,8 @@ impl RawAnswer {
 
 impl fmt::Debug for RawAnswer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The body may repeat our URI; only `blob::verdict` prints parts of it, cleaned.
+        // The body may repeat our URI with its SAS. Only `vmsnapshot_core::blob` prints parts of
+        // it, without signatures.
         formatter
             .debug_struct("RawAnswer")
             .field("status", &self.status)
@@ -108,7 +109,7 @@ impl fmt::Debug for RawAnswer {
     }
 }
 
-/// Reads `body` into `kept`; says whether all of it is there.
+/// Reads `body` into `kept`. Returns whether the whole body was read.
 async fn read_into(mut body: Incoming, kept: &mut BytesMut, limit_bytes: usize) -> bool {
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else { return false };

@@ -1,4 +1,4 @@
-//! One open connection, and the one thing the window does with it.
+//! One open connection, and the one call that the window makes on it.
 
 use std::fmt;
 use std::time::Instant;
@@ -13,22 +13,23 @@ use tokio::time::timeout_at;
 use super::answer::{RawAnswer, SendFailure};
 use super::request::PreparedRequest;
 
-/// An open HTTP/1.1 connection. A task of the runtime that dialled it reads and writes it; the
-/// task ends with this value.
+/// An open HTTP/1.1 connection. A task on the runtime that dialled it reads and writes it. Dropping
+/// this value ends the task.
 pub struct Connection {
     sender: SendRequest<Full<Bytes>>,
     task: AbortHandle,
 }
 
 impl Connection {
-    /// Begins HTTP/1.1 on `stream`, on the current tokio runtime. Nothing is sent.
+    /// Begins HTTP/1.1 on `stream`, on the current tokio runtime. Sends nothing.
     pub(super) async fn begin<Stream>(stream: Stream) -> hyper::Result<Self>
     where
         Stream: Read + Write + Unpin + Send + 'static,
     {
         let (sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
         let task = tokio::spawn(async move {
-            // How it ends is told to whoever waits for an answer; if nobody does, nobody asks.
+            // A request that waits for its answer gets this error too. Without such a request the
+            // error does not matter.
             let _ = connection.await;
         });
         Ok(Self {
@@ -37,8 +38,8 @@ impl Connection {
         })
     }
 
-    /// Says whether the server still held the connection open when the runtime last looked at its
-    /// sockets; [`notice_closes`](super::notice_closes) makes it look.
+    /// Returns whether the server still held the connection open when the runtime last looked at
+    /// its sockets. [`notice_closes`](super::notice_closes) makes it look.
     ///
     /// *In the window*: allowed.
     #[must_use]
@@ -46,14 +47,15 @@ impl Connection {
         !self.sender.is_closed()
     }
 
-    /// Sends `request` and waits for the head of the answer until `call_by`, to the millisecond
-    /// above it.
+    /// Sends `request` and waits for the head of the answer until `call_by`, rounded up to the
+    /// millisecond.
     ///
-    /// *Blocking*: until `call_by`. *In the window*: allowed; it resolves and opens nothing.
+    /// *Blocking*: until `call_by`. *In the window*: allowed. It resolves no name and opens
+    /// nothing.
     ///
     /// # Errors
     ///
-    /// [`SendFailure`], which says whether the server can have seen the request.
+    /// [`SendFailure`]. Its variants say whether the server can have seen the request.
     pub async fn send(
         &mut self,
         request: PreparedRequest,
@@ -104,7 +106,8 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// hyper's own text is of the kind "connection error"; what happened is in its sources.
+/// Joins the texts of an error and its sources. hyper's own text only says something like
+/// "connection error", and the sources say what happened.
 fn chain_text(error: &hyper::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

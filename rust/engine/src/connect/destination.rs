@@ -1,4 +1,4 @@
-//! Where a request goes: a blob's server, perhaps by way of a proxy, or the backup host.
+//! The destination of a request: a blob's server, perhaps through a proxy, or the backup host.
 
 use std::fmt;
 
@@ -8,8 +8,8 @@ use vmsnapshot_core::uri::HttpUri;
 
 use super::proxy::Proxy;
 
-/// A server, the way to it, and what an error calls it. `Display` is that name: it says what is to
-/// be reached, and by which URI, without the query.
+/// A server, the way to it, and its name in errors. `Display` prints that name: a blob or the host
+/// call, with its URI without the query.
 #[derive(Clone, Debug)]
 pub struct Destination {
     name: String,
@@ -18,7 +18,7 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// The server of a blob.
+    /// Makes the destination of a blob's requests.
     #[must_use]
     pub fn blob(uri: &SasUri, proxy: Option<&Proxy>) -> Self {
         Self {
@@ -28,7 +28,8 @@ impl Destination {
         }
     }
 
-    /// The host that takes snapshots. Never through a proxy: it answers this machine only.
+    /// Makes the destination of a host call. It never has a proxy, because the host answers this
+    /// machine only.
     #[must_use]
     pub fn host(call: &HostCall) -> Self {
         Self {
@@ -46,7 +47,7 @@ impl Destination {
         self.proxy.as_ref()
     }
 
-    /// Returns host and port of what we connect to ourselves.
+    /// Returns host and port of the server that we connect to directly: the proxy, if there is one.
     pub(super) fn first_hop(&self) -> (&str, u16) {
         match &self.proxy {
             Some(proxy) => (proxy.host(), proxy.port()),

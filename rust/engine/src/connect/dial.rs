@@ -1,4 +1,4 @@
-//! The way to one server: resolved once, dialled as often as needed.
+//! Connects to one server. Its name is resolved once, and it is dialled as often as needed.
 
 use std::fmt;
 use std::future::Future;
@@ -19,14 +19,14 @@ use super::destination::Destination;
 use super::error::{explain_handshake, ConnectError};
 use super::tls::Tls;
 
-/// Everything needed to connect to one server: addresses, TLS, proxy. Cloning shares it.
+/// Everything needed to connect to one server: addresses, TLS, proxy. Clones share it.
 #[derive(Clone)]
 pub struct Dialer(Arc<Route>);
 
 struct Route {
     destination: Destination,
     addresses: Vec<SocketAddr>,
-    /// The index of the address that worked last; tried first.
+    /// The index of the address that worked last. It is tried first.
     preferred: AtomicUsize,
     tls: Option<(Tls, ServerName<'static>)>,
 }
@@ -38,8 +38,9 @@ impl Dialer {
     ///
     /// # Errors
     ///
-    /// [`ConnectError::ResolveFailed`], [`ConnectError::ConnectTimeout`]; over HTTPS
-    /// [`ConnectError::TlsFailed`] if `tls` is missing or the host's name cannot be in a certificate.
+    /// [`ConnectError::ResolveFailed`] or [`ConnectError::ConnectTimeout`]. Over HTTPS also
+    /// [`ConnectError::TlsFailed`] if `tls` is missing or the host's name cannot be in a
+    /// certificate.
     pub async fn new(
         destination: Destination,
         tls: Option<&Tls>,
@@ -83,16 +84,16 @@ impl Dialer {
         })))
     }
 
-    /// Returns what it leads to.
+    /// Returns the destination that it connects to.
     #[must_use]
     pub fn destination(&self) -> &Destination {
         &self.0.destination
     }
 
-    /// Connects, with TLS and through the proxy where there are such, on the current runtime.
+    /// Connects on the current runtime, through the proxy and with TLS if the destination has them.
     ///
-    /// *Blocking*: until `deadline`. *In the window*: allowed; it resolves nothing and opens no
-    /// file, and TLS takes up the earlier session where the server allows.
+    /// *Blocking*: until `deadline`. *In the window*: allowed. It resolves no name and opens no
+    /// file, and TLS resumes the earlier session if the server allows it.
     ///
     /// # Errors
     ///
@@ -141,8 +142,10 @@ impl Dialer {
 }
 
 impl Route {
-    /// Tries every address in turn, the one that worked last first, each with its share of the
-    /// time that is left: one that swallows packets must not use up all of it.
+    /// Tries every address in turn and begins with the one that worked last.
+    ///
+    /// Each address gets its share of the time that is left, because one that swallows packets must
+    /// not use up all of it.
     async fn connect(&self, deadline: Instant) -> Result<TcpStream, ConnectError> {
         let count = self.addresses.len();
         let preferred = self.preferred.load(Ordering::Relaxed);
@@ -222,7 +225,7 @@ impl fmt::Debug for Dialer {
 
 async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
-    // A request is one small write: it must not wait for the acknowledgement of anything.
+    // A request is one small write. It must not wait for the acknowledgement of an earlier one.
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -251,8 +254,8 @@ impl ResolveFailure {
 
 /// Resolves `host` on a thread of its own.
 ///
-/// Not on the runtime's pool: dropping a runtime waits for the pool's threads, and `getaddrinfo`
-/// can hang for longer than anybody wants to wait. An abandoned thread of our own harms nobody.
+/// The runtime's pool does not fit: dropping a runtime waits for the pool's threads, and
+/// `getaddrinfo` can hang for very long. A thread of our own can be abandoned without harm.
 pub(super) async fn resolve(
     host: &str,
     port: u16,
@@ -266,7 +269,7 @@ pub(super) async fn resolve(
     std::thread::Builder::new()
         .name("resolve".to_owned())
         .spawn(move || {
-            // The receiver may have given up.
+            // The receiver may have stopped waiting.
             let _ = answer.send(
                 (name.as_str(), port)
                     .to_socket_addrs()
@@ -308,7 +311,8 @@ mod tests {
             .unwrap();
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            // Bound and not listening: connections to it are refused, and nobody else can take it.
+            // The socket is bound and does not listen. Connections to its port are refused, and no
+            // other program can take the port.
             let refusing = tokio::net::TcpSocket::new_v4().unwrap();
             refusing.bind("127.0.0.1:0".parse().unwrap()).unwrap();
             let addresses = vec![
@@ -327,14 +331,14 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_swallows_packets_does_not_use_up_the_time_of_the_next() {
+    fn dial_leaves_time_for_the_next_address_when_one_swallows_packets() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-            // A listener whose queue is full drops what comes.
+            // A listener whose queue is full drops further connection attempts.
             let full = tokio::net::TcpSocket::new_v4().unwrap();
             full.bind("127.0.0.1:0".parse().unwrap()).unwrap();
             let full = full.listen(0).unwrap();

@@ -1,6 +1,6 @@
-//! What can go wrong before the window, on the way to a blob's server or the host.
+//! What can go wrong before the window while connecting to a blob's server or the host.
 //!
-//! An error names what was to be reached (a blob, the host call) by its URI without the query, and a
+//! An error names the destination (a blob or the host call) by its URI without the query, and a
 //! proxy without its password.
 
 use std::io;
@@ -20,7 +20,7 @@ pub enum ConnectError {
         /// What is wrong with it.
         cause: String,
     },
-    /// TLS is needed and nothing is trusted.
+    /// TLS is needed, but there are no trust roots.
     #[error("could not load any trusted certificate of the system: {cause}")]
     NoTrustRoots {
         /// What the system answered.
@@ -29,7 +29,8 @@ pub enum ConnectError {
     /// The TLS library refused its configuration.
     #[error("could not configure TLS")]
     TlsConfiguration(#[source] rustls::Error),
-    /// The proxy's URI cannot be used; nothing of it is repeated, since it may hold a password.
+    /// The proxy's URI cannot be used. The error repeats no part of it, because it may hold a
+    /// password.
     #[error("could not read the proxy's URI: {cause}")]
     BadProxy {
         /// What is wrong with it.
@@ -38,7 +39,7 @@ pub enum ConnectError {
     /// The request cannot be written as HTTP.
     #[error("could not prepare the request of {destination}: {cause}")]
     BadRequest {
-        /// What was to be reached: a `Destination`'s name.
+        /// The name of the `Destination`.
         destination: String,
         /// What the HTTP library answered.
         cause: &'static str,
@@ -46,7 +47,7 @@ pub enum ConnectError {
     /// The name of the server (or the proxy) has no address.
     #[error("could not resolve `{host}` for {destination}: {cause}")]
     ResolveFailed {
-        /// What was to be reached: a `Destination`'s name.
+        /// The name of the `Destination`.
         destination: String,
         /// The name.
         host: String,
@@ -56,9 +57,9 @@ pub enum ConnectError {
     /// No address of the server (or the proxy) accepted a connection.
     #[error("could not connect to {address} for {destination}: {cause}")]
     ConnectFailed {
-        /// What was to be reached: a `Destination`'s name.
+        /// The name of the `Destination`.
         destination: String,
-        /// The last address tried, with the number of addresses where there were several.
+        /// The last address tried, with the number of addresses if there were several.
         address: String,
         /// What the system answered.
         cause: String,
@@ -66,11 +67,11 @@ pub enum ConnectError {
     /// The TLS handshake failed.
     #[error("could not set up TLS with `{host}` for {destination}: {cause}")]
     TlsFailed {
-        /// What was to be reached: a `Destination`'s name.
+        /// The name of the `Destination`.
         destination: String,
         /// The server's name.
         host: String,
-        /// What was wrong.
+        /// What went wrong.
         cause: String,
         /// What the reader can do.
         hint: Option<&'static str>,
@@ -78,19 +79,19 @@ pub enum ConnectError {
     /// The proxy did not open a tunnel.
     #[error("could not reach {destination} through the proxy {proxy}: {cause}")]
     ProxyFailed {
-        /// What was to be reached: a `Destination`'s name.
+        /// The name of the `Destination`.
         destination: String,
         /// The proxy, without name and password.
         proxy: String,
-        /// What it answered.
+        /// What the proxy answered.
         cause: String,
     },
     /// The time limit passed.
     #[error("could not connect for {destination} in time: {step} took too long")]
     ConnectTimeout {
-        /// What was to be reached: a `Destination`'s name.
+        /// The name of the `Destination`.
         destination: String,
-        /// What was being done.
+        /// The step that took too long.
         step: String,
     },
 }
@@ -129,9 +130,9 @@ impl ConnectError {
         }
     }
 
-    /// Returns whether another try may succeed although nothing is changed on this machine: the
-    /// network or the other end was at fault. A failed handshake does not count, because what is
-    /// wrong with a certificate stays wrong.
+    /// Returns whether another try may succeed although nothing changes on this machine, because
+    /// the network or the other end was at fault. A failed handshake does not count: a bad
+    /// certificate stays bad.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -170,7 +171,7 @@ impl ConnectError {
     }
 }
 
-/// Says what a failed handshake means to the operator: the cause, and a hint.
+/// Explains a failed handshake to the operator. Returns the cause and a hint.
 pub(super) fn explain_handshake(error: &io::Error) -> (String, Option<&'static str>) {
     let tls_error = error
         .get_ref()
@@ -200,7 +201,7 @@ fn explain_certificate(error: &CertificateError) -> (String, Option<&'static str
         ),
         CertificateError::BadSignature => (
             "its certificate was not signed by the trusted issuer of that name".to_owned(),
-            Some("name the file with the issuer's certificate of today with --ca-file"),
+            Some("name the file with the issuer's current certificate with --ca-file"),
         ),
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             ("its certificate has expired".to_owned(), CLOCK)

@@ -1,8 +1,9 @@
 //! The HTTP proxy between us and the blob service.
 //!
-//! For an HTTPS blob the proxy opens a tunnel (CONNECT) and sees no more of it. For an HTTP blob it
-//! gets the request itself in absolute form (RFC 9112, 3.2.2), as many proxies allow CONNECT to
-//! port 443 only; such a proxy sees the SAS, as does everybody else on the way of an HTTP request.
+//! For an HTTPS blob the proxy opens a tunnel (CONNECT) and cannot read what passes through it. For
+//! an HTTP blob it gets the request itself in absolute form (RFC 9112, 3.2.2), because many proxies
+//! allow CONNECT to port 443 only. Such a proxy sees the SAS, as does every other machine that an
+//! HTTP request passes.
 
 use std::fmt;
 
@@ -14,7 +15,7 @@ use super::error::ConnectError;
 
 const ANSWER_LIMIT_BYTES: usize = 16 * 1024;
 
-/// An HTTP proxy; neither `Display` nor `Debug` shows its user name and password.
+/// An HTTP proxy. Neither `Display` nor `Debug` shows its user name and password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy {
     host: String,
@@ -23,8 +24,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Reads `http://HOST:PORT` or `http://USER:PASSWORD@HOST:PORT`, user name and password
-    /// percent-encoded; the port is 80 if none is named.
+    /// Reads `http://HOST:PORT` or `http://USER:PASSWORD@HOST:PORT`. User name and password are
+    /// percent-encoded. The port is 80 if none is named.
     ///
     /// # Errors
     ///
@@ -80,7 +81,7 @@ impl Proxy {
         })
     }
 
-    /// Returns the proxy's host, an IPv6 address without brackets.
+    /// Returns the proxy's host. An IPv6 address has no brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
@@ -92,12 +93,12 @@ impl Proxy {
         self.port
     }
 
-    /// Returns the value of `Proxy-Authorization`, a secret.
+    /// Returns the value of `Proxy-Authorization`, which is a secret.
     pub(super) fn authorization(&self) -> Option<&str> {
         self.authorization.as_deref()
     }
 
-    /// Asks for a tunnel to `host_and_port`; on success the stream is that of the server.
+    /// Asks the proxy for a tunnel to `host_and_port`. On success the stream leads to the server.
     pub(super) async fn open_tunnel<Stream>(
         &self,
         stream: &mut Stream,
@@ -144,7 +145,7 @@ fn judge_tunnel(answer: &[u8], head_length: usize) -> Result<(), String> {
         .and_then(|digits| std::str::from_utf8(digits).ok())
         .and_then(|digits| digits.parse::<u16>().ok());
     match status {
-        // The server behind a tunnel is silent until it has our hello.
+        // The server behind the tunnel sends nothing before it has our TLS hello.
         Some(200..=299) if answer.len() > head_length => {
             Err("it sent more than an answer to CONNECT".to_owned())
         }
@@ -171,7 +172,7 @@ impl fmt::Debug for Proxy {
     }
 }
 
-/// RFC 4648, section 4; here because one header does not pay for a dependency.
+/// Encodes `bytes` as RFC 4648, section 4, says. One header does not justify a dependency.
 fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
@@ -201,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_that_of_rfc_4648() {
+    fn base64_encodes_as_rfc_4648_says() {
         for (plain, encoded) in [
             ("", ""),
             ("f", "Zg=="),
@@ -262,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn tunnel_needs_a_2xx_answer_and_nothing_behind_it() {
+    fn tunnel_needs_a_2xx_answer_and_no_bytes_after_it() {
         for (answer, is_good) in [
             ("HTTP/1.1 200 OK\r\n\r\n", true),
             (

@@ -1,4 +1,4 @@
-//! A request, made before the window: Snapshot Blob of a blob's service, or the call to the host.
+//! A request that is made before the window: Snapshot Blob to a blob's service, or a host call.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -25,32 +25,33 @@ use super::destination::Destination;
 use super::error::ConnectError;
 use super::proxy::Proxy;
 
-/// A whole request, ready to be sent; cloning it, for a second attempt, is for before the window.
+/// A whole request, ready to be sent. The clone for a second attempt is made before the window too.
 ///
-/// `Debug` shows nothing.
+/// `Debug` shows no part of it.
 #[derive(Clone)]
 pub struct PreparedRequest {
     pub(super) request: Request<Full<Bytes>>,
     pub(super) purpose: Purpose,
 }
 
-/// What a request asks for: what of its answer is kept, and when it may be sent again, follow.
+/// What a request asks for. It decides how much of the answer is kept and when the request may be
+/// sent again.
 #[derive(Clone, Copy)]
 pub(super) enum Purpose {
     /// A snapshot of one blob.
     Snapshot,
-    /// All snapshots, of the host, which is given this long.
+    /// All snapshots, taken by the host within this limit.
     HostCall { time_limit: Duration },
 }
 
 impl PreparedRequest {
-    /// Makes the request that takes a snapshot of `uri` with `metadata`; `proxy` is the one that
-    /// the connection goes through.
+    /// Makes the request that takes a snapshot of `uri` with `metadata`. `proxy` is the proxy of
+    /// the connection.
     ///
-    /// On the wire it is `PUT path?query&comp=snapshot`, `Host`, `Content-Length: 0` and the metadata
-    /// as `x-ms-meta-Name` with the case of its name kept; for an HTTP blob behind a proxy the target
-    /// is in absolute form and `Proxy-Authorization` may come along. Nothing else: the SAS carries the
-    /// version.
+    /// On the wire it is `PUT path?query&comp=snapshot`, `Host`, `Content-Length: 0` and the
+    /// metadata as `x-ms-meta-Name`, in which the name keeps its case. For an HTTP blob behind a
+    /// proxy the target is in absolute form, and `Proxy-Authorization` is added if the proxy has a
+    /// password. There is no other header: the SAS carries the version.
     ///
     /// *In the window*: no.
     ///
@@ -106,7 +107,7 @@ impl PreparedRequest {
     }
 
     /// Makes the request of a host call: `POST path?query`, `Host`, `Content-Length`, the caller's
-    /// headers with the case of their names kept, and the body.
+    /// headers, whose names keep their case, and the body.
     ///
     /// *In the window*: no.
     ///
@@ -143,10 +144,10 @@ impl PreparedRequest {
         })
     }
 
-    /// Says whether this request may be sent in a window in which the same request had `first`.
+    /// Returns whether the request may be sent a second time in a window after the result `first`.
     ///
-    /// A second snapshot of a blob harms nobody. A second call to the host makes a second set of
-    /// snapshots, so the first must surely have made none.
+    /// A second snapshot of a blob does no harm. A second call to the host makes a second set of
+    /// snapshots, so it is allowed only if the first certainly made none.
     ///
     /// *In the window*: allowed.
     #[must_use]
@@ -161,8 +162,8 @@ impl PreparedRequest {
         }
     }
 
-    /// Returns until when the request's own limit lets an answer take, if it has one and is sent at
-    /// `now`.
+    /// Returns the deadline of the answer if the request is sent at `now` and has a limit of its
+    /// own.
     ///
     /// *In the window*: allowed.
     #[must_use]
@@ -175,8 +176,8 @@ impl PreparedRequest {
 }
 
 impl Purpose {
-    /// How much of the body of an answer of `status` is wanted. Where the blob service took a
-    /// snapshot, its headers say all.
+    /// Returns how much of the body of an answer with `status` is kept. If the blob service took a
+    /// snapshot, the headers say everything.
     pub(super) fn body_limit_bytes(self, status: u16) -> usize {
         match self {
             Self::Snapshot if blob::is_success(status) => 0,
@@ -192,12 +193,12 @@ impl fmt::Debug for PreparedRequest {
     }
 }
 
-/// Makes a request from its head as text, with the case of every header name kept, and its body.
+/// Makes a request from its head as text and its body. Every header name keeps its case.
 ///
-/// The blob service keeps the case of a metadata name, and `http::HeaderName` is lower case. hyper
-/// writes names in another case only if the request carries its private map of them, and the one
-/// way to get that map is to let hyper itself read a request with `preserve_header_case`: what a
-/// proxy built on hyper does. So its server side reads the head here, from memory.
+/// The blob service keeps the case of a metadata name, but `http::HeaderName` is lower case. hyper
+/// writes names in another case only if the request carries hyper's private map of them. The only
+/// way to get that map is to let hyper itself read a request with `preserve_header_case`, as a
+/// proxy built on hyper does. So hyper's server side reads the head here, from memory.
 fn with_case_kept(head: String, header_count: usize, body: Bytes) -> Option<Request<Full<Bytes>>> {
     let read = Rc::new(RefCell::new(None));
     let keep = Rc::clone(&read);
@@ -206,7 +207,8 @@ fn with_case_kept(head: String, header_count: usize, body: Bytes) -> Option<Requ
         std::future::ready(Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())))
     });
     let mut builder = hyper::server::conn::http1::Builder::new();
-    // No timer is there for the default limit on reading a head; this one is in memory whole.
+    // The default limit on reading a head needs a timer, and there is none. The whole head is in
+    // memory, so no limit is needed.
     builder
         .preserve_header_case(true)
         .header_read_timeout(None)
@@ -217,21 +219,21 @@ fn with_case_kept(head: String, header_count: usize, body: Bytes) -> Option<Requ
         },
         service
     ));
-    let waker = Waker::from(Arc::new(NobodyWaits));
-    // The one poll reads the head, asks the service, and finds that a body, if one is announced, has
-    // not come; whatever the answer, it goes nowhere.
+    let waker = Waker::from(Arc::new(NoWaker));
+    // A single poll reads the head and calls the service. It stops at the body, if one is
+    // announced, because no body arrives. The service's answer is discarded.
     let _ = connection.as_mut().poll(&mut Context::from_waker(&waker));
     let parts = read.borrow_mut().take()?;
     Some(Request::from_parts(parts, Full::new(body)))
 }
 
-struct NobodyWaits;
+struct NoWaker;
 
-impl Wake for NobodyWaits {
+impl Wake for NoWaker {
     fn wake(self: Arc<Self>) {}
 }
 
-/// Reads from memory and writes to nowhere.
+/// Reads from memory and discards what is written.
 struct Memory {
     unread: Bytes,
 }

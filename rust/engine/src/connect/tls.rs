@@ -1,5 +1,5 @@
-//! What TLS trusts and speaks. Read once, before the window: loading the system's roots takes tens
-//! of milliseconds.
+//! The trust roots and protocol versions of TLS. They are loaded once, before the window, because
+//! loading the system's roots takes tens of milliseconds.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -32,17 +32,17 @@ impl Tls {
             add_file(&mut roots, path)?;
         }
         let system = rustls_native_certs::load_native_certs();
-        // Systems carry roots that no library reads; only having none at all is an error.
+        // Systems have some roots that no library can read. Only the lack of any root is an error.
         let _ = roots.add_parsable_certificates(system.certs);
         if roots.is_empty() {
             let cause = system
                 .errors
                 .first()
-                .map_or_else(|| "there is none".to_owned(), ToString::to_string);
+                .map_or_else(|| "it has none".to_owned(), ToString::to_string);
             return Err(ConnectError::NoTrustRoots { cause });
         }
-        // The provider is named, not taken from the process: another library in the same process
-        // may have installed its own.
+        // The provider is named here and not taken from the process, because another library in the
+        // same process may have installed its own.
         let mut config =
             ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
                 .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -50,8 +50,8 @@ impl Tls {
                 .with_root_certificates(roots)
                 .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // The library's default keeps sessions in memory, so that dialling again inside the window
-        // is spared the certificates; said here because we depend on it.
+        // This is the library's default. It is stated because the window depends on it: a second
+        // dial resumes a session in memory and exchanges no certificates.
         config.resumption = rustls::client::Resumption::in_memory_sessions(256);
         Ok(Self {
             connector: TlsConnector::from(Arc::new(config)),
@@ -73,7 +73,7 @@ fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), ConnectError> 
     let explain = |error: pem::Error| {
         bad(match error {
             pem::Error::Io(error) => error.to_string(),
-            // The library's text repeats the file's, which may be a private key given by mistake.
+            // The library's text repeats the file, which may be a private key given by mistake.
             _ => "it is not well-formed PEM".to_owned(),
         })
     };

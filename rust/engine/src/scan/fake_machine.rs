@@ -15,7 +15,7 @@ pub(crate) const ROOT: &str = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n";
 pub(crate) const DATABASE: &str =
     "9 8 0:50 / / rw - overlay overlay rw\n10 9 8:17 / /db rw - xfs /dev/sdb1 rw\n";
 
-/// A tree of files like `/proc` and `/sys`, gone when dropped.
+/// A tree of files like `/proc` and `/sys`. Dropping it removes the files.
 pub(crate) struct FakeMachine(pub(crate) PathBuf);
 
 impl FakeMachine {
@@ -57,7 +57,7 @@ impl FakeMachine {
         }
     }
 
-    /// A device directory as the kernel lays it out, and the link to it by number.
+    /// Makes a device directory as the kernel lays it out, and the link to it by number.
     pub(crate) fn device(&self, number: &str, path: &str) {
         self.file(&format!("sys/devices/{path}/dev"), &format!("{number}\n"));
         self.link(
@@ -69,7 +69,7 @@ impl FakeMachine {
 
 impl Drop for FakeMachine {
     fn drop(&mut self) {
-        // A leftover in the temporary directory is no reason to fail.
+        // A leftover in the temporary directory is no reason for a test to fail.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
