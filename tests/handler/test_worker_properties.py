@@ -20,7 +20,7 @@ from tests.support.protected_settings import key_pair, settings_file_text
 from vmsnapshot.handler import worker
 from vmsnapshot.handler.agent.environment import HandlerEnvironment
 from vmsnapshot.handler.agent.state import State
-from vmsnapshot.handler.agent.status_file import Reporter
+from vmsnapshot.handler.context import Context
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.network import host
@@ -28,7 +28,6 @@ from vmsnapshot.handler.network.background import Background
 from vmsnapshot.handler.network.host import PreSnapshot
 from vmsnapshot.handler.report.outcome import TRANSITIONING, Attempt, FreezeResult
 from vmsnapshot.handler.report.outcome import Path as Taker
-from vmsnapshot.handler.settings.wire import Job
 from vmsnapshot.interruptions import Interruptions
 
 NUMBER = 7
@@ -88,13 +87,13 @@ def test_any_settings_file_ends_in_a_final_status(content: bytes, background: Ba
         environment = make_environment(base)
         key_pair().write(base.parent)
         (environment.config_folder / f"{NUMBER}.settings").write_bytes(content)
-        configuration = VmBackupConfiguration()
-        log = Log(None, "test")
         state = State(base, base.parent, unique_machine_file=base / "machine")
-        reporter = Reporter(environment, NUMBER, Job(), configuration, log, state=state)
-        reporter.write_file(TRANSITIONING, reporter.documents(TRANSITIONING))
+        context = Context(environment, {}, VmBackupConfiguration(), Log(None, "test"), state)
+        asked = context.read_job(NUMBER)
+        reporter = context.reporter_of(asked)
+        reporter.write(TRANSITIONING)
         with Interruptions() as interruptions:
-            worker.Worker(environment, {}, configuration, reporter, log, background, interruptions).run()
+            worker.Worker(context, asked, reporter, background, interruptions).run()
         assert_final(json.loads((environment.status_folder / f"{NUMBER}.status").read_text()))
 
 

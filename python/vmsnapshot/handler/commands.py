@@ -18,27 +18,17 @@ from vmsnapshot.handler import service
 from vmsnapshot.handler.agent.environment import HandlerEnvironment, sequence_number
 from vmsnapshot.handler.agent.events import delete_old_events, write_events
 from vmsnapshot.handler.agent.state import carry_over
-from vmsnapshot.handler.context import (
-    Context,
-    open_environment,
-    reporter_of,
-    scrub_settings,
-    settings_file,
-    turn,
-    write,
-)
+from vmsnapshot.handler.context import AgentJob, Context, open_context, turn
 from vmsnapshot.handler.files import write_atomically
 from vmsnapshot.handler.log import shell_line
 from vmsnapshot.handler.machine.configuration import (
     WORKLOAD_CONFIGURATION,
-    read_vmbackup_configuration,
     workload_name,
 )
 from vmsnapshot.handler.machine.processes import name_of
 from vmsnapshot.handler.report.outcome import ALREADY_PROCESSED, CANNOT_START, KILLED, TRANSITIONING
 from vmsnapshot.handler.secret import described
-from vmsnapshot.handler.settings.envelope import read_envelope, scrub
-from vmsnapshot.handler.settings.job import quick_job
+from vmsnapshot.handler.settings.envelope import scrub
 from vmsnapshot.handler.workers import KilledJob, end_mending, end_workers, killed_jobs, mend, start_worker
 
 ETC_AZURE = Path("/etc/azure")
@@ -84,22 +74,23 @@ def enable(context: Context) -> int:
     delete_old_events(environment.events_folder)
     service.resume(environment, log)
     is_known = number == state.last_sequence_number
-    records = [killed_job.record for killed_job in killed]
-    mended = mend(context, [record for record in records if record.sequence_number != number])
+    mended = mend(context, [killed_job for killed_job in killed if killed_job.asked.number != number])
     busy = {record.sequence_number for record in state.workers() if record.is_running()}
     _put_aside(environment, {number, *mended, *busy})
+    seen = [killed_job.asked for killed_job in killed if killed_job.asked.number == number]
+    asked = seen[0] if seen else context.read_job(number)
     if is_known:
         log.info("this sequence number was taken up before: no second snapshot is taken")
-        _look_after(context, number)
+        _look_after(context, asked)
         return 0
-    _begin(context, number, killed)
+    _begin(context, asked, killed)
     return 0
 
 
-def _begin(context: Context, number: int, killed: list[KilledJob]) -> None:
+def _begin(context: Context, asked: AgentJob, killed: list[KilledJob]) -> None:
     """Begins a job that was not begun before, unless it is an earlier one's task."""
     state, log = context.state, context.log
-    job = quick_job(read_envelope(settings_file(context, number)))
+    number, job = asked.number, asked.job
     # First of all: should this command be killed from here on, the next one notices.
     own_name = name_of(os.getpid())
     state.record_worker(number, own_name, job.task_id)
@@ -107,7 +98,7 @@ def _begin(context: Context, number: int, killed: list[KilledJob]) -> None:
         log.error(
             "could not note the sequence number: should the agent ask again, there is a second snapshot"
         )
-    reporter = reporter_of(context, number, job)
+    reporter = context.reporter_of(asked)
     if job.task_id and job.task_id == state.last_task_id:
         log.info("this task was taken up before, under another sequence number")
         earlier = [killed_job for killed_job in killed if killed_job.record.task_id == job.task_id]
@@ -115,40 +106,40 @@ def _begin(context: Context, number: int, killed: list[KilledJob]) -> None:
             # What it came to, as far as it was told under its own number.
             text = next((killed_job.final_text for killed_job in earlier if killed_job.final_text), None)
             if text is None:
-                write(reporter, KILLED)
+                reporter.write(KILLED)
             else:
                 reporter.adopt(text)
             for killed_job in earlier:
                 killed_job.record.forget()
             start_worker(context, number, job.task_id, mends=True)
             return
-        write(reporter, ALREADY_PROCESSED)
-        scrub_settings(context, number)
+        reporter.write(ALREADY_PROCESSED)
+        context.scrub_settings(number)
         state.forget_worker(number, own_name)
         return
     if job.task_id:
         state.remember_task_id(job.task_id)
-    write(reporter, TRANSITIONING)
+    reporter.write(TRANSITIONING)
     if not start_worker(context, number, job.task_id):
-        write(reporter, CANNOT_START)
-        scrub_settings(context, number)
+        reporter.write(CANNOT_START)
+        context.scrub_settings(number)
 
 
-def _look_after(context: Context, number: int) -> None:
+def _look_after(context: Context, asked: AgentJob) -> None:
     """Sees to it that a job that was begun before is reported: its worker may have been killed."""
+    number, job = asked.number, asked.job
     if any(record.is_running() for record in context.state.workers() if record.sequence_number == number):
         # It takes the settings, which the agent has written again, out of the file when it ends.
         return
-    job = quick_job(read_envelope(settings_file(context, number)))
-    reporter = reporter_of(context, number, job)
+    reporter = context.reporter_of(asked)
     written = reporter.written_report()
     is_recorded = any(record.sequence_number == number for record in context.state.workers())
     if written is not None and written.is_final and not is_recorded:
-        scrub_settings(context, number)
+        context.scrub_settings(number)
         return
     context.state.record_worker(number, name_of(os.getpid()), job.task_id)
     if written is None or not written.is_final:
-        write(reporter, KILLED)
+        reporter.write(KILLED)
     start_worker(context, number, job.task_id, mends=True)
 
 
@@ -180,7 +171,7 @@ def update(context: Context) -> int:
 def disable(context: Context) -> int:
     """Ends running workers, each after it has thawed, and the polling service."""
     end_workers(context)
-    mended = mend(context, [killed_job.record for killed_job in killed_jobs(context)])
+    mended = mend(context, killed_jobs(context))
     end_mending(context, mended)
     service.stop(context.environment, context.log)
     return 0
@@ -204,9 +195,8 @@ COMMANDS: dict[str, Callable[[Context], int]] = {
 
 def run(verb: str, base_directory: Path, environ: Mapping[str, str]) -> int:
     """Runs one command of the agent; whatever it meets, enable leaves a status."""
-    configuration = read_vmbackup_configuration()
-    environment, log = open_environment(base_directory, configuration)
-    context = Context(environment, environ, configuration, log)
+    context = open_context(base_directory, environ)
+    environment, log = context.environment, context.log
     status = 0
     try:
         with turn(context):
@@ -228,7 +218,7 @@ def run(verb: str, base_directory: Path, environ: Mapping[str, str]) -> int:
         log.warnings_and_errors(),
         version=environment.base_directory.name,
         operation_id=None,
-        disabled=configuration.events_disabled,
+        disabled=context.configuration.events_disabled,
     )
     return status
 
@@ -237,11 +227,12 @@ def _give_up(context: Context, number: int) -> None:
     """Leaves a final status for a job that could not be begun; one that was begun has its own."""
     if any(record.is_running() for record in context.state.workers() if record.sequence_number == number):
         return
-    reporter = reporter_of(context, number, quick_job(read_envelope(settings_file(context, number))))
+    # Again, if need be: what the command had read of it is gone with the command.
+    reporter = context.reporter_of(context.read_job(number))
     written = reporter.written_report()
     if written is None or not written.is_final:
-        write(reporter, CANNOT_START)
-    scrub_settings(context, number)
+        reporter.write(CANNOT_START)
+    context.scrub_settings(number)
 
 
 def _put_aside(environment: HandlerEnvironment, numbers: set[int]) -> None:

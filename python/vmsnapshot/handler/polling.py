@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vmsnapshot import _native
 from vmsnapshot.errors import VmsnapshotError
-from vmsnapshot.handler.context import open_environment
+from vmsnapshot.handler.context import open_context
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
 from vmsnapshot.handler.freeze.lock import SafeFreezeLock
@@ -120,8 +120,7 @@ def run_polling(
 
     Told between two polls it ends at once; told while it does a request, when that is thawed and published.
     """
-    configuration = read_vmbackup_configuration()
-    _, log = open_environment(base_directory, configuration, file_name=HOST_BASED_EXTENSION_LOG)
+    log = open_context(base_directory, environ, file_name=HOST_BASED_EXTENSION_LOG).log
     try:
         with Interruptions(), Background() as background:
             # First of all: a line cannot be written to a filesystem that a killed service left frozen.

@@ -17,18 +17,14 @@ from pathlib import Path
 
 from vmsnapshot import _native
 from vmsnapshot.handler import service
-from vmsnapshot.handler.agent.environment import HandlerEnvironment, sequence_number
+from vmsnapshot.handler.agent.environment import sequence_number
 from vmsnapshot.handler.agent.events import write_events
-from vmsnapshot.handler.agent.state import State
 from vmsnapshot.handler.agent.status_file import Reporter
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.context import open_environment
+from vmsnapshot.handler.context import AgentJob, Context, open_context
 from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
-from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.machine.configuration import (
-    VmBackupConfiguration,
-    ignored_applications,
-    read_vmbackup_configuration,
     read_waagent_configuration,
 )
 from vmsnapshot.handler.machine.disks import Disks
@@ -36,6 +32,7 @@ from vmsnapshot.handler.machine.processes import name_of
 from vmsnapshot.handler.machine.sizes import compute
 from vmsnapshot.handler.network import guest, host
 from vmsnapshot.handler.network.background import Background
+from vmsnapshot.handler.network.connections import Connections
 from vmsnapshot.handler.network.host import PreSnapshot
 from vmsnapshot.handler.network.proxies import Proxies
 from vmsnapshot.handler.network.uploads import StatusText, Uploads
@@ -55,8 +52,7 @@ from vmsnapshot.handler.report.outcome import (
 )
 from vmsnapshot.handler.report.status import StatusDocuments, StorageDetails
 from vmsnapshot.handler.secret import described
-from vmsnapshot.handler.settings.envelope import Envelope, read_envelope, scrub
-from vmsnapshot.handler.settings.job import quick_job
+from vmsnapshot.handler.settings.envelope import Envelope
 from vmsnapshot.handler.settings.mode import choose_mode
 from vmsnapshot.handler.settings.parser import parse
 from vmsnapshot.handler.settings.protected import OPENSSL, ProtectedSettingsError, decrypt
@@ -77,24 +73,21 @@ class Worker:
 
     def __init__(
         self,
-        environment: HandlerEnvironment,
-        environ: Mapping[str, str],
-        configuration: VmBackupConfiguration,
+        context: Context,
+        asked: AgentJob,
         reporter: Reporter,
-        log: Log,
         background: Background,
         interruptions: Interruptions,
     ) -> None:
-        self._environment = environment
-        self._environ = environ
-        self._configuration = configuration
+        self._context = context
+        self._asked = asked
         self._reporter = reporter
-        self._log = log
-        self._background = background
         self._interruptions = interruptions
+        self._log = context.log
         self._waagent = read_waagent_configuration()
-        self._proxies = Proxies(self._waagent)
-        self._host_address = host.host_address(environ)
+        self._connections = Connections(
+            background, Proxies(self._waagent), host.host_address(context.environ)
+        )
         self._storage = StorageDetails()
         # When the job is too late, on the monotonic clock; none where the rule does not apply.
         self._late_at: float | None = None
@@ -106,12 +99,10 @@ class Worker:
             settings = self._read_settings()
         except SettingsError as error:
             self._log.error(str(error))
-            self._reporter.job = error.job
-            uploads = self._uploads()
+            uploads = self._uploads(error.job)
             self._finish_early(failed(error.run_code, str(error), error.ext_code), uploads)
             return uploads.is_status_told
-        self._reporter.job = settings.job
-        uploads = self._uploads()
+        uploads = self._uploads(settings.job)
         try:
             # Not before: who ends a job has to know the blobs that are to be told.
             self._interruptions.release()
@@ -131,7 +122,7 @@ class Worker:
         else:
             self._finish(outcome, uploads)
         if settings.dynamic_configs.polling and not self._interruptions.noted:
-            service.install(self._environment, self._log)
+            service.install(self._context.environment, self._log)
         return uploads.is_status_told
 
     def mend(self) -> bool:
@@ -140,43 +131,38 @@ class Worker:
         False if the blob could not be told, because nobody knows it any more, say.
         """
         try:
-            self._reporter.job = self._read_settings().job
+            job = self._read_settings().job
         except SettingsError as error:
-            self._reporter.job = error.job
-        self._reporter.add_machine_facts(self._environ)
+            job = error.job
         written = self._reporter.written_report()
         is_final = written is not None and written.is_final
         text = written.blob if written is not None and is_final else self._reporter.documents(KILLED).blob
-        return self._uploads().mend_status(text)
+        return self._uploads(job).mend_status(text)
 
     def _tell_circumstances(self) -> None:
-        self._reporter.add_machine_facts(self._environ)
-        facts = {pair["Key"]: pair["Value"] for pair in self._reporter.telemetry.pairs()}
+        facts = dict(self._context.facts)
         self._log.info(
             f"extension {facts['extensionVersion']}, engine {_native.version()}, {facts['osVersion']}, "
             f"kernel {facts['kernelVersion']}, Python {facts['pythonVersion']}, "
             f"agent {facts['guestAgentVersion']}"
         )
-        for warning in (*self._configuration.warnings, *self._proxies.warnings):
+        for warning in (*self._context.configuration.warnings, *self._connections.proxies.warnings):
             self._log.warning(warning)
-        for application in ignored_applications():
+        for application in self._context.applications.ignored:
             # Its owner may count on more than is done: what the report calls it is what it is.
             self._log.warning(f"{application}: nothing is quiesced, only filesystems are consistent")
 
     def _read_settings(self) -> Settings:
-        envelope = read_envelope(self._reporter.settings_file)
-        self._reporter.job = quick_job(envelope)
-        protected = self._decrypted(envelope)
+        protected = self._decrypted(self._asked.envelope)
         # In the file they are of no more use, whatever becomes of the job.
         self._scrub()
-        settings = parse(envelope, protected)
+        settings = parse(self._asked.envelope, protected)
         for warning in settings.warnings:
             self._log.warning(f"settings: {warning}")
         return settings
 
     def _scrub(self) -> None:
-        if not scrub(self._reporter.settings_file):
-            self._log.warning("the protected settings could not be taken out of the settings file")
+        self._context.scrub_settings(self._asked.number)
 
     def _decrypted(self, envelope: Envelope) -> Mapping[str, object]:
         if envelope.protected_text is None or envelope.thumbprint is None:
@@ -186,7 +172,7 @@ class Worker:
             return decrypt(
                 envelope.protected_text,
                 envelope.thumbprint,
-                self._environment.lib_directory,
+                self._context.environment.lib_directory,
                 openssl=openssl,
             )
         except ProtectedSettingsError as error:
@@ -232,7 +218,7 @@ class Worker:
 
     def _mode(self, settings: Settings) -> SnapshotMode:
         try:
-            return choose_mode(settings, self._configuration.snapshot_method)
+            return choose_mode(settings, self._context.configuration.snapshot_method)
         except SettingsError as error:
             raise EndedEarlyError(failed(error.run_code, str(error), error.ext_code)) from None
 
@@ -240,10 +226,10 @@ class Worker:
         """Announces the job to the host, and learns its clock; once, and before anything is frozen."""
         encrypted = settings.disks.azure_disk_encryption
         wants_details = encrypted or mode is SnapshotMode.FIRST_HOST_THEN_GUEST
-        answer = self._background.submit(
+        answer = self._connections.background.submit(
             host.pre_snapshot(
-                self._background.session,
-                self._host_address,
+                self._connections.background.session,
+                self._connections.host_address,
                 task_id=settings.host_task_id,
                 token=settings.snapshot_task_token,
                 details=encrypted if wants_details else None,
@@ -278,16 +264,8 @@ class Worker:
             if self._is_late():
                 raise EndedEarlyError(TOO_LATE_AFTER_PREPARATION)
 
-        attempts = Attempts(
-            settings,
-            self._configuration,
-            self._proxies,
-            self._host_address,
-            self._reporter.telemetry,
-            self._interruptions,
-            self._log,
-            before_freeze,
-        )
+        freezing = Freezing(self._context.configuration, self._interruptions, self._log)
+        attempts = Attempts(settings, freezing, self._connections, self._reporter.telemetry, before_freeze)
         if mode is SnapshotMode.ONLY_HOST:
             return attempts.by_host(pre_snapshot)
         if mode is SnapshotMode.FIRST_HOST_THEN_GUEST:
@@ -313,19 +291,19 @@ class Worker:
         """The disks' encryption settings, one a blob; empty where they are not asked for."""
         if not settings.disks.azure_disk_encryption or not settings.blobs:
             return ()
-        return self._background.submit(
+        return self._connections.background.submit(
             guest.disk_encryption_settings(
-                self._background.session,
+                self._connections.background.session,
                 settings.blobs,
                 # One serves all disks, or the snapshots themselves cannot be taken.
-                proxy=self._proxies.for_uri(settings.blobs[0]),
+                proxy=self._connections.proxies.for_uri(settings.blobs[0]),
                 limit_seconds=ENCRYPTION_LIMIT_SECONDS,
             )
         ).result()
 
     def _measure(self, settings: Settings) -> None:
         sizes = compute(
-            settings, read_mounts(), Disks(), only_local=self._configuration.only_local_filesystems
+            settings, read_mounts(), Disks(), only_local=self._context.configuration.only_local_filesystems
         )
         for pair in sizes.telemetry:
             self._reporter.telemetry.set(pair.key, pair.value)
@@ -333,14 +311,13 @@ class Worker:
             self._log.warning(sizes.why)
         self._storage = StorageDetails(self._storage.partition_count, sizes.total_used_bytes, sizes.failed)
 
-    def _uploads(self) -> Uploads:
+    def _uploads(self, job: Job) -> Uploads:
         return Uploads(
-            self._reporter.job,
-            background=self._background,
-            proxies=self._proxies,
+            job,
+            connections=self._connections,
             telemetry=self._reporter.telemetry,
             log=self._log,
-            is_enabled=self._configuration.upload_status_and_log,
+            is_enabled=self._context.configuration.upload_status_and_log,
         )
 
     def _finish(self, outcome: Outcome, uploads: Uploads) -> None:
@@ -389,41 +366,46 @@ class Worker:
 
 def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool = False) -> None:
     """Does one job in this process, in a control group of its own, so that a service manager spares it."""
-    configuration = read_vmbackup_configuration()
-    environment, log = open_environment(base_directory, configuration)
+    context = open_context(base_directory, environ)
+    environment, state, log = context.environment, context.state, context.log
     number = sequence_number(environment, environ)
     if number is None:
         log.error("a worker was started without a sequence number")
         return
-    state = State(environment.base_directory, environment.lib_directory)
-    reporter = Reporter(environment, number, Job(), configuration, log)
     with Interruptions() as interruptions:
         # Until the blobs are known that an end would have to be reported to.
         interruptions.hold()
-        reporter.job = quick_job(read_envelope(reporter.settings_file))
+        asked = context.read_job(number)
+        task_id = asked.job.task_id
         name = name_of(os.getpid())
-        state.record_worker(number, name, reporter.job.task_id)
+        state.record_worker(number, name, task_id)
+        reporter: Reporter | None = None
         try:
             if not _native.leave_control_group(CONTROL_GROUP):
                 log.warning("the worker has no control group of its own: ending its service ends it")
             with Background() as background:
                 background.warm_up()
-                worker = Worker(environment, environ, configuration, reporter, log, background, interruptions)
+                # Beside the imports: the facts of the machine take as long as they do.
+                reporter = context.reporter_of(asked)
+                worker = Worker(context, asked, reporter, background, interruptions)
                 if mends:
                     is_told = worker.mend()
                 else:
-                    is_told = worker.run() and (reporter.has_reported or reporter.is_put_aside)
+                    is_told = worker.run() and (
+                        reporter.has_reported or environment.files_of(number).are_put_aside()
+                    )
         except BaseException as error:
             # Not the job failed but the worker, or the very report of the job's failure. A panic of the
             # engine is no `Exception`.
             interruptions.hold()
             log.error(f"the worker failed: {described(error)}")
+            reporter = reporter or context.reporter_of(asked)
             if not reporter.has_reported and not mends:
                 reporter.write_file(BROKEN, reporter.documents(BROKEN), replaces_only=True)
             is_told = False
             log.resume()
         is_current = number == state.last_sequence_number or (
-            reporter.job.task_id is not None and reporter.job.task_id == state.last_task_id
+            task_id is not None and task_id == state.last_task_id
         )
         # What nobody is going to ask for again need not be tried again.
         if is_told or not is_current:
@@ -432,6 +414,6 @@ def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool 
         environment.events_folder,
         log.warnings_and_errors(),
         version=environment.base_directory.name,
-        operation_id=reporter.job.task_id,
-        disabled=configuration.events_disabled,
+        operation_id=task_id,
+        disabled=context.configuration.events_disabled,
     )

@@ -12,13 +12,11 @@ import time
 from dataclasses import dataclass
 
 from vmsnapshot.handler.agent.state import WorkerRecord
-from vmsnapshot.handler.context import Context, reporter_of, settings_file, write
+from vmsnapshot.handler.context import AgentJob, Context
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
 from vmsnapshot.handler.machine.processes import name_of
 from vmsnapshot.handler.report.outcome import KILLED
 from vmsnapshot.handler.secret import described
-from vmsnapshot.handler.settings.envelope import read_envelope
-from vmsnapshot.handler.settings.job import quick_job
 
 # Beyond the thaw timeout: the status and log blobs have a limit of their own each.
 WORKER_PATIENCE_SECONDS = 60.0
@@ -32,6 +30,7 @@ class KilledJob:
     """A job whose worker was killed before it had told file and blob."""
 
     record: WorkerRecord
+    asked: AgentJob
     final_text: str | None
     """What it had told the status file, if that was final."""
 
@@ -46,16 +45,17 @@ def killed_jobs(context: Context) -> list[KilledJob]:
     for record in records:
         number = record.sequence_number
         context.log.warning(f"the worker of sequence number {number} was ended before all was told")
-        reporter = reporter_of(context, number, quick_job(read_envelope(settings_file(context, number))))
+        asked = context.read_job(number)
+        reporter = context.reporter_of(asked)
         written = reporter.written_report()
         if written is not None and not written.is_final:
-            write(reporter, KILLED)
+            reporter.write(KILLED)
         final_text = written.text if written is not None and written.is_final else None
-        killed.append(KilledJob(record, final_text))
+        killed.append(KilledJob(record, asked, final_text))
     return killed
 
 
-def mend(context: Context, killed: list[WorkerRecord]) -> set[int]:
+def mend(context: Context, killed: list[KilledJob]) -> set[int]:
     """Has the status blobs of killed jobs told, where their settings still say which they are.
 
     Returns the numbers for which a process was started; it takes the record away. Another record is kept for
@@ -63,9 +63,9 @@ def mend(context: Context, killed: list[WorkerRecord]) -> set[int]:
     """
     state = context.state
     started = set()
-    for record in killed:
-        envelope = read_envelope(settings_file(context, record.sequence_number))
-        if envelope.protected_text is not None or quick_job(envelope).status_blob is not None:
+    for killed_job in killed:
+        record, asked = killed_job.record, killed_job.asked
+        if asked.envelope.protected_text is not None or asked.job.status_blob is not None:
             if start_worker(context, record.sequence_number, record.task_id, mends=True):
                 started.add(record.sequence_number)
         elif record.sequence_number != state.last_sequence_number and (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,8 +16,10 @@ from vmsnapshot.errors import PlanError, PrepareError
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.freeze import attempts
 from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
+from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.log import Log
-from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
+from vmsnapshot.handler.network.background import Background
+from vmsnapshot.handler.network.connections import Connections
 from vmsnapshot.handler.network.host import PreSnapshot
 from vmsnapshot.handler.network.proxies import Proxies
 from vmsnapshot.handler.report.outcome import Attempt, FreezeResult
@@ -100,9 +102,8 @@ class Engine:
 
     answers: list[Report | Exception]
     prepared: list[dict[str, Any]] = field(default_factory=list)
-
-    def __call__(self, *_: object) -> Engine:
-        return self
+    interruptions: Interruptions = field(default_factory=Interruptions)
+    log: Log = field(default_factory=lambda: Log(None, "test"))
 
     def plan(self, **_: object) -> Plan:
         return Plan()
@@ -118,6 +119,14 @@ class Engine:
         return session.report
 
 
+def made_by(engine: Engine, *, settings: Settings = SETTINGS, telemetry: Telemetry | None = None) -> Attempts:
+    """The attempts of a job with this engine; nothing is sent outside the window."""
+    connections = Connections(Background(), Proxies({}), "127.0.0.1")
+    return Attempts(
+        settings, cast(Freezing, engine), connections, telemetry or Telemetry(), before_freeze=lambda: None
+    )
+
+
 def error(code: str) -> PrepareError:
     return PrepareError("could not do it", code=code)
 
@@ -128,19 +137,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def make(*answers: Report | Exception, settings: Settings = SETTINGS) -> tuple[Attempt, Engine]:
         engine = Engine(list(answers))
-        monkeypatch.setattr(attempts, "Freezing", engine)
         monkeypatch.setattr(attempts, "_native", engine)
-        made = Attempts(
-            settings,
-            VmBackupConfiguration(),
-            Proxies({}),
-            "127.0.0.1",
-            Telemetry(),
-            Interruptions(),
-            Log(None, "test"),
-            lambda: None,
-        )
-        return made.by_guest(()), engine
+        return made_by(engine, settings=settings).by_guest(()), engine
 
     return make
 
@@ -228,20 +226,8 @@ def test_metadata_is_sent_as_text(run: Any) -> None:
     assert engine.prepared[0]["blobs"] == (URI,)
 
 
-def test_host_that_cannot_be_reached_is_555(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine([error("connect-failed")])
+def test_host_that_cannot_be_reached_is_555() -> None:
     telemetry = Telemetry()
-    monkeypatch.setattr(attempts, "Freezing", engine)
-    made = Attempts(
-        SETTINGS,
-        VmBackupConfiguration(),
-        Proxies({}),
-        "127.0.0.1",
-        telemetry,
-        Interruptions(),
-        Log(None, "test"),
-        lambda: None,
-    )
-    attempt = made.by_host(PreSnapshot(200))
+    attempt = made_by(Engine([error("connect-failed")]), telemetry=telemetry).by_host(PreSnapshot(200))
     assert (attempt.freeze, attempt.host_number) == (FreezeResult.NOT_TRIED, 555)
-    assert {"Value": "555", "Key": "hostStatusCodeDoSnapshot"} in telemetry.pairs()
+    assert ("hostStatusCodeDoSnapshot", "555") in telemetry.pairs()

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmsnapshot.handler.machine.configuration import (
+    Applications,
     VmBackupConfiguration,
-    ignored_applications,
+    read_applications,
     read_vmbackup_configuration,
     read_waagent_configuration,
 )
@@ -266,11 +267,16 @@ def test_waagent_configuration_that_cannot_be_read_is_empty(tmp_path: Path) -> N
 
 def test_what_asks_to_quiesce_applications_is_named(tmp_path: Path) -> None:
     workload, scripts = tmp_path / "workload.conf", tmp_path / "scripts.json"
-    assert ignored_applications(workload, scripts) == []
+    assert read_applications(workload, scripts) == Applications()
     workload.write_text("[workload]\nworkload_name =\ncommand_path = /x\n")
-    assert ignored_applications(workload, scripts) == []
+    assert read_applications(workload, scripts) == Applications()
     workload.write_text("[workload]\nWorkload_Name = mysql\n")
     scripts.write_text("{}")
-    assert len(ignored_applications(workload, scripts)) == 2
+    both = read_applications(workload, scripts)
+    assert both.names_workload
+    assert len(both.ignored) == 2
     workload.write_text("[workload]\nworkload_name = something\n")
-    assert ignored_applications(workload, scripts) == [f"`{scripts}` names scripts"]
+    only_scripts = read_applications(workload, scripts)
+    assert not only_scripts.names_workload
+    assert len(only_scripts.ignored) == 1
+    assert str(scripts) in only_scripts.ignored[0]

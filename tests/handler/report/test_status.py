@@ -19,6 +19,7 @@ from vmsnapshot.handler.report.outcome import TRANSITIONING, Outcome, failed
 from vmsnapshot.handler.report.snapshots import DirectDriveIdentifier, SnapshotItem
 from vmsnapshot.handler.report.status import (
     FILE_LIMIT_CHARACTERS,
+    Sender,
     StatusDocuments,
     StatusReport,
     StorageDetails,
@@ -47,17 +48,22 @@ def at(unix_ms: int) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(unix_ms / 1000, tz=datetime.timezone.utc)
 
 
+SENDER = Sender(
+    handler_name="Microsoft.Azure.RecoveryServices.VMSnapshotLinux",
+    schema_version="1.0",
+    machine_id="3f0c1a52-7b1e-4d0c-9a55-0d6f2c9be411",
+)
+
+
 def report(
     outcome: Outcome, telemetry: tuple[tuple[str, str], ...], unix_ms: int, **more: Any
 ) -> StatusReport:
     return StatusReport(
-        handler_name="Microsoft.Azure.RecoveryServices.VMSnapshotLinux",
-        schema_version="1.0",
+        sender=SENDER,
         job=more.pop("job", JOB),
         outcome=outcome,
         telemetry=telemetry,
         written_at=at(unix_ms),
-        machine_id="3f0c1a52-7b1e-4d0c-9a55-0d6f2c9be411",
         **more,
     )
 
@@ -202,7 +208,8 @@ def test_failed_upload_is_told_in_the_message() -> None:
 def test_consistency_number_means_something_only_when_asked(
     outcome: Outcome, is_switched_on: bool, number: int
 ) -> None:
-    documents = render(replace(SUCCESS, outcome=outcome, real_consistency_numbers=is_switched_on))
+    sender = replace(SENDER, real_consistency_numbers=is_switched_on)
+    documents = render(replace(SUCCESS, outcome=outcome, sender=sender))
     assert json.loads(status_of(documents)["formattedMessage"]["message"])["snapshotConsistency"] == number
 
 

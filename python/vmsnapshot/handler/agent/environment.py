@@ -32,6 +32,20 @@ class HandlerEnvironmentError(VmsnapshotError):
 
 
 @dataclass(frozen=True)
+class JobFiles:
+    """The two files by which the agent and the handler speak of one job."""
+
+    settings: Path
+    """The agent writes it."""
+    status: Path
+    """The handler writes it."""
+
+    def are_put_aside(self) -> bool:
+        """Whether a newer command has taken both out of the agent's sight."""
+        return not self.status.exists() and not self.settings.exists()
+
+
+@dataclass(frozen=True)
 class HandlerEnvironment:
     """What the agent says about this handler; every path is absolute."""
 
@@ -48,6 +62,10 @@ class HandlerEnvironment:
     """The directory of this version of the extension."""
     lib_directory: Path
     """The agent's own directory, which holds the certificates."""
+
+    def files_of(self, number: int) -> JobFiles:
+        """Returns the files of the job with this sequence number."""
+        return JobFiles(self.config_folder / f"{number}.settings", self.status_folder / f"{number}.status")
 
 
 def find_base_directory(environ: Mapping[str, str]) -> Path:

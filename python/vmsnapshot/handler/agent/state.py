@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from vmsnapshot.handler.files import read_text, write_atomically
@@ -93,7 +94,7 @@ class State:
         The sequence number and the task that are remembered are then the other VM's, and are forgotten. This
         has to be asked before the number is compared.
         """
-        current = self._role_guid()
+        current = self._role_guid
         stored = _read(self._base / MACHINE_FILE)
         if stored == current or (stored and not current):
             # A configuration that cannot be read is no other machine.
@@ -110,7 +111,7 @@ class State:
 
     def unique_machine_id(self) -> str:
         """The VM's identity as the status reports it: the role's GUID without braces, "" if never known."""
-        current = self._role_guid()
+        current = self._role_guid
         if current:
             text = current[1:-1] if current.startswith("{") else current
             if self._published_machine_id() != text:
@@ -157,6 +158,7 @@ class State:
             return False
         return True
 
+    @cached_property
     def _role_guid(self) -> str:
         found = _ROLE_GUID.search(_read(self._lib / "HostingEnvironmentConfig.xml"))
         return found[1] if found else ""

@@ -16,11 +16,9 @@ from vmsnapshot.errors import PlanError, PrepareError
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
-from vmsnapshot.handler.log import Log
-from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
+from vmsnapshot.handler.network.connections import Connections
 from vmsnapshot.handler.network.guest import blob_items
 from vmsnapshot.handler.network.host import PreSnapshot, do_snapshot_call, read_do_snapshot_answer
-from vmsnapshot.handler.network.proxies import Proxies
 from vmsnapshot.handler.report.outcome import (
     Attempt,
     FreezeResult,
@@ -33,7 +31,6 @@ from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.report.telemetry import Telemetry, duration_text
 from vmsnapshot.handler.secret import redacted
 from vmsnapshot.handler.settings.wire import Settings
-from vmsnapshot.interruptions import Interruptions
 
 # What `prepare` says of servers and URIs where not one can be used; every other error is about the freeze.
 _UNREACHABLE_CODES = frozenset(
@@ -95,21 +92,17 @@ class Attempts:
     def __init__(
         self,
         settings: Settings,
-        configuration: VmBackupConfiguration,
-        proxies: Proxies,
-        host_address: str,
+        freezing: Freezing,
+        connections: Connections,
         telemetry: Telemetry,
-        interruptions: Interruptions,
-        log: Log,
         before_freeze: Callable[[], None],
     ) -> None:
         self._settings = settings
-        self._interruptions = interruptions
-        self._freezing = Freezing(configuration, interruptions, log)
-        self._proxies = proxies
-        self._host_address = host_address
+        self._freezing = freezing
+        self._interruptions = freezing.interruptions
+        self._log = freezing.log
+        self._connections = connections
         self._telemetry = telemetry
-        self._log = log
         self._before_freeze = before_freeze
 
     def by_guest(self, encryption: Sequence[str | None], *, is_fallback_of_host: bool = False) -> Attempt:
@@ -142,7 +135,9 @@ class Attempts:
     def by_host(self, pre_snapshot: PreSnapshot) -> Attempt:
         """Has the host take the snapshots of all disks in one call."""
         self._telemetry.set("snapshotCreator", Path.HOST.value)
-        uri, headers, body = do_snapshot_call(self._settings, pre=pre_snapshot, address=self._host_address)
+        uri, headers, body = do_snapshot_call(
+            self._settings, pre=pre_snapshot, address=self._connections.host_address
+        )
         call = _native.HostCall(uri, headers=headers, body=body)
         try:
             freeze, report = self._run(Calls(host_call=call))
@@ -167,7 +162,7 @@ class Attempts:
 
     def _guest_calls(self, encryption: Sequence[str | None]) -> Calls:
         settings = self._settings
-        proxies = {self._proxies.for_uri(blob) for blob in settings.blobs}
+        proxies = {self._connections.proxies.for_uri(blob) for blob in settings.blobs}
         if len(proxies) > 1:
             raise _UnreachableError(
                 "the configuration asks for different proxies for different disks, and a run uses one for all"

@@ -78,6 +78,16 @@ class VmBackupConfiguration:
     """What should be said about the file, for the log: one sentence each."""
 
 
+@dataclass(frozen=True)
+class Applications:
+    """What the owner has set up to quiesce applications; this version quiesces none."""
+
+    names_workload: bool = False
+    """Whether ``workload.conf`` names a workload that the reference supports."""
+    ignored: tuple[str, ...] = ()
+    """What is set up and has no effect, in words for the log."""
+
+
 def read_vmbackup_configuration(path: Path = VMBACKUP_CONFIGURATION) -> VmBackupConfiguration:
     """Reads ``vmbackup.conf``. Never raises: a missing file is all defaults, anything odd a warning."""
     options = _Options(path)
@@ -120,16 +130,17 @@ def workload_name(path: Path = WORKLOAD_CONFIGURATION) -> str:
     return ""
 
 
-def ignored_applications(
+def read_applications(
     workload: Path = WORKLOAD_CONFIGURATION, scripts: Path = SCRIPT_CONFIGURATION
-) -> list[str]:
-    """Returns what the owner has set up to quiesce applications, which this version does not, in words."""
-    found = []
-    if workload_name(workload) in SUPPORTED_WORKLOADS:
-        found.append(f"`{workload}` names a workload")
+) -> Applications:
+    """Reads what the owner has set up to quiesce applications. Never raises: an unreadable file is none."""
+    names_workload = workload_name(workload) in SUPPORTED_WORKLOADS
+    ignored = []
+    if names_workload:
+        ignored.append(f"`{workload}` names a workload")
     if scripts.is_file():
-        found.append(f"`{scripts}` names scripts")
-    return found
+        ignored.append(f"`{scripts}` names scripts")
+    return Applications(names_workload, tuple(ignored))
 
 
 class _Options:

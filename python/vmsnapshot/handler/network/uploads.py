@@ -7,9 +7,8 @@ from collections.abc import Coroutine
 from typing import Any, Callable, Optional
 
 from vmsnapshot.handler.log import Log
-from vmsnapshot.handler.network.background import Background
 from vmsnapshot.handler.network.blob_writer import BlobWriter, WriteResult, may_be_mended
-from vmsnapshot.handler.network.proxies import Proxies
+from vmsnapshot.handler.network.connections import Connections
 from vmsnapshot.handler.report.telemetry import Telemetry
 from vmsnapshot.handler.secret import SasUri, described
 from vmsnapshot.handler.settings.wire import Job
@@ -28,16 +27,15 @@ class Uploads:
         self,
         job: Job,
         *,
-        background: Background,
-        proxies: Proxies,
+        connections: Connections,
         telemetry: Telemetry,
         log: Log,
         is_enabled: bool,
     ) -> None:
         """With `is_enabled` false (``UploadStatusAndLog``) no blob is read or written."""
         self._job = job
-        self._background = background
-        self._proxies = proxies
+        self._background = connections.background
+        self._proxies = connections.proxies
         self._telemetry = telemetry
         self._log = log
         self._is_enabled = is_enabled

@@ -39,11 +39,21 @@ class StorageDetails:
 
 
 @dataclass(frozen=True)
-class StatusReport:
-    """All that the two documents say."""
+class Sender:
+    """Who reports, and how: the same in all reports of one process."""
 
     handler_name: str
     schema_version: str
+    machine_id: str = ""
+    real_consistency_numbers: bool = False
+    """Whether `snapshotConsistency` says what it means; the service is used to 0 (contract 3.4)."""
+
+
+@dataclass(frozen=True)
+class StatusReport:
+    """All that the two documents say."""
+
+    sender: Sender
     job: Job
     outcome: Outcome
     telemetry: tuple[tuple[str, str], ...]
@@ -51,9 +61,6 @@ class StatusReport:
     written_at: datetime.datetime
     """UTC."""
     storage: StorageDetails = StorageDetails()
-    machine_id: str = ""
-    real_consistency_numbers: bool = False
-    """Whether `snapshotConsistency` says what it means; the service is used to 0 (contract 3.4)."""
 
 
 @dataclass(frozen=True)
@@ -121,16 +128,16 @@ def _document(
     own: dict[str, Any],
 ) -> dict[str, Any]:
     return {
-        "version": report.schema_version,
+        "version": report.sender.schema_version,
         "timestampUTC": written_at,
         "status": {
-            "name": report.handler_name,
+            "name": report.sender.handler_name,
             "operation": "Enable",
             "status": state,
             "substatus": substatus,
             **common,
             "telemetryData": own["telemetryData"],
-            "uniqueMachineId": report.machine_id,
+            "uniqueMachineId": report.sender.machine_id,
             "snapshotInfo": own["snapshotInfo"],
             "vmHealthInfo": own["vmHealthInfo"],
         },
@@ -180,7 +187,7 @@ def _message_tail(telemetry: dict[str, str]) -> str:
 def _consistency(report: StatusReport) -> int:
     if report.outcome.is_crash_consistent:
         return 3
-    if not report.real_consistency_numbers or not report.outcome.is_success:
+    if not report.sender.real_consistency_numbers or not report.outcome.is_success:
         return 0
     # 2 would be application consistency, which no run code of this version says.
     return 1 if report.outcome.run_code is Code.SUCCESS else 0

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class Telemetry:
     """Keys and texts in the order in which the keys were first set; a key set again takes the new text."""
 
-    def __init__(self) -> None:
-        self._texts: dict[str, str] = {}
+    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+        self._texts = dict(pairs)
 
     def set(self, key: str, text: str) -> None:
         """Sets `key`."""
         self._texts[key] = text
 
-    def pairs(self) -> list[dict[str, str]]:
-        """Returns ``telemetryData`` as it is reported."""
-        return [{"Value": text, "Key": key} for key, text in self._texts.items()]
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """Returns keys and texts."""
+        return tuple(self._texts.items())
 
 
 def duration_text(seconds: float) -> str:

@@ -1,0 +1,106 @@
+"""What a process of the handler reads, it reads once, and passes on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from vmsnapshot.handler import commands, context, workers
+from vmsnapshot.handler.agent.environment import HandlerEnvironment
+from vmsnapshot.handler.agent.state import State
+from vmsnapshot.handler.context import Context
+from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.machine.configuration import Applications, VmBackupConfiguration
+from vmsnapshot.handler.machine.processes import ProcessName
+from vmsnapshot.handler.settings.envelope import Envelope, read_envelope
+
+KILLED = ProcessName(pid=1, start_ticks=1, boot_id="another boot")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Context:
+    """The context of a command whose sequence number is 7."""
+    base = tmp_path / "Publisher.VMSnapshotLinux-1.0"
+    for folder in ("config", "status"):
+        (base / folder).mkdir(parents=True)
+    environment = HandlerEnvironment(
+        name="Publisher.VMSnapshotLinux",
+        schema_version="1.0",
+        log_folder=base / "log",
+        config_folder=base / "config",
+        status_folder=base / "status",
+        events_folder=None,
+        base_directory=base,
+        lib_directory=tmp_path,
+    )
+    state = State(base, tmp_path, unique_machine_file=base / "machine")
+    environ = {"ConfigSequenceNumber": "7"}
+    return Context(environment, environ, VmBackupConfiguration(), Log(None, "test"), state)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each settings file was read, and everything else that a report needs."""
+    counted: Counter[str] = Counter()
+
+    def count_envelope(path: Path) -> Envelope:
+        counted[path.name] += 1
+        return read_envelope(path)
+
+    def count_applications() -> Applications:
+        counted["applications"] += 1
+        return Applications()
+
+    def count_facts(*_: object, **__: object) -> list[tuple[str, str]]:
+        counted["facts"] += 1
+        return [("osVersion", "test")]
+
+    monkeypatch.setattr(context, "read_envelope", count_envelope)
+    monkeypatch.setattr(context, "read_applications", count_applications)
+    monkeypatch.setattr(context, "machine_facts", count_facts)
+    # No process is started, and nothing on this machine is thawed.
+    monkeypatch.setattr(commands, "start_worker", lambda *_, **__: True)
+    monkeypatch.setattr(workers, "start_worker", lambda *_, **__: True)
+    monkeypatch.setattr(workers, "thaw_leftovers", lambda _log: None)
+    return counted
+
+
+def put_settings(here: Context, number: int) -> None:
+    public = {"taskId": f"task-{number}", "statusBlobUri": "https://h/c/status?sig=AAAA"}
+    document = {"runtimeSettings": [{"handlerSettings": {"publicSettings": public}}]}
+    here.environment.files_of(number).settings.write_text(json.dumps(document))
+
+
+def test_enable_reads_the_settings_of_each_job_once(here: Context, reads: Counter[str]) -> None:
+    for number in (5, 6, 7):
+        put_settings(here, number)
+    for number in (5, 6):
+        here.state.record_worker(number, KILLED, f"task-{number}")
+    commands.enable(here)
+    assert reads == {
+        "5.settings": 1,
+        "6.settings": 1,
+        "7.settings": 1,
+        "applications": 1,
+        "facts": 1,
+    }
+
+
+def test_enable_reads_the_settings_of_its_own_killed_job_once(here: Context, reads: Counter[str]) -> None:
+    put_settings(here, 7)
+    here.state.record_worker(7, KILLED, "task-7")
+    here.state.remember_sequence_number(7)
+    commands.enable(here)
+    assert reads["7.settings"] == 1
+
+
+def test_mending_takes_the_settings_that_were_read_when_the_killed_job_was_found(
+    here: Context, reads: Counter[str]
+) -> None:
+    put_settings(here, 5)
+    here.state.record_worker(5, KILLED, "task-5")
+    assert workers.mend(here, workers.killed_jobs(here)) == {5}
+    assert reads["5.settings"] == 1
