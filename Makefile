@@ -1,7 +1,8 @@
-# What people run. Every target does all of its own set-up; stamp files keep a second run quick.
+# The commands for people. Every target does all of its own set-up, and stamp files make a second
+# run quick.
 #
-# All of Rust is built in the release profile, for the module, the tests and clippy alike, and with
-# the same PYO3_* variables: so the dependencies are compiled once (CONTRIBUTING.md has the figures).
+# The module, the tests and clippy all build Rust in the release profile, with the same PYO3_*
+# variables. So the dependencies are compiled only once (CONTRIBUTING.md has the figures).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -15,15 +16,16 @@ AZURITE := tests/azurite
 
 export PYO3_PYTHON := $(abspath $(PYTHON))
 export PYO3_BUILD_EXTENSION_MODULE := 1
-# Cargo and maturin must agree on where things are built, also when the caller has said where.
+# Cargo and maturin must build in the same directory, also if the caller has set one.
 export CARGO_TARGET_DIR ?= $(abspath target)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# The extension module cannot be linked into a test program (it has no libpython): its tests are in Python.
+# The extension module is built without libpython and cannot be linked into a test program. Its
+# tests are in Python.
 CARGO_TEST_FLAGS := --workspace --exclude vmsnapshot-native --release --locked
-# Filled in by people: make test PYTEST_FLAGS="-k rescue"
+# For the command line: make test PYTEST_FLAGS="-k rescue"
 PYTEST_FLAGS ?=
-# make bench BENCH_FLAGS="--quick --json bench.json"
+# For the command line: make bench BENCH_FLAGS="--quick --json bench.json"
 BENCH_FLAGS ?=
 
 RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
@@ -37,28 +39,28 @@ EXTENSION_SOURCES := LICENSE Cargo.toml $(shell find handler python -name __pyca
 
 .PHONY: help build extension release demo test check bench clean system-packages-build system-packages-test
 
-build: $(BUILD_STAMP) ## build; leaves the command at .venv/bin/vmsnapshot (the default)
+build: $(BUILD_STAMP) ## build the command .venv/bin/vmsnapshot (the default)
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 extension: $(EXTENSION) ## build the extension package for Azure, in dist/
 
-release: $(PACKAGES_STAMP) $(EXTENSION_SOURCES) ## wheel and extension package for every system with glibc 2.17, in dist/
+release: $(PACKAGES_STAMP) $(EXTENSION_SOURCES) ## build wheel and extension package for every system with glibc 2.17, in dist/
 	$(PYTHON) -m pip install --quiet --requirement handler/requirements-release.txt
 	rm -f dist/vmsnapshot-*.whl
 	PATH="$(abspath $(VENV))/bin:$$PATH" maturin build --release --locked --quiet --out dist \
 		--zig --compatibility manylinux2014 --target $(shell uname -m)-unknown-linux-gnu
 	$(PYTHON) handler/build.py --wheels $(VENV)/extension-wheels --own-wheel dist/vmsnapshot-*.whl --output $(EXTENSION)
 
-demo: build extension system-packages-test $(AZURITE_STAMP) ## the main job, on filesystems and a blob service of its own (root)
+demo: build extension system-packages-test $(AZURITE_STAMP) ## show a run on filesystems and a blob service of its own (root)
 	@$(PYTHON) -m tests.demo
 
-test: build extension system-packages-test $(AZURITE_STAMP) $(AGENT_STAMP) ## all tests (root)
+test: build extension system-packages-test $(AZURITE_STAMP) $(AGENT_STAMP) ## run all tests (root)
 	cargo test $(CARGO_TEST_FLAGS)
 	$(PYTHON) -m pytest $(PYTEST_FLAGS)
 
-check: $(PACKAGES_STAMP) ## formatting, lints, types, imports, and what the documents say
+check: $(PACKAGES_STAMP) ## check formatting, lints, types, imports and the documents
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --release --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --release --locked --quiet
@@ -71,11 +73,11 @@ check: $(PACKAGES_STAMP) ## formatting, lints, types, imports, and what the docu
 	sh -n handler/bin/handler
 	PYTHONPATH=python $(PYTHON) -m pytest --quiet tests/documents tests/test_readme.py
 
-bench: build extension system-packages-test $(AZURITE_STAMP) ## the benchmarks, with their baselines (root)
+bench: build extension system-packages-test $(AZURITE_STAMP) ## run the benchmarks, with their baselines (root)
 	cargo build $(CARGO_TEST_FLAGS) --example floor
 	$(PYTHON) -m tests.bench $(BENCH_FLAGS)
 
-clean: ## remove everything that was built or installed here
+clean: ## remove everything that was built or installed in this directory
 	rm -rf $(VENV) target dist .work/waagent $(AZURITE)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find python handler tests -name __pycache__ -prune -exec rm -rf {} +
 	rm -f python/vmsnapshot/*.so
@@ -104,6 +106,6 @@ $(AZURITE_STAMP): $(AZURITE)/package.json $(AZURITE)/package-lock.json | system-
 	npm --prefix $(AZURITE) ci --ignore-scripts --no-fund --no-audit --loglevel=error
 	touch $@
 
-# The Azure Linux agent's own code, which the tests run; unpacked, not installed.
+# The code of the Azure Linux agent, which the tests run. It is unpacked, not installed.
 $(AGENT_STAMP): tests/agent/fetch | system-packages-test
 	tests/agent/fetch

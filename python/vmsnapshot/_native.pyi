@@ -1,9 +1,9 @@
 """Types of the compiled engine, ``vmsnapshot._native``.
 
-Paths of a plan are ``str`` with ``surrogateescape``, so that no byte of a mount point is lost; in a report,
-which is for reading, such a byte is ``\\xNN``. Lengths of time are
-seconds (``float``) going in and milliseconds (names ending in ``_ms``) coming out; instants are text in UTC.
-Every class is frozen. Errors are the classes of ``vmsnapshot.errors``.
+Paths of a plan are ``str`` with ``surrogateescape``, so that no byte of a mount point is lost. A report is
+for people, and writes such a byte as ``\\xNN``. Arguments give lengths of time in seconds (``float``).
+Results give them in milliseconds, under names that end in ``_ms``. Instants are text in UTC. Every class is
+frozen. Errors are the classes of ``vmsnapshot.errors``.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,21 +11,21 @@ from typing import Literal, final
 
 from typing_extensions import TypeAlias
 
-# The names of every value that a program may have to decide by. `names()` returns the same lists from the
+# The names of all values that a program may have to tell apart. `names()` returns the same lists from the
 # compiled module, and a test compares the two.
 
 ErrorKind: TypeAlias = Literal[
     "arguments",  # another argument, SAS or privilege is needed
-    "system",  # something of this machine is in the way
-    "network",  # the network, or a server on it
-    "another-run",
+    "system",  # something on this machine is in the way
+    "network",  # the network or a server on it failed
+    "another-run",  # another run is under way
     "left-frozen",  # an earlier run left something frozen
     "interrupted",
 ]
 ErrorSubject: TypeAlias = Literal[
-    "callee",  # a blob or the host: it cannot be named, asked or reached
+    "callee",  # a blob or the host cannot be read from its URI, called or reached
     "metadata",
-    "filesystem",  # a planned one cannot be opened, or is not the planned one any more
+    "filesystem",  # a planned filesystem cannot be opened, or a different one is mounted there now
     "watchdog",
     "run",  # the run as a whole
 ]
@@ -53,8 +53,8 @@ FreezeDoubt: TypeAlias = Literal[
     "frozen-by-another",  # another program had frozen it: FIFREEZE answered EBUSY
     "freeze-failed",  # FIFREEZE answered another error
     "not-freezable",  # the kernel cannot freeze a filesystem that can be written
-    "freeze-late",  # not everything was frozen by the last moment to call, or before the run was stopped
-    "window-broke-off",  # by a fault of this program
+    "freeze-late",  # not everything was frozen by the last moment for calls, or before the run was stopped
+    "window-broke-off",  # a fault of this program ended the window
     "watchdog-fired",
     "watchdog-lost",
     "nothing-frozen",  # nothing was planned
@@ -86,13 +86,13 @@ RunState: TypeAlias = Literal[
     "at-work",  # the run or its watchdog is alive, and its deadline has not passed
     "late",  # its deadline has passed, and its watchdog is alive and tries to thaw
     "abandoned",  # something may be frozen, and neither the run nor its watchdog is going to thaw it
-    "over",  # nothing of it can be frozen any more
+    "over",  # nothing that it froze can still be frozen
     "of-another-version",  # another version wrote its ledger, and something may be frozen
 ]
 
 @final
 class PlannedFilesystem:
-    """One superblock that is to be frozen."""
+    """One superblock that a run freezes."""
 
     @property
     def mount_point(self) -> str: ...
@@ -111,7 +111,7 @@ class PlannedFilesystem:
 
 @final
 class SkippedFilesystem:
-    """One mounted superblock that is left out; ``reason`` is a stable code, ``why`` a sentence."""
+    """One mounted superblock that a run leaves out. ``reason`` is a stable code, ``why`` a sentence."""
 
     @property
     def mount_point(self) -> str: ...
@@ -138,16 +138,16 @@ class Plan:
     def unmatched_excludes(self) -> list[str]: ...
     @property
     def unusable_excludes(self) -> list[tuple[str, str]]:
-        """Exclude patterns that have no meaning and were passed over, each with what is wrong; not in the JSON."""
+        """Exclude patterns that cannot be used and were skipped, each with what is wrong. Not in the JSON."""
     def without_filesystems(self) -> Plan:
-        """The same plan with nothing to freeze: a run of it sends its calls and freezes nothing."""
+        """Returns this plan without filesystems. A run of it sends its calls and freezes nothing."""
     def to_json(self) -> str: ...
 
 @final
 class Mount:
     """One mount of this process's mount namespace, as ``/proc/self/mountinfo`` has it.
 
-    ``device`` is the superblock's major:minor, the same for all mounts of it. ``is_visible`` is false if another
+    ``device`` is the superblock's major:minor, which all its mounts share. ``is_visible`` is false if another
     mount covers this one. ``block_devices`` are the numbers of the block devices that it lies on directly.
     """
 
@@ -179,11 +179,11 @@ class Mount:
 
 @final
 class BlockDevice:
-    """One block device. ``number`` is its major:minor, ``directory`` its place in sysfs, links resolved.
+    """One block device. ``number`` is its major:minor.
 
-    ``names`` are the paths that it is known by (``/dev/dm-0``, ``/dev/mapper/data``). ``parents`` are the numbers of
-    the devices right below it: the disk of a partition, the slaves of dm, md and bcache. ``backing_file`` is the
-    file of a loop device.
+    ``directory`` is its place in sysfs, with links resolved. ``names`` are its paths (``/dev/dm-0``,
+    ``/dev/mapper/data``). ``parents`` are the numbers of the devices right below it: the disk of a partition,
+    the slaves of dm, md and bcache. ``backing_file`` is the file of a loop device.
     """
 
     @property
@@ -199,7 +199,7 @@ class BlockDevice:
 
 @final
 class Machine:
-    """What is mounted, and which block devices there are, as they were when this was read."""
+    """What was mounted, and which block devices there were, when this was read."""
 
     @property
     def mounts(self) -> list[Mount]:
@@ -217,8 +217,8 @@ class Machine:
     ) -> Plan:
         """Plans what a run would freeze, as `plan` does. Raises ``PlanError``.
 
-        The filesystems of ``exclude_mounts`` are left out, whatever includes them. An exclude pattern that has no
-        meaning is an error with ``refuse``; with ``report`` it is passed over and listed in
+        The filesystems of ``exclude_mounts`` are left out even if a pattern includes them. An unusable
+        exclude pattern is an error with ``refuse``. With ``report`` it is skipped and listed in
         ``Plan.unusable_excludes``.
         """
 
@@ -226,10 +226,11 @@ class Machine:
 class HostCall:
     """One POST that a run sends inside its window, to a host that takes the snapshots by itself.
 
-    ``uri`` is ``http://HOST[:PORT]/PATH[?QUERY]``; no proxy is ever used. ``headers`` are sent as they are,
-    the case of their names kept; ``Host`` and ``Content-Length`` are the engine's, and not to be among them.
-    ``time_limit`` (seconds, above 0, up to 3600) is how long an answer is waited for; the window may end
-    earlier. Raises ``PrepareError`` (``bad-host-call``, ``bad-time-limit``). Its ``repr`` has no secret.
+    ``uri`` is ``http://HOST[:PORT]/PATH[?QUERY]``. The call never uses a proxy. ``headers`` are sent as they
+    are, and their names keep their case. ``Host`` and ``Content-Length`` must not be among them, because the
+    engine sets them. ``time_limit`` (seconds, above 0, up to 3600) is how long the run waits for an answer.
+    The window may end earlier. Raises ``PrepareError`` (``bad-host-call``, ``bad-time-limit``). Its ``repr``
+    has no secret.
     """
 
     def __new__(
@@ -241,7 +242,7 @@ class HostCall:
 
 @final
 class FilesystemOutcome:
-    """What became of one filesystem."""
+    """The result of one filesystem."""
 
     @property
     def mount_point(self) -> str: ...
@@ -268,7 +269,7 @@ class FilesystemOutcome:
 
 @final
 class BlobOutcome:
-    """What became of one snapshot request; ``uri`` is without its query."""
+    """The result of one snapshot request. ``uri`` is without its query."""
 
     @property
     def uri(self) -> str: ...
@@ -292,15 +293,15 @@ class BlobOutcome:
     def answer_ms(self) -> float | None: ...
     @property
     def body(self) -> str | None:
-        """What the service wrote with a refusal, 4 KiB at most, signatures blotted out; not in the JSON."""
+        """The body of a refusal, 4 KiB at most, with signatures redacted. It is not in the JSON."""
 
 @final
 class HostCallOutcome:
-    """What became of the host call; ``uri`` is without its query.
+    """The result of the host call. ``uri`` is without its query.
 
-    ``answered``: the head of an answer came, ``http_status`` says which. ``not-sent``: nothing of it was
-    written. ``unknown``: it was written, in part at least, and no answer came in time (``error_code`` is
-    ``NoAnswer``, ``ConnectionLost`` or ``BadAnswer``): there may be snapshots.
+    ``answered``: the head of an answer came, and ``http_status`` is its status. ``not-sent``: no part of the
+    call was written. ``unknown``: the call was written at least in part, and no answer came in time. There
+    may be snapshots, and ``error_code`` is ``NoAnswer``, ``ConnectionLost`` or ``BadAnswer``.
     """
 
     @property
@@ -311,7 +312,7 @@ class HostCallOutcome:
     def http_status(self) -> int | None: ...
     @property
     def body(self) -> bytes:
-        """The answer's body, 1 MiB at most; it may hold secrets, and is not in the JSON."""
+        """The answer's body, 1 MiB at most. It may hold secrets and is not in the JSON."""
     @property
     def body_is_complete(self) -> bool: ...
     @property
@@ -327,8 +328,8 @@ class HostCallOutcome:
 class TimelineEvent:
     """One moment of a run. ``at_ms`` counts from the start of the window.
 
-    ``subject`` is the mount point or the blob it happened to. ``detail`` has the system's words for a sync that
-    failed.
+    ``subject`` is the mount point or the blob that the event is about. ``detail`` has the system's words for
+    a sync that failed.
     """
 
     @property
@@ -342,7 +343,7 @@ class TimelineEvent:
 
 @final
 class Mode:
-    """How the window was run."""
+    """How the run made its window short."""
 
     @property
     def rcu_expedited(self) -> bool: ...
@@ -353,7 +354,7 @@ class Mode:
 
 @final
 class WatchdogOutcome:
-    """The watchdog's word."""
+    """The watchdog's part in the run."""
 
     @property
     def pid(self) -> int: ...
@@ -382,7 +383,7 @@ class Report:
     def why(self) -> str | None: ...
     @property
     def freeze_doubt(self) -> str | None:
-        """Why it is not known that everything planned was frozen over all calls; None if it is known."""
+        """Why it is not certain that everything planned was frozen during all calls; ``None`` if it is."""
     @property
     def freeze_doubt_code(self) -> FreezeDoubt | None:
         """The stable name of `freeze_doubt`."""
@@ -405,23 +406,26 @@ class Report:
     @property
     def timeline(self) -> list[TimelineEvent]: ...
     def to_json(self) -> str:
-        """The document that ``--json`` and ``--report`` give; see docs/documents.md."""
+        """Returns the document that ``--json`` and ``--report`` write; see docs/documents.md."""
 
 @final
 class Session:
-    """A prepared run: watchdog started, directories open, connections warm; nothing frozen."""
+    """A prepared run. The watchdog runs, the directories and connections are open, and nothing is frozen."""
 
     @property
     def run_id(self) -> str: ...
     def run(self) -> Report:
-        """Freezes, snapshots and thaws, once; never raises after the first freeze."""
+        """Freezes, snapshots and thaws. Works once, and never raises after the first freeze."""
     def close(self) -> None:
-        """Gives everything back; nothing is frozen. Does nothing after ``run``."""
+        """Releases everything; nothing is frozen. Does nothing after ``run``."""
     def __enter__(self) -> Session: ...
     def __exit__(self, *exc_info: object) -> None: ...
 
 def plan(*, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Plan:
-    """Reads mountinfo and sysfs; opens and stats no mount. Raises ``PlanError``."""
+    """Plans what a run would freeze. Raises ``PlanError``.
+
+    It reads mountinfo and sysfs, and neither opens nor stats a mount.
+    """
 
 def prepare(
     plan: Plan,
@@ -439,27 +443,30 @@ def prepare(
     expedite_rcu: bool = True,
     progress: Callable[[Phase], object] | None = None,
 ) -> Session:
-    """Does all that can be done before the window; freezes nothing. Raises ``PrepareError``.
+    """Does all that can be done before the window, and freezes nothing. Raises ``PrepareError``.
 
-    ``metadata`` goes with every snapshot; ``blob_metadata``, if given, is one mapping a blob, which goes with
-    the snapshot of that blob besides. ``host_call`` is sent together with the snapshot requests; a host that
-    cannot be reached is a ``PrepareError`` like that of a blob, and its message names the host call.
-    ``unusable_blobs`` is what becomes of a blob whose URI or SAS is no good, that was given before, or whose
-    server cannot be reached within ``connect_timeout``. ``refuse``: the first one is a ``PrepareError``.
-    ``report``: it is sent nothing, the others are snapshotted, and its ``BlobOutcome`` is ``refused`` with 0
-    attempts and the code and the message of that error (``uri`` is empty where it could not be read); times
-    and permissions of a SAS are left for the service to judge, since this machine's clock may be wrong.
-    Where no blob can be asked, and no host, the first blob's error is raised all the same.
-    ``progress`` is called with the name of each phase at its start, ``freeze`` being the last, and never inside the
-    window.
+    ``metadata`` is set on every snapshot. ``blob_metadata``, if given, has one mapping per blob, which is set
+    on the snapshot of that blob as well. ``host_call`` is sent together with the snapshot requests. A host
+    that cannot be reached is a ``PrepareError`` as for a blob, and its message names the host call.
+
+    ``unusable_blobs`` says what happens to a blob if its URI or SAS cannot be used, if it was given twice, or
+    if its server cannot be reached within ``connect_timeout``. With ``refuse``, the first such blob raises
+    ``PrepareError``. With ``report``, the run sends no request for such a blob and takes the other snapshots.
+    The blob's ``BlobOutcome`` is ``refused`` with 0 attempts and the code and message of the error. Its
+    ``uri`` is empty if it could not be read. The service then judges the times and permissions of a SAS,
+    because this machine's clock may be wrong. If no blob is usable and there is no host, the first blob's
+    error is raised even then.
+
+    ``progress`` is called with the name of each phase at its start. ``freeze`` is the last phase.
+    ``progress`` is never called inside the window.
     """
 
 def machine() -> Machine:
-    """Reads mountinfo and sysfs; opens and stats no mount. Raises ``PlanError``."""
+    """Reads mountinfo and sysfs, and neither opens nor stats a mount. Raises ``PlanError``."""
 
 @final
 class FrozenFilesystem:
-    """One filesystem that may be frozen by a run of vmsnapshot."""
+    """One filesystem that a run of vmsnapshot has frozen, or may have frozen."""
 
     @property
     def mount_point(self) -> str: ...
@@ -504,7 +511,7 @@ class RunStatus:
         """When its window began; ``None`` before it."""
     @property
     def thaws_by(self) -> str | None:
-        """When everything is to be thawed at the latest; ``None`` before its window."""
+        """The deadline by which everything is to be thawed; ``None`` before its window."""
     @property
     def pid(self) -> int | None: ...
     @property
@@ -551,17 +558,17 @@ class Status:
     @property
     def rcu_expedited(self) -> RcuStatus: ...
     def to_json(self) -> str:
-        """The document of ``vmsnapshot status --json``; see docs/documents.md."""
+        """Returns the document of ``vmsnapshot status --json``; see docs/documents.md."""
 
 def status() -> Status:
-    """Reads ``/run/vmsnapshot``, and asks no filesystem. Raises ``ThawError``.
+    """Reads ``/run/vmsnapshot`` and touches no filesystem. Raises ``ThawError``.
 
     The kernel cannot be asked whether a filesystem is frozen, so this knows about runs of vmsnapshot only.
     """
 
 @final
 class Thawed:
-    """One filesystem that was thawed, or found thawed."""
+    """One filesystem that ``thaw`` thawed, or found thawed."""
 
     @property
     def mount_point(self) -> str: ...
@@ -572,7 +579,7 @@ class Thawed:
 
 @final
 class ThawFailed:
-    """One filesystem that is still frozen."""
+    """One filesystem that may still be frozen, and why it could not be thawed."""
 
     @property
     def mount_point(self) -> str: ...
@@ -585,7 +592,7 @@ class ThawFailed:
 
 @final
 class ThawLeftAlone:
-    """A run that was not touched, and why; its mount points are separated by commas."""
+    """A run that ``thaw`` left alone, and why. ``mount_point`` has its mount points, separated by commas."""
 
     @property
     def mount_point(self) -> str: ...
@@ -596,7 +603,7 @@ class ThawLeftAlone:
 
 @final
 class ThawResult:
-    """What a thaw did."""
+    """What ``thaw`` did."""
 
     @property
     def thawed(self) -> list[Thawed]: ...
@@ -607,25 +614,26 @@ class ThawResult:
     @property
     def rcu_restored(self) -> bool: ...
     def to_json(self) -> str:
-        """The document of ``vmsnapshot thaw --json``; see docs/documents.md."""
+        """Returns the document of ``vmsnapshot thaw --json``; see docs/documents.md."""
 
 def thaw() -> ThawResult:
-    """Thaws what runs left frozen that can no longer do it themselves; leaves everything else alone.
+    """Thaws what earlier runs left frozen and can no longer thaw themselves. Leaves everything else alone.
 
-    Blocking: five seconds, for FITHAW calls that do not return. Raises ``ThawError`` if nothing could be tried.
+    Blocking: five seconds, if FITHAW calls do not return. Raises ``ThawError`` if nothing could be tried.
     """
 
 def names() -> dict[str, list[str]]:
     """Returns the names of all values of the types above (``"Phase"``, ...), in their order."""
 
 def leave_control_group(name: str) -> bool:
-    """Moves this process into a control group of its own, so that ending the one it was started in spares it.
+    """Moves this process into a control group of its own.
 
-    The group is ``NAME-PID`` at the root of cgroup v2, and of systemd's v1 hierarchy. False where there is
-    none, or it cannot be had. It stays when the process ends; the next call with this ``name``, in any
-    process, removes it. Raises ``ValueError`` for a name that is not made of ASCII letters, digits, hyphens
-    and underscores.
+    The process then survives if the group that it was started in is ended as a whole. The new group is
+    ``NAME-PID`` at the root of cgroup v2, and of systemd's v1 hierarchy. Returns false if the machine has
+    neither, or if the group cannot be made. The group stays when the process ends. The next call with this
+    ``name``, in any process, removes it. Raises ``ValueError`` if the name has characters other than ASCII
+    letters, digits, hyphens and underscores.
     """
 
 def version() -> str:
-    """The version of the compiled engine."""
+    """Returns the version of the compiled engine."""

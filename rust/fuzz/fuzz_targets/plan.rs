@@ -1,4 +1,5 @@
-//! Any bytes as mountinfo, any text as include pattern (the first line): a plan or an error.
+//! Plans with any text as include pattern (the first line) and any bytes as mountinfo (the rest).
+//! The result must be a plan or an error, never a panic.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Rust errors as the exception classes that `vmsnapshot.errors` defines in Python.
+//! Turns Rust errors into the exception classes that `vmsnapshot.errors` defines in Python.
 
 use std::fmt::Display;
 use std::io;
@@ -9,7 +9,7 @@ use vmsnapshot_core::error_kind::{ErrorKind, ErrorSubject};
 use vmsnapshot_core::plan::PlanError;
 use vmsnapshot_engine::error::{PrepareError, ThawError};
 
-/// `vmsnapshot.errors.PlanError`.
+/// Makes a `vmsnapshot.errors.PlanError`.
 pub(crate) fn plan_error(py: Python<'_>, error: &PlanError) -> PyErr {
     raise(
         py,
@@ -22,7 +22,7 @@ pub(crate) fn plan_error(py: Python<'_>, error: &PlanError) -> PyErr {
     )
 }
 
-/// `vmsnapshot.errors.PrepareError`.
+/// Makes a `vmsnapshot.errors.PrepareError`.
 pub(crate) fn prepare_error(py: Python<'_>, error: &PrepareError) -> PyErr {
     let subject = Some(error.subject());
     raise(
@@ -36,7 +36,7 @@ pub(crate) fn prepare_error(py: Python<'_>, error: &PrepareError) -> PyErr {
     )
 }
 
-/// `vmsnapshot.errors.ThawError`.
+/// Makes a `vmsnapshot.errors.ThawError`.
 pub(crate) fn thaw_error(py: Python<'_>, error: &ThawError) -> PyErr {
     raise(
         py,
@@ -49,7 +49,7 @@ pub(crate) fn thaw_error(py: Python<'_>, error: &ThawError) -> PyErr {
     )
 }
 
-/// `vmsnapshot.errors.ThawError` for runs whose state cannot be read.
+/// Makes a `vmsnapshot.errors.ThawError` for ledgers that cannot be read.
 pub(crate) fn state_error(py: Python<'_>, error: io::Error) -> PyErr {
     thaw_error(py, &ThawError::State(error))
 }

@@ -1,7 +1,7 @@
-//! `vmsnapshot._native`: the engine as a Python module. The only code that knows PyO3.
+//! `vmsnapshot._native`: the engine as a Python module. No other code uses PyO3.
 //!
-//! One verb, one file. Plain values come in and are checked here; frozen classes go out. The
-//! interpreter is released for the whole of every call that can wait.
+//! Each verb has its own file. The functions take plain values, check them and return frozen
+//! classes. Every call that can wait releases the interpreter for its whole length.
 
 #![forbid(unsafe_code)]
 
@@ -21,7 +21,7 @@ mod time_limit;
 
 use pyo3::prelude::*;
 
-/// The version of the compiled engine.
+/// Returns the version of the compiled engine.
 #[pyfunction]
 fn version() -> &'static str {
     env!("CARGO_PKG_VERSION")

@@ -1,4 +1,4 @@
-//! Values in the forms that Python gets them in: JSON documents and stable names.
+//! The forms in which Python gets values: JSON documents and stable names.
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -12,7 +12,7 @@ use vmsnapshot_core::report::{
 };
 use vmsnapshot_core::status::RunState;
 
-/// Returns `value` as JSON. Our own documents hold nothing that JSON cannot.
+/// Returns `value` as JSON. Our own documents hold only values that JSON has.
 pub(crate) fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
 }
@@ -23,7 +23,7 @@ pub(crate) fn name(value: impl Into<&'static str>) -> String {
     name.to_owned()
 }
 
-/// Returns the names of all values of every enum that a Python program meets.
+/// Returns the names of all values of every enum that the module shows to Python.
 #[pyfunction]
 pub(crate) fn names(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let names = PyDict::new(py);

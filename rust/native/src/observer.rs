@@ -1,4 +1,4 @@
-//! Follows a run for Python.
+//! Follows a run on behalf of Python.
 
 use pyo3::prelude::*;
 use vmsnapshot_core::phase::Phase;
@@ -7,7 +7,8 @@ use vmsnapshot_engine::observer::Observer;
 
 use crate::errors;
 
-/// Calls Python's `progress` at the start of each phase, and asks Python whether Ctrl-C was pressed.
+/// Calls Python's `progress` at the start of each phase, and asks Python whether Ctrl-C was
+/// pressed.
 pub(crate) struct PythonObserver {
     progress: Option<Py<PyAny>>,
     /// The exception of `progress` or of a signal handler. It ends the preparation.

@@ -1,4 +1,4 @@
-//! `plan`: what a run would freeze.
+//! `plan`: plans what a run would freeze.
 
 use std::ffi::OsString;
 
@@ -8,7 +8,7 @@ use vmsnapshot_core::plan;
 use crate::errors;
 use crate::names::json;
 
-/// Reads what is mounted and says what a run would freeze.
+/// Reads what is mounted and plans what a run would freeze.
 #[pyfunction]
 #[pyo3(name = "plan", signature = (*, include = Vec::new(), exclude = Vec::new()))]
 pub(crate) fn make(py: Python<'_>, include: Vec<String>, exclude: Vec<String>) -> PyResult<Plan> {

@@ -1,4 +1,4 @@
-//! `prepare`: everything that can be done before the window.
+//! `prepare`: does everything that can be done before the window.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -84,10 +84,10 @@ pub(crate) fn prepare(
     Ok(Session::new(session, progress))
 }
 
-/// Names and values, in the order of the names.
+/// Names with their values, in the order of the names.
 type Pairs = std::collections::BTreeMap<String, String>;
 
-/// Gives each blob the metadata of all, and its own. Either no blob has its own, or every one has.
+/// Gives each blob the common metadata and its own. Either no blob has its own, or every blob has.
 fn with_metadata(
     blobs: Vec<String>,
     of_all: &Pairs,

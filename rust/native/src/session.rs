@@ -13,8 +13,8 @@ use crate::report::Report;
 #[pyclass(frozen, module = "vmsnapshot")]
 pub(crate) struct Session {
     run_id: String,
-    /// The process that prepared it. A forked child has a copy of this object and none of its threads.
-    /// What the child does to the copy would be done to the run.
+    /// The process that prepared it. A forked child has a copy of this object, but none of its
+    /// threads. If the child ran or closed the copy, it would change the run of its parent.
     owner: u32,
     /// `None` once it has run or was closed.
     session: Mutex<Option<session::Session>>,

@@ -1,4 +1,4 @@
-//! `thaw`: thaws what runs left frozen that can no longer do it themselves.
+//! `thaw`: thaws what earlier runs left frozen and can no longer thaw themselves.
 
 use pyo3::prelude::*;
 use vmsnapshot_core::status;
@@ -7,7 +7,7 @@ use vmsnapshot_engine::recovery;
 use crate::errors;
 use crate::names::json;
 
-/// Thaws what runs that are gone left frozen.
+/// Thaws what earlier runs left frozen and can no longer thaw themselves.
 #[pyfunction]
 pub(crate) fn thaw(py: Python<'_>) -> PyResult<ThawResult> {
     py.detach(recovery::thaw)
