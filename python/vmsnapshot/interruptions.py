@@ -32,6 +32,15 @@ class Interruptions:
             self._is_holding = True
             raise KeyboardInterrupt
 
+    def obey(self) -> None:
+        """Raises `KeyboardInterrupt` if something came that should have ended the process already.
+
+        Python swallows an exception that a signal raises while a finalizer or a weak reference's callback is
+        running. Whoever waits for long calls this before and while it waits; not after `hold`.
+        """
+        if self.noted:
+            raise KeyboardInterrupt
+
     def __enter__(self) -> Interruptions:
         # Signals are handled in the main thread only, so none is raised in another.
         if threading.current_thread() is threading.main_thread():

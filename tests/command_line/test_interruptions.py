@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import weakref
 
 import pytest
 
@@ -33,6 +34,22 @@ def test_signal_after_the_release_interrupts() -> None:
         interruptions.release()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_signal_whose_exception_python_swallows_is_obeyed_when_asked() -> None:
+    class Referred:
+        """Something that a weak reference can be made to."""
+
+    referred = Referred()
+    reference = weakref.ref(referred, lambda _: signal.raise_signal(signal.SIGTERM))
+    with Interruptions() as interruptions:
+        interruptions.obey()
+        del referred
+        assert reference() is None
+        assert interruptions.noted == ["SIGTERM"]
+        with pytest.raises(KeyboardInterrupt):
+            interruptions.obey()
 
 
 def test_signal_handlers_are_restored() -> None:

@@ -21,7 +21,7 @@ from vmsnapshot.errors import VmsnapshotError
 from vmsnapshot.handler.context import open_context
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
-from vmsnapshot.handler.freeze.lock import SafeFreezeLock
+from vmsnapshot.handler.freeze.lock import LockHeldError, SafeFreezeLock
 from vmsnapshot.handler.log import HOST_BASED_EXTENSION_LOG, Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration, read_vmbackup_configuration
 from vmsnapshot.handler.machine.disks import Disks
@@ -122,18 +122,18 @@ def run_polling(
     """
     log = open_context(base_directory, environ, file_name=HOST_BASED_EXTENSION_LOG).log
     try:
-        with Interruptions(), Background() as background:
+        with Interruptions() as interruptions, Background() as background:
             # First of all: a line cannot be written to a filesystem that a killed service left frozen.
             thaw_leftovers(log)
             host = Host(host_address(environ), background)
             log.info(f"polling `{host.uri(CHECK)}` every {interval_seconds:g} s")
-            _poll(host, log, interval_seconds)
+            _poll(host, log, interruptions, interval_seconds)
     except KeyboardInterrupt:
         log.info("polling ended")
     return 0
 
 
-def _poll(host: Host, log: Log, interval_seconds: float) -> None:
+def _poll(host: Host, log: Log, interruptions: Interruptions, interval_seconds: float) -> None:
     begun_at = time.monotonic()
     known = None
     while True:
@@ -144,6 +144,7 @@ def _poll(host: Host, log: Log, interval_seconds: float) -> None:
         if trouble is not None and trouble != known:
             log.warning(f"{trouble}; the same is not said again until it is over")
         known = trouble
+        interruptions.obey()
         time.sleep(seconds_to_next_poll(time.monotonic() - begun_at, interval_seconds))
 
 
@@ -218,9 +219,9 @@ class RestorePoint:
         Raises:
             KeyboardInterrupt: the process was told to end before anything was frozen; so was the host.
         """
-        self._log.info(f"the host asks for restore point `{self._snapshot_id}`")
         is_told_to_end = False
         try:
+            self._log.info(f"the host asks for restore point `{self._snapshot_id}`")
             failure = self._freeze_and_start()
         except KeyboardInterrupt:
             is_told_to_end = True
@@ -264,8 +265,15 @@ class RestorePoint:
             time_limit=FROZEN_LIMIT_SECONDS,
         )
         plan = self._freezing.plan(usb_filesystems(read_mounts(), Disks()))
-        with SafeFreezeLock(), self._freezing.prepare(plan, host_call=call) as session:
+        with self._lock(), self._freezing.prepare(plan, host_call=call) as session:
             return self._freezing.run(session)
+
+    def _lock(self) -> SafeFreezeLock:
+        try:
+            return SafeFreezeLock(give_up=lambda: bool(self._interruptions.noted))
+        except LockHeldError:
+            self._interruptions.obey()
+            raise
 
     def _start_unfrozen(self, failure: Failure) -> None:
         """Has the host take its snapshots although nothing is frozen; they are told to be no better."""

@@ -100,7 +100,7 @@ class Worker:
         except SettingsError as error:
             self._log.error(str(error))
             uploads = self._uploads(error.job)
-            self._finish_early(failed(error.run_code, str(error), error.ext_code), uploads)
+            self._finish_early(failed(error.code, str(error)), uploads)
             return uploads.is_status_told
         uploads = self._uploads(settings.job)
         try:
@@ -220,7 +220,7 @@ class Worker:
         try:
             return choose_mode(settings, self._context.configuration.snapshot_method)
         except SettingsError as error:
-            raise EndedEarlyError(failed(error.run_code, str(error), error.ext_code)) from None
+            raise EndedEarlyError(failed(error.code, str(error))) from None
 
     def _pre_snapshot(self, settings: Settings, mode: SnapshotMode) -> PreSnapshot:
         """Announces the job to the host, and learns its clock; once, and before anything is frozen."""

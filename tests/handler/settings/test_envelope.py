@@ -76,7 +76,7 @@ def test_content_that_makes_no_sense_is_an_empty_envelope_with_a_problem(
     assert quick_job(envelope) == Job()
     with pytest.raises(SettingsError) as caught:
         parse(envelope, {})
-    assert caught.value.run_code == Code.CERTIFICATE_NOT_FOUND
+    assert caught.value.code == Code.CERTIFICATE_NOT_FOUND
 
 
 def test_file_that_is_missing_or_no_file_is_an_empty_envelope_with_a_problem(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_row_8_excluded_disks_without_luns_fail_where_only_the_host_can(disks: I
     with pytest.raises(SettingsError) as caught:
         chosen(disks, asked=SnapshotMode.ONLY_GUEST, configured=SnapshotMode.ONLY_GUEST)
     error = caught.value
-    assert (error.run_code, error.ext_code) == (Code.INVALID_LUN_LIST, Code.INVALID_LUN_LIST)
+    assert error.code == Code.INVALID_LUN_LIST
     assert error.job == Job(task_id="task_1")
     # Word for word: support staff look for it.
     assert str(error) == (

@@ -114,7 +114,7 @@ def test_any_settings_are_understood_or_refused_with_a_code(
     result = outcome(public, protected)
     assert quick_job(Envelope(public)).task_id == result.job.task_id
     if isinstance(result, SettingsError):
-        assert result.run_code in (Code.ERROR, Code.PARAMETERS, Code.CERTIFICATE_NOT_FOUND)
+        assert result.code in (Code.ERROR, Code.PARAMETERS, Code.CERTIFICATE_NOT_FOUND)
         return
     # All that is sent on or written can be: a status, a host request and a file are made of these.
     forwarded = [*result.backup_metadata, *result.dynamic_configs.pairs(), result.job.start_ticks]
@@ -126,7 +126,7 @@ def test_any_settings_are_understood_or_refused_with_a_code(
     try:
         choose_mode(result, None)
     except SettingsError as error:
-        assert error.run_code is Code.INVALID_LUN_LIST
+        assert error.code is Code.INVALID_LUN_LIST
 
 
 @given(st.binary() | ANYTHING.map(json.dumps).map(str.encode))

@@ -116,11 +116,9 @@ TOO_LATE_AFTER_PREPARATION = Outcome(
 )
 
 
-def failed(code: Code, message: str, ext_code: Code | None = None) -> Outcome:
+def failed(code: Code, message: str) -> Outcome:
     """A failure without any attempt at a snapshot."""
-    return Outcome(
-        is_success=False, run_code=code, ext_code=code if ext_code is None else ext_code, message=message
-    )
+    return Outcome(is_success=False, run_code=code, ext_code=code, message=message)
 
 
 KILLED = failed(Code.ERROR, "Enable failed. The process of the job was ended before it could report ")

@@ -25,12 +25,7 @@ def choose_mode(settings: Settings, configured: SnapshotMode | None) -> Snapshot
     if disks.any_disk_excluded and not disks.luns:
         # To the host, an empty list is all disks: it would snapshot the excluded ones too.
         if only_the_host_can:  # row 8
-            raise SettingsError(
-                _NO_LUNS,
-                run_code=Code.INVALID_LUN_LIST,
-                ext_code=Code.INVALID_LUN_LIST,
-                job=settings.job,
-            )
+            raise SettingsError(_NO_LUNS, code=Code.INVALID_LUN_LIST, job=settings.job)
         return SnapshotMode.ONLY_GUEST  # row 9
     if only_the_host_can or set(disks.luns) & set(settings.custom.write_accelerated_luns):  # row 4
         return SnapshotMode.ONLY_HOST

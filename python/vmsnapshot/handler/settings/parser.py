@@ -44,8 +44,7 @@ def parse(envelope: Envelope, protected: Mapping[str, Any]) -> Settings:
         because = f": {envelope.problem}" if envelope.problem else ""
         raise SettingsError(
             f"unable to load certificate{because}",
-            run_code=Code.CERTIFICATE_NOT_FOUND,
-            ext_code=Code.CERTIFICATE_NOT_FOUND,
+            code=Code.CERTIFICATE_NOT_FOUND,
             job=parser.job,
         )
     for owner, settings in (("public", public), ("protected", protected)):
@@ -264,7 +263,7 @@ class _Parser:
         return self._error(f"Enable failed. {what}", Code.ERROR)
 
     def _error(self, message: str, code: Code) -> SettingsError:
-        return SettingsError(message, run_code=code, ext_code=code, job=self.job)
+        return SettingsError(message, code=code, job=self.job)
 
 
 def _ascii_of_base64(text: str) -> str | None:

@@ -140,12 +140,14 @@ class Settings:
 
 
 class SettingsError(Exception):
-    """Settings that cannot be used; holds what a final status needs. The message has no secret."""
+    """Settings that cannot be used; holds what a final status needs. The message has no secret.
 
-    def __init__(self, message: str, *, run_code: Code, ext_code: Code, job: Job) -> None:
+    `code` is the run code and the ext code: where settings are refused they are the same.
+    """
+
+    def __init__(self, message: str, *, code: Code, job: Job) -> None:
         super().__init__(message)
-        self.run_code = run_code
-        self.ext_code = ext_code
+        self.code = code
         self.job = job
 
 
