@@ -71,7 +71,7 @@ def test_metadata_per_blob_must_cover_every_blob_and_fit_beside_the_common_metad
     for count in (1, 3):
         error = refusal(plan, blobs, blob_metadata=[{}] * count)
         assert error.code == "bad-metadata"
-        assert f"metadata of {count} blobs" in str(error)
+        assert str(count) in str(error)
     # A name may not be in both. Together they may not exceed what the service accepts for one blob.
     assert refusal(plan, blobs, metadata={"a": "1"}, blob_metadata=[{}, {"A": "2"}]).code == "bad-metadata"
     too_much = [{}, {"b": "x" * 8000}]
