@@ -36,7 +36,7 @@ from vmsnapshot.handler.polling import (
     is_frozen_and_called,
     parse_request,
     seconds_to_next_poll,
-    usb_filesystems,
+    usb_mounts,
 )
 
 INTERVAL_SECONDS = 0.1
@@ -323,11 +323,11 @@ def test_every_subject_of_an_error_and_every_doubt_has_a_code(
 # Disks.
 
 
-def test_filesystems_on_usb_disks_are_left_out_by_number(tmp_path: Path) -> None:
+def test_filesystems_on_usb_disks_are_left_out(tmp_path: Path) -> None:
     machine = FakeMachine(tmp_path)
     machine.scsi_disk("sda", "8:0", "f8b3781a-1e82-4818-a1c3-63d806ec15bb", 0)
     machine.partition("sda1", "8:1", of="sda")
     machine.scsi_disk("sdb", "8:16", "usb1/1-1/1-1:1.0", 0)
     machine.partition("sdb1", "8:17", of="sdb")
-    mounts = [mounted("8:1", "/"), mounted("8:17", "/stick"), mounted("0:30", "/proc", "proc")]
-    assert usb_filesystems(mounts, machine.disks(), tmp_path / "sys") == ["8:17"]
+    root, stick, proc = mounted("8:1", "/"), mounted("8:17", "/stick"), mounted("0:30", "/proc", "proc")
+    assert usb_mounts(machine.read(root, stick, proc)) == [stick]

@@ -17,19 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmsnapshot import HostCall, PrepareError, Report, VmsnapshotError
+import vmsnapshot
+from vmsnapshot import HostCall, Machine, Mount, PrepareError, Report, VmsnapshotError
 from vmsnapshot.handler.context import open_context
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
 from vmsnapshot.handler.freeze.lock import LockHeldError, SafeFreezeLock
 from vmsnapshot.handler.log import HOST_BASED_EXTENSION_LOG, Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration, read_vmbackup_configuration
-from vmsnapshot.handler.machine.disks import Disks
 from vmsnapshot.handler.network.background import Background, Session
 from vmsnapshot.handler.network.host import exchange, host_address
 from vmsnapshot.handler.secret import described, redacted
 from vmsnapshot.interruptions import Interruptions
-from vmsnapshot.mounts import Mount, read_mounts
 
 if TYPE_CHECKING:
     from vmsnapshot._native import ErrorSubject, FreezeDoubt
@@ -282,7 +281,8 @@ class RestorePoint:
             body=self._body(None),
             time_limit=FROZEN_LIMIT_SECONDS,
         )
-        plan = self._freezing.plan(usb_filesystems(read_mounts(), Disks()))
+        machine = vmsnapshot.machine()
+        plan = self._freezing.plan(machine, usb_mounts(machine))
         with self._lock(), self._freezing.prepare(plan, host_call=call) as session:
             return self._freezing.run(session)
 
@@ -320,14 +320,14 @@ class RestorePoint:
         return json.dumps(document).encode()
 
 
-def usb_filesystems(mounts: Iterable[Mount], disks: Disks, sys: Path = Path("/sys")) -> list[str]:
-    """Returns the numbers of the filesystems on USB disks: the host knows nothing of those."""
-
-    def is_on_usb(number: str) -> bool:
-        directory = (sys / "dev/block" / number).resolve()
-        return any(part.startswith("usb") for part in directory.relative_to(sys.resolve()).parts)
-
-    return sorted({mount.device for mount in mounts if any(map(is_on_usb, disks.devices_of(mount)))})
+def usb_mounts(machine: Machine) -> list[Mount]:
+    """Returns the mounts that lie on USB disks: the host knows nothing of those."""
+    on_usb = {
+        device.number
+        for device in machine.block_devices
+        if any(part.startswith("usb") for part in Path(device.directory).parts)
+    }
+    return [mount for mount in machine.mounts if not on_usb.isdisjoint(mount.block_devices)]
 
 
 def failure_before_freeze(error: Exception) -> Failure:

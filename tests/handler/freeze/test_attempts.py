@@ -137,6 +137,7 @@ def error(subject: ErrorSubject) -> PrepareError:
 
 @pytest.fixture(autouse=True)
 def nothing_is_read_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vmsnapshot, "machine", lambda: None)
     monkeypatch.setattr(vmsnapshot, "plan", Plan)
 
 

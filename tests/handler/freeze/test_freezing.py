@@ -1,19 +1,23 @@
-"""What makes a run wait or thaw first, and when signals are held.
+"""What a run is planned from, what makes it wait or thaw first, and when signals are held.
 
 The engine is a double here. The real one is behind the tests of ``tests/extension``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import vmsnapshot
-from vmsnapshot import PrepareError
+from tests.handler.machine.fake_machine import IDE_OS, IDE_TEMPORARY, FakeMachine, mounted
+from vmsnapshot import Mount, PrepareError
 from vmsnapshot.handler.freeze import freezing
 from vmsnapshot.handler.freeze.freezing import Freezing
-from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.log import EXTENSION_LOG, Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.interruptions import Interruptions
 
@@ -21,12 +25,49 @@ if TYPE_CHECKING:
     from vmsnapshot._native import ErrorKind
 
 
-def made() -> Freezing:
-    return Freezing(VmBackupConfiguration(), Interruptions(), Log(None, "test"))
+@dataclass
+class Planner:
+    """A machine that records how it was planned."""
+
+    mounts: Sequence[Mount]
+    block_devices: Sequence[object]
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+    def plan(self, **selection: Any) -> Planner:
+        self.calls.append(selection)
+        return self
+
+    filesystems: Sequence[object] = ()
+    unusable_excludes: Sequence[tuple[str, str]] = (("a=b", "could not understand pattern `a=b`"),)
+
+
+def made(directory: Path | None = None) -> Freezing:
+    configuration = VmBackupConfiguration(mounts_to_skip=("/skipped", "a=b"))
+    return Freezing(configuration, Interruptions(), Log(directory, "test"))
 
 
 def error(kind: ErrorKind) -> PrepareError:
     return PrepareError("could not do it", code="a-code", kind=kind, subject="run")
+
+
+def test_one_plan_leaves_out_temporary_disks_and_what_else_is_named_and_logs_what_has_no_meaning(
+    tmp_path: Path,
+) -> None:
+    tables = FakeMachine(tmp_path)
+    tables.scsi_disk("sda", "8:0", IDE_OS, 0)
+    tables.scsi_disk("sdb", "8:16", IDE_TEMPORARY, 0)
+    tables.other_disk("sdc", "8:32")
+    root, temporary, stick = mounted("8:0", "/"), mounted("8:16", "/mnt"), mounted("8:32", "/stick")
+    machine: Any = Planner([root, temporary, stick], tables.read().block_devices)
+    made(tmp_path).plan(machine, [stick])
+    [selection] = machine.calls
+    assert selection == {
+        "exclude": ("/skipped", "a=b"),
+        "exclude_mounts": [temporary, stick],
+        "unusable_excludes": "report",
+    }
+    log = (tmp_path / EXTENSION_LOG).read_text()
+    assert "MountsToSkip: could not understand pattern `a=b`; it is passed over" in log
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ class Attempts:
     def _run_frozen(self, calls: Calls) -> tuple[FreezeResult, Report | None]:
         try:
             with contextlib.ExitStack() as stack:
-                plan = self._freezing.plan()
+                plan = self._freezing.plan(vmsnapshot.machine())
                 if plan.filesystems:
                     stack.enter_context(SafeFreezeLock(give_up=lambda: bool(self._interruptions.noted)))
                 session = stack.enter_context(self._prepare(plan, calls))

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import vmsnapshot
-from vmsnapshot import HostCall, Plan, PlanError, PrepareError, Report, Session
+from vmsnapshot import HostCall, Machine, Mount, Plan, PrepareError, Report, Session
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.machine.disks import Disks
 from vmsnapshot.interruptions import Interruptions
-from vmsnapshot.mounts import read_mounts
 
 if TYPE_CHECKING:
     from vmsnapshot._native import Phase, TimelineEventKind
@@ -47,15 +46,21 @@ class Freezing:
     interruptions: Interruptions
     log: Log
 
-    def plan(self, also_excluded: Iterable[str] = ()) -> Plan:
+    def plan(self, machine: Machine, also_excluded: Iterable[Mount] = ()) -> Plan:
         """Plans all that can be frozen but the temporary disk, ``MountsToSkip`` and `also_excluded`.
 
         Raises:
-            PlanError: the system's tables cannot be read.
+            PlanError: what to freeze cannot be worked out.
         """
-        disks = Disks()
-        temporary = {mount.device for mount in read_mounts() if disks.is_on_resource_disk(mount)}
-        plan = vmsnapshot.plan(exclude=[*self._usable_patterns(), *sorted(temporary), *also_excluded])
+        disks = Disks(machine)
+        temporary = [mount for mount in machine.mounts if disks.is_on_resource_disk(mount)]
+        plan = machine.plan(
+            exclude=self.configuration.mounts_to_skip,
+            exclude_mounts=[*temporary, *also_excluded],
+            unusable_excludes="report",
+        )
+        for _, why in plan.unusable_excludes:
+            self.log.warning(f"MountsToSkip: {why}; it is passed over")
         names = ", ".join(f"`{filesystem.mount_point}`" for filesystem in plan.filesystems)
         self.log.info(f"to freeze: {names or 'nothing'}")
         return plan
@@ -129,17 +134,6 @@ class Freezing:
         else:
             self.log.error("not everything is thawed: run `bin/handler thaw` in the extension's directory")
         return report
-
-    def _usable_patterns(self) -> list[str]:
-        usable = []
-        for pattern in self.configuration.mounts_to_skip:
-            try:
-                vmsnapshot.plan(exclude=[pattern])
-            except PlanError as error:
-                self.log.warning(f"MountsToSkip: {error}; it is passed over")
-            else:
-                usable.append(pattern)
-        return usable
 
     def _on_phase(self, phase: Phase) -> None:
         if phase == "freeze":
