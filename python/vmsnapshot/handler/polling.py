@@ -31,7 +31,7 @@ from vmsnapshot.handler.secret import described, redacted
 from vmsnapshot.interruptions import Interruptions
 
 if TYPE_CHECKING:
-    from vmsnapshot._native import ErrorSubject, FreezeDoubt
+    from vmsnapshot._native import ErrorSubject, FreezeDoubt  # noqa: TID251 (literals, for types)
 
 INTERVAL_SECONDS = 300.0
 """From the beginning of one poll to that of the next."""

@@ -33,7 +33,7 @@ from vmsnapshot.handler.secret import redacted
 from vmsnapshot.handler.settings.wire import Settings
 
 if TYPE_CHECKING:
-    from vmsnapshot._native import ErrorSubject, FreezeDoubt
+    from vmsnapshot._native import ErrorSubject, FreezeDoubt  # noqa: TID251 (literals, for types)
 
 # What a run that cannot be prepared means, by what could not be prepared. A code ends the job.
 _UNPREPARED: dict[ErrorSubject, FreezeResult | Code] = {

@@ -16,7 +16,7 @@ from vmsnapshot.handler.machine.disks import Disks
 from vmsnapshot.interruptions import Interruptions
 
 if TYPE_CHECKING:
-    from vmsnapshot._native import Phase, TimelineEventKind
+    from vmsnapshot._native import Phase, TimelineEventKind  # noqa: TID251 (literals, for types)
 
 # The contract's limit for a storage call (7.7); it bounds what happens before the freeze.
 CONNECT_TIMEOUT_SECONDS = 10.0
