@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+import vmsnapshot
 from tests.handler.machine.fake_machine import FakeMachine, mounted
 from tests.support import processes
 from tests.support.host_service import Answer, HostService
 from vmsnapshot.errors import PlanError, PrepareError
+from vmsnapshot.handler import polling
 from vmsnapshot.handler.freeze.lock import LockHeldError
 from vmsnapshot.handler.log import HOST_BASED_EXTENSION_LOG
 from vmsnapshot.handler.network.background import Background
@@ -34,7 +36,7 @@ from vmsnapshot.handler.polling import (
     is_frozen_and_called,
     parse_request,
     seconds_to_next_poll,
-    usb_filesystems,
+    usb_mounts,
 )
 
 INTERVAL_SECONDS = 0.1
@@ -265,7 +267,9 @@ def test_a_run_that_called_the_host_is_judged_by_answer_freeze_and_time(
     assert code_of(report) == code
 
 
-@pytest.mark.parametrize("doubt", ["freeze-failed", "frozen-by-another", "freeze-late", "freeze-hung"])
+@pytest.mark.parametrize(
+    "doubt", ["freeze-failed", "not-freezable", "frozen-by-another", "freeze-late", "freeze-hung"]
+)
 def test_a_freeze_that_failed_has_not_called_the_host(doubt: str) -> None:
     report: Any = Report(doubt, "x", Call("not-sent", None, "NotSent", None, None))
     assert not is_frozen_and_called(report)
@@ -274,11 +278,24 @@ def test_a_freeze_that_failed_has_not_called_the_host(doubt: str) -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (PrepareError("no route", code="connect-failed"), "STARTSNAP_HTTP_ERR"),
-        (PrepareError("another run", code="another-run"), "INCOMPLETE_FREEZE"),
-        (LockHeldError("could not lock", code="lock-held"), "INCOMPLETE_FREEZE"),
-        (PrepareError("no watchdog", code="no-watchdog"), "UNEXPECTED_FREEZE_EXC"),
-        (PlanError("no mountinfo", code="mountinfo-unreadable"), "UNEXPECTED_FREEZE_EXC"),
+        (
+            PrepareError("no route", code="connect-failed", kind="network", subject="callee"),
+            "STARTSNAP_HTTP_ERR",
+        ),
+        (
+            PrepareError("another run", code="another-run", kind="another-run", subject="run"),
+            "INCOMPLETE_FREEZE",
+        ),
+        (LockHeldError("could not lock", code="lock-held", kind="another-run"), "INCOMPLETE_FREEZE"),
+        (
+            PrepareError("left frozen", code="left-frozen", kind="left-frozen", subject="run"),
+            "UNEXPECTED_FREEZE_EXC",
+        ),
+        (
+            PrepareError("no watchdog", code="no-watchdog", kind="system", subject="watchdog"),
+            "UNEXPECTED_FREEZE_EXC",
+        ),
+        (PlanError("no mountinfo", code="unreadable", kind="system"), "UNEXPECTED_FREEZE_EXC"),
         (ValueError("secret?sig=abc"), "UNEXPECTED_FREEZE_EXC"),
     ],
 )
@@ -289,20 +306,28 @@ def test_an_error_before_the_freeze_has_a_code_the_host_knows(error: Exception, 
 
 
 def test_the_message_of_a_failure_is_the_cause() -> None:
-    error = LockHeldError("could not lock `/x`: process 7 has it", code="lock-held")
+    error = LockHeldError("could not lock `/x`: process 7 has it", code="lock-held", kind="another-run")
     assert failure_before_freeze(error) == Failure(
         "INCOMPLETE_FREEZE", "could not lock `/x`: process 7 has it"
     )
 
 
+def test_every_subject_of_an_error_and_every_doubt_has_a_code(
+    compiled_engine: None,  # noqa: ARG001 (requested for its effect)
+) -> None:
+    names = vmsnapshot._native.names()
+    assert set(polling._PREPARE_ERRORS) == set(names["ErrorSubject"])
+    assert set(polling._FREEZE_ERRORS) == {None, *names["FreezeDoubt"]}
+
+
 # Disks.
 
 
-def test_filesystems_on_usb_disks_are_left_out_by_number(tmp_path: Path) -> None:
+def test_filesystems_on_usb_disks_are_left_out(tmp_path: Path) -> None:
     machine = FakeMachine(tmp_path)
     machine.scsi_disk("sda", "8:0", "f8b3781a-1e82-4818-a1c3-63d806ec15bb", 0)
     machine.partition("sda1", "8:1", of="sda")
     machine.scsi_disk("sdb", "8:16", "usb1/1-1/1-1:1.0", 0)
     machine.partition("sdb1", "8:17", of="sdb")
-    mounts = [mounted("8:1", "/"), mounted("8:17", "/stick"), mounted("0:30", "/proc", "proc")]
-    assert usb_filesystems(mounts, machine.disks(), tmp_path / "sys") == ["8:17"]
+    root, stick, proc = mounted("8:1", "/"), mounted("8:17", "/stick"), mounted("0:30", "/proc", "proc")
+    assert usb_mounts(machine.read(root, stick, proc)) == [stick]

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from vmsnapshot.errors import ArgumentsError
-from vmsnapshot.mounts import read_mounts, visible
+import vmsnapshot
+from vmsnapshot.errors import ArgumentsError, PlanError
 
 
 class ReportFile:
@@ -75,8 +75,10 @@ def _unwritable(path: str, cause: str) -> ArgumentsError:
 def _device_of(directory: Path) -> str | None:
     # mountinfo and not `st_dev`, which is another one for every subvolume of btrfs.
     try:
-        devices = {mount.mount_point: mount.device for mount in visible(read_mounts())}
-    except (OSError, ValueError):
+        devices = {
+            mount.mount_point: mount.device for mount in vmsnapshot.machine().mounts if mount.is_visible
+        }
+    except PlanError:
         return None
     ancestors = (str(ancestor) for ancestor in (directory, *directory.parents))
     return next((devices[ancestor] for ancestor in ancestors if ancestor in devices), None)

@@ -15,21 +15,23 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vmsnapshot import _native
-from vmsnapshot.errors import VmsnapshotError
+import vmsnapshot
+from vmsnapshot import HostCall, Machine, Mount, PrepareError, Report, VmsnapshotError
 from vmsnapshot.handler.context import open_context
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
 from vmsnapshot.handler.freeze.lock import LockHeldError, SafeFreezeLock
 from vmsnapshot.handler.log import HOST_BASED_EXTENSION_LOG, Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration, read_vmbackup_configuration
-from vmsnapshot.handler.machine.disks import Disks
 from vmsnapshot.handler.network.background import Background, Session
 from vmsnapshot.handler.network.host import exchange, host_address
 from vmsnapshot.handler.secret import described, redacted
 from vmsnapshot.interruptions import Interruptions
-from vmsnapshot.mounts import Mount, read_mounts
+
+if TYPE_CHECKING:
+    from vmsnapshot._native import ErrorSubject, FreezeDoubt  # noqa: TID251 (literals, for types)
 
 INTERVAL_SECONDS = 300.0
 """From the beginning of one poll to that of the next."""
@@ -55,20 +57,32 @@ TOOK_TOO_LONG = "SNAPSHOT_TOOK_TOO_LONG"
 INCONSISTENT = "SNAPSHOT_INCONSISTENT"
 
 
-# What `prepare` says when the host itself is the obstacle.
-_UNREACHABLE_CODES = frozenset({"bad-host-call", "resolve-failed", "connect-failed", "connect-timeout"})
-# Somebody else was freezing for longer than we wait.
-_BUSY_CODES = frozenset({"lock-held", "another-run"})
+# What a run that cannot be prepared is to the host, by what could not be prepared. The host is the callee.
+_PREPARE_ERRORS: dict[ErrorSubject, str] = {
+    "callee": START_NOT_ANSWERED,
+    "metadata": UNEXPECTED_FREEZE,
+    "filesystem": UNEXPECTED_FREEZE,
+    "watchdog": UNEXPECTED_FREEZE,
+    "run": UNEXPECTED_FREEZE,
+}
 
 # What the report's doubt about the freeze is to the host, if the host was not called.
-_FREEZE_ERRORS = {
+_FREEZE_ERRORS: dict[FreezeDoubt | None, str] = {
     "freeze-failed": INCOMPLETE_FREEZE,
+    "not-freezable": INCOMPLETE_FREEZE,
     "frozen-by-another": INCOMPLETE_FREEZE,
     "freeze-late": FREEZE_TIMED_OUT,
     "freeze-hung": FREEZE_TIMED_OUT,
     # The time was over before everything was frozen.
     "watchdog-fired": FREEZE_TIMED_OUT,
     "thawed-by-watchdog": FREEZE_TIMED_OUT,
+    "not-thawed": UNEXPECTED_FREEZE,
+    "thawed-by-another": UNEXPECTED_FREEZE,
+    "watchdog-lost": UNEXPECTED_FREEZE,
+    "window-broke-off": UNEXPECTED_FREEZE,
+    # With these two the host is as good as called: see `is_frozen_and_called`.
+    "nothing-frozen": UNEXPECTED_FREEZE,
+    None: UNEXPECTED_FREEZE,
 }
 
 
@@ -187,10 +201,14 @@ def parse_request(body: bytes) -> str:
     try:
         document = json.loads(body.decode("utf-8-sig"))
     except (ValueError, RecursionError):
-        raise RequestError("could not read the host's request: it is no JSON", code="bad-request") from None
+        raise RequestError(
+            "could not read the host's request: it is no JSON", code="bad-request", kind="network"
+        ) from None
     snapshot_id = document.get("snapshotId") if isinstance(document, dict) else None
     if not isinstance(snapshot_id, str) or not snapshot_id:
-        raise RequestError("could not read the host's request: it has no snapshotId", code="bad-request")
+        raise RequestError(
+            "could not read the host's request: it has no snapshotId", code="bad-request", kind="network"
+        )
     return snapshot_id
 
 
@@ -252,19 +270,19 @@ class RestorePoint:
         else:
             if is_frozen_and_called(report):
                 return failure_of(report)
-            code = _FREEZE_ERRORS.get(report.freeze_doubt_code or "", UNEXPECTED_FREEZE)
-            failure = Failure(code, redacted(report.freeze_doubt))
+            failure = Failure(_FREEZE_ERRORS[report.freeze_doubt_code], redacted(report.freeze_doubt))
         self._start_unfrozen(failure)
         return failure
 
-    def _run(self) -> _native.Report:
-        call = _native.HostCall(
+    def _run(self) -> Report:
+        call = HostCall(
             self._host.uri(START),
             headers=START_HEADERS,
             body=self._body(None),
             time_limit=FROZEN_LIMIT_SECONDS,
         )
-        plan = self._freezing.plan(usb_filesystems(read_mounts(), Disks()))
+        machine = vmsnapshot.machine()
+        plan = self._freezing.plan(machine, usb_mounts(machine))
         with self._lock(), self._freezing.prepare(plan, host_call=call) as session:
             return self._freezing.run(session)
 
@@ -302,33 +320,33 @@ class RestorePoint:
         return json.dumps(document).encode()
 
 
-def usb_filesystems(mounts: Iterable[Mount], disks: Disks, sys: Path = Path("/sys")) -> list[str]:
-    """Returns the numbers of the filesystems on USB disks: the host knows nothing of those."""
-
-    def is_on_usb(number: str) -> bool:
-        directory = (sys / "dev/block" / number).resolve()
-        return any(part.startswith("usb") for part in directory.relative_to(sys.resolve()).parts)
-
-    return sorted({mount.device for mount in mounts if any(map(is_on_usb, disks.devices_of(mount)))})
+def usb_mounts(machine: Machine) -> list[Mount]:
+    """Returns the mounts that lie on USB disks: the host knows nothing of those."""
+    on_usb = {
+        device.number
+        for device in machine.block_devices
+        if any(part.startswith("usb") for part in Path(device.directory).parts)
+    }
+    return [mount for mount in machine.mounts if not on_usb.isdisjoint(mount.block_devices)]
 
 
 def failure_before_freeze(error: Exception) -> Failure:
     """Says what the host is told of an error before the window, in which nothing was frozen."""
     if not isinstance(error, VmsnapshotError):
         return Failure(UNEXPECTED_FREEZE, described(error))
-    if error.code in _UNREACHABLE_CODES:
-        return Failure(START_NOT_ANSWERED, redacted(error))
-    return Failure(INCOMPLETE_FREEZE if error.code in _BUSY_CODES else UNEXPECTED_FREEZE, redacted(error))
+    code = _PREPARE_ERRORS[error.subject] if isinstance(error, PrepareError) else UNEXPECTED_FREEZE
+    # Another program was freezing for longer than we wait: a run of the engine, or the holder of the lock.
+    return Failure(INCOMPLETE_FREEZE if error.kind == "another-run" else code, redacted(error))
 
 
-def is_frozen_and_called(report: _native.Report) -> bool:
+def is_frozen_and_called(report: Report) -> bool:
     """Whether the host was called, which it is when everything is frozen, or there was nothing to freeze."""
     call = report.host_call
     was_called = call is not None and call.outcome != "not-sent"
     return was_called or report.freeze_doubt_code in (None, "nothing-frozen")
 
 
-def failure_of(report: _native.Report) -> Failure | None:
+def failure_of(report: Report) -> Failure | None:
     """Says why the snapshots of a run that called the host are of no use; none if they are of use."""
     call = report.host_call
     if call is None or call.outcome != "answered":
@@ -364,5 +382,5 @@ async def _exchange(
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
         cause = redacted(error)[:200] or f"it took longer than {CALL_LIMIT_SECONDS:g} s"
         raise HostError(
-            f"the host did not answer `{uri.rpartition('=')[2]}`: {cause}", code="no-answer"
+            f"the host did not answer `{uri.rpartition('=')[2]}`: {cause}", code="no-answer", kind="network"
         ) from None

@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vmsnapshot import _native
+import vmsnapshot
 from vmsnapshot.handler import service
 from vmsnapshot.handler.agent.environment import sequence_number
 from vmsnapshot.handler.agent.events import write_events
@@ -27,7 +27,7 @@ from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.machine.configuration import (
     read_waagent_configuration,
 )
-from vmsnapshot.handler.machine.disks import Disks
+from vmsnapshot.handler.machine.disks import Disks, partition_count
 from vmsnapshot.handler.machine.processes import name_of
 from vmsnapshot.handler.machine.sizes import compute
 from vmsnapshot.handler.network import guest, host
@@ -58,7 +58,6 @@ from vmsnapshot.handler.settings.parser import parse
 from vmsnapshot.handler.settings.protected import OPENSSL, ProtectedSettingsError, decrypt
 from vmsnapshot.handler.settings.wire import Command, Job, Settings, SettingsError, SnapshotMode
 from vmsnapshot.interruptions import Interruptions
-from vmsnapshot.mounts import partition_count, read_mounts
 
 # The service gives up on a command after this time (contract 1.7).
 LATE_AFTER = datetime.timedelta(minutes=140)
@@ -142,7 +141,7 @@ class Worker:
     def _tell_circumstances(self) -> None:
         facts = dict(self._context.facts)
         self._log.info(
-            f"extension {facts['extensionVersion']}, engine {_native.version()}, {facts['osVersion']}, "
+            f"extension {facts['extensionVersion']}, engine {vmsnapshot.__version__}, {facts['osVersion']}, "
             f"kernel {facts['kernelVersion']}, Python {facts['pythonVersion']}, "
             f"agent {facts['guestAgentVersion']}"
         )
@@ -187,8 +186,7 @@ class Worker:
         pre_snapshot = self._pre_snapshot(settings, mode)
         if self._is_late():
             raise EndedEarlyError(TOO_LATE)
-        mounts = read_mounts()
-        self._storage = StorageDetails(partition_count=partition_count(mounts))
+        self._storage = StorageDetails(partition_count=partition_count(vmsnapshot.machine().mounts))
         encryption = self._begin_reporting(settings, mode, pre_snapshot, uploads)
         try:
             attempt = self._take_snapshots(settings, mode, pre_snapshot, encryption)
@@ -302,8 +300,12 @@ class Worker:
         ).result()
 
     def _measure(self, settings: Settings) -> None:
+        machine = vmsnapshot.machine()
         sizes = compute(
-            settings, read_mounts(), Disks(), only_local=self._context.configuration.only_local_filesystems
+            settings,
+            machine.mounts,
+            Disks(machine),
+            only_local=self._context.configuration.only_local_filesystems,
         )
         for pair in sizes.telemetry:
             self._reporter.telemetry.set(pair.key, pair.value)
@@ -381,7 +383,7 @@ def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool 
         state.record_worker(number, name, task_id)
         reporter: Reporter | None = None
         try:
-            if not _native.leave_control_group(CONTROL_GROUP):
+            if not vmsnapshot.leave_control_group(CONTROL_GROUP):
                 log.warning("the worker has no control group of its own: ending its service ends it")
             with Background() as background:
                 background.warm_up()

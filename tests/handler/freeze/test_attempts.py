@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+import vmsnapshot
 from vmsnapshot.errors import PlanError, PrepareError
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.freeze import attempts
@@ -27,6 +28,9 @@ from vmsnapshot.handler.report.telemetry import Telemetry
 from vmsnapshot.handler.secret import SasUri, Secret
 from vmsnapshot.handler.settings.wire import Command, CustomSettings, IncludedDisks, Job, Pair, Settings
 from vmsnapshot.interruptions import Interruptions
+
+if TYPE_CHECKING:
+    from vmsnapshot._native import ErrorSubject
 
 URI = "https://account.blob.core.windows.net/c/b.vhd?sv=2018-03-28&sig=AAAA"
 SETTINGS = Settings(
@@ -105,7 +109,7 @@ class Engine:
     interruptions: Interruptions = field(default_factory=Interruptions)
     log: Log = field(default_factory=lambda: Log(None, "test"))
 
-    def plan(self, **_: object) -> Plan:
+    def plan(self, *_: object) -> Plan:
         return Plan()
 
     def prepare(self, _plan: object, **calls: Any) -> Session:
@@ -127,17 +131,22 @@ def made_by(engine: Engine, *, settings: Settings = SETTINGS, telemetry: Telemet
     )
 
 
-def error(code: str) -> PrepareError:
-    return PrepareError("could not do it", code=code)
+def error(subject: ErrorSubject) -> PrepareError:
+    return PrepareError("could not do it", code="a-code", kind="system", subject=subject)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_read_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vmsnapshot, "machine", lambda: None)
+    monkeypatch.setattr(vmsnapshot, "plan", Plan)
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
+def run() -> Any:
     """Makes one attempt by the guest with an engine that gives these answers."""
 
     def make(*answers: Report | Exception, settings: Settings = SETTINGS) -> tuple[Attempt, Engine]:
         engine = Engine(list(answers))
-        monkeypatch.setattr(attempts, "_native", engine)
         return made_by(engine, settings=settings).by_guest(()), engine
 
     return make
@@ -149,6 +158,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
         (None, FreezeResult.HELD, FreezeResult.HELD),
         ("nothing-frozen", FreezeResult.NOT_WANTED, FreezeResult.NOT_WANTED),
         ("freeze-failed", FreezeResult.FAILED, FreezeResult.FAILED),
+        ("not-freezable", FreezeResult.FAILED, FreezeResult.FAILED),
         ("frozen-by-another", FreezeResult.FAILED, FreezeResult.FAILED),
         ("freeze-late", FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
         ("freeze-hung", FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
@@ -168,44 +178,53 @@ def test_doubt_about_the_freeze_is_one_of_freeze_or_thaw(
 
 
 @pytest.mark.parametrize(
-    ("code", "result"),
-    [
-        ("open-failed", FreezeResult.UNABLE_TO_OPEN),
-        ("mount-changed", FreezeResult.UNABLE_TO_OPEN),
-        ("mount-vanished", FreezeResult.UNABLE_TO_OPEN),
-        ("another-run", FreezeResult.FAILED),
-        ("left-frozen", FreezeResult.FAILED),
-        ("no-resources", FreezeResult.FAILED),
-        ("state-unusable", FreezeResult.FAILED),
-    ],
+    ("subject", "result"), [("filesystem", FreezeResult.UNABLE_TO_OPEN), ("run", FreezeResult.FAILED)]
 )
-def test_run_that_cannot_be_prepared_is_a_failed_freeze(run: Any, code: str, result: FreezeResult) -> None:
-    attempt, _ = run(error(code))
+def test_run_that_cannot_be_prepared_is_a_failed_freeze(
+    run: Any, subject: ErrorSubject, result: FreezeResult
+) -> None:
+    attempt, _ = run(error(subject))
     assert (attempt.freeze, attempt.items) == (result, ())
 
 
 def test_plan_that_cannot_be_made_is_a_failed_freeze(run: Any) -> None:
-    attempt, _ = run(PlanError("could not read", code="unreadable"))
+    attempt, _ = run(PlanError("could not read", code="unreadable", kind="system"))
     assert attempt.freeze is FreezeResult.FAILED
 
 
-@pytest.mark.parametrize(
-    "code", ["connect-failed", "tls-failed", "resolve-failed", "bad-uri", "proxy-failed"]
-)
-def test_blobs_of_which_none_can_be_used_are_failed_disks_without_a_freeze(run: Any, code: str) -> None:
-    attempt, _ = run(error(code))
+def test_blobs_of_which_none_can_be_used_are_failed_disks_without_a_freeze(run: Any) -> None:
+    attempt, _ = run(error("callee"))
     assert attempt.freeze is FreezeResult.NOT_TRIED
     [item] = attempt.items
     assert (item.is_successful, item.error_message, item.blob_uri) == (False, None, URI.partition("?")[0])
 
 
 @pytest.mark.parametrize(
-    ("code", "expected"), [("no-watchdog", Code.ENGINE_NOT_FOUND), ("bad-metadata", Code.PARAMETERS)]
+    ("subject", "expected", "message"),
+    [
+        (
+            "watchdog",
+            Code.ENGINE_NOT_FOUND,
+            "could not do it StatusCode.FailedSafeFreezeBinaryNotFound,",
+        ),
+        ("metadata", Code.PARAMETERS, "could not do it "),
+    ],
 )
-def test_some_errors_end_the_job_with_a_code_of_their_own(run: Any, code: str, expected: Code) -> None:
+def test_some_errors_end_the_job_with_a_code_of_their_own(
+    run: Any, subject: ErrorSubject, expected: Code, message: str
+) -> None:
     with pytest.raises(EndedEarlyError) as raised:
-        run(error(code))
+        run(error(subject))
     assert raised.value.outcome.run_code is expected
+    assert raised.value.outcome.message == message
+
+
+def test_every_subject_of_an_error_and_every_doubt_has_a_result(
+    compiled_engine: None,  # noqa: ARG001 (requested for its effect)
+) -> None:
+    names = vmsnapshot._native.names()
+    assert set(attempts._UNPREPARED) == set(names["ErrorSubject"])
+    assert set(attempts._FREEZE_RESULTS) == {None, *names["FreezeDoubt"]}
 
 
 def test_failed_freeze_is_followed_by_calls_without_one_where_the_job_allows_it(run: Any) -> None:
@@ -216,7 +235,7 @@ def test_failed_freeze_is_followed_by_calls_without_one_where_the_job_allows_it(
 
 
 def test_second_run_that_cannot_be_prepared_leaves_the_first_ones_code(run: Any) -> None:
-    attempt, _ = run(error("open-failed"), error("another-run"), settings=CRASH_CONSISTENT)
+    attempt, _ = run(error("filesystem"), error("run"), settings=CRASH_CONSISTENT)
     assert (attempt.freeze, attempt.items) == (FreezeResult.UNABLE_TO_OPEN, ())
 
 
@@ -228,6 +247,6 @@ def test_metadata_is_sent_as_text(run: Any) -> None:
 
 def test_host_that_cannot_be_reached_is_555() -> None:
     telemetry = Telemetry()
-    attempt = made_by(Engine([error("connect-failed")]), telemetry=telemetry).by_host(PreSnapshot(200))
+    attempt = made_by(Engine([error("callee")]), telemetry=telemetry).by_host(PreSnapshot(200))
     assert (attempt.freeze, attempt.host_number) == (FreezeResult.NOT_TRIED, 555)
     assert ("hostStatusCodeDoSnapshot", "555") in telemetry.pairs()

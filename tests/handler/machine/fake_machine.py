@@ -1,13 +1,14 @@
-"""A machine's block devices: a tree of sysfs below a directory of the test, laid out as the kernel's is."""
+"""A machine as the engine gives it, and a tree of sysfs in a directory of the test for Azure's own rules."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from vmsnapshot import Machine, Mount
 from vmsnapshot.handler.machine.disks import Disks
-from vmsnapshot.mounts import Mount
 
 IDE_OS = "00000000-0000-8899-0000-000000000000"
 IDE_TEMPORARY = "00000000-0001-8899-0000-000000000000"
@@ -17,22 +18,65 @@ REMOTE_NVME = "MSFT NVMe Accelerator v1.0"
 LOCAL_NVME = "Microsoft NVMe Direct Disk v2"
 
 
+@dataclass(frozen=True)
+class FakeMount:
+    """What the handler reads of a `vmsnapshot.Mount`; a tuple for its list, so that a mount can be a key."""
+
+    device: str
+    mount_point: str
+    filesystem_type: str
+    source: str
+    is_visible: bool
+    is_on_local_block_device: bool
+    block_devices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FakeBlockDevice:
+    """What the handler reads of a `vmsnapshot.BlockDevice`."""
+
+    number: str
+    directory: str
+    parents: list[str]
+
+
+@dataclass(frozen=True)
+class FakeTables:
+    """What the handler reads of a `vmsnapshot.Machine`."""
+
+    mounts: list[Mount]
+    block_devices: list[FakeBlockDevice]
+
+
 class FakeMachine:
-    """Makes devices; `disks` reads what was made."""
+    """Makes devices; `read` gives them as the engine would, `disks` by Azure's rules."""
 
     def __init__(self, directory: Path) -> None:
         self._sys = directory / "sys"
         self.dev = directory / "dev"
-        (self._sys / "dev/block").mkdir(parents=True)
-        self.dev.mkdir()
+        self.dev.mkdir(parents=True)
         self._directories: dict[str, Path] = {}
+        self._numbers: dict[str, str] = {}
+        self._parents: dict[str, list[str]] = {}
+
+    def read(self, *mounts: Mount) -> Machine:
+        devices = [
+            FakeBlockDevice(
+                number,
+                str(self._directories[name]),
+                [self._numbers[parent] for parent in self._parents[name]],
+            )
+            for name, number in self._numbers.items()
+        ]
+        machine: Any = FakeTables(list(mounts), devices)
+        return machine  # type: ignore[no-any-return]
 
     def disks(self) -> Disks:
-        return Disks(self._sys, self.dev)
+        return Disks(self.read(), self.dev)
 
     def numbers(self) -> list[str]:
         """The numbers of all devices that were made."""
-        return [entry.name for entry in (self._sys / "dev/block").iterdir()]
+        return list(self._numbers.values())
 
     def scsi_disk(self, name: str, number: str, controller: str | None, unit: int) -> None:
         """A disk on a VMBus device, or on an iSCSI session when `controller` is none."""
@@ -59,39 +103,39 @@ class FakeMachine:
         self._add(name, number, self._sys / "devices/virtual/block" / name)
 
     def partition(self, name: str, number: str, *, of: str) -> None:
-        directory = self._directories[of] / name
-        self._add(name, number, directory)
-        (directory / "slaves").rmdir()
-        (directory / "partition").write_text("1\n")
+        self._add(name, number, self._directories[of] / name, parents=[of])
 
-    def stack(self, name: str, number: str, *, on: Iterable[str], mapped: str = "") -> None:
-        """A device of dm, md or bcache; `mapped` is dm's own name for it."""
-        directory = self._sys / "devices/virtual/block" / name
-        self._add(name, number, directory)
-        for lower in on:
-            (directory / "slaves" / lower).symlink_to(self._directories[lower])
-        if mapped:
-            (directory / "dm").mkdir()
-            (directory / "dm/name").write_text(f"{mapped}\n")
+    def stack(self, name: str, number: str, *, on: Iterable[str]) -> None:
+        """A device of dm, md or bcache."""
+        self._add(name, number, self._sys / "devices/virtual/block" / name, parents=list(on))
 
-    def btrfs(self, identity: str, *, on: Iterable[str]) -> None:
-        """A mounted btrfs with the devices `on`."""
-        devices = self._sys / "fs/btrfs" / identity / "devices"
-        devices.mkdir(parents=True)
-        for member in on:
-            (devices / member).symlink_to(self._directories[member])
-
-    def _add(self, name: str, number: str, directory: Path) -> None:
-        (directory / "slaves").mkdir(parents=True)
-        (self._sys / "dev/block" / number).symlink_to(directory)
+    def _add(self, name: str, number: str, directory: Path, parents: list[str] | None = None) -> None:
+        directory.mkdir(parents=True)
         self._directories[name] = directory
+        self._numbers[name] = number
+        self._parents[name] = parents or []
 
 
-def mounted(device: str, mount_point: str, filesystem_type: str = "ext4", *, source: str = "") -> Mount:
-    """A mount on ``/``, or that of ``/``."""
-    mount_id, parent_id = (
-        (2, 1) if mount_point == "/" else (zlib.crc32(f"{device} {mount_point}".encode()) + 3, 2)
+def mounted(
+    device: str,
+    mount_point: str,
+    filesystem_type: str = "ext4",
+    *,
+    source: str = "",
+    on: Iterable[str] = (),
+    is_visible: bool = True,
+) -> Mount:
+    """A mount as the engine gives it; `on` are the devices of one that can lie on several."""
+    can_span = filesystem_type in ("btrfs", "bcachefs")
+    is_local = not filesystem_type.startswith("fuse") and (can_span or not device.startswith("0:"))
+    block_devices = tuple(on) if can_span else (device,) * is_local
+    mount: Any = FakeMount(
+        device,
+        mount_point,
+        filesystem_type,
+        source or f"/dev/{device}",
+        is_visible,
+        is_local,
+        block_devices,
     )
-    return Mount(
-        mount_id, parent_id, device, mount_point, "rw,relatime", filesystem_type, source or f"/dev/{device}"
-    )
+    return mount  # type: ignore[no-any-return]

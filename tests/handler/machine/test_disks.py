@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import vmsnapshot
 from tests.handler.machine.fake_machine import (
     IDE_OS,
     IDE_TEMPORARY,
@@ -16,8 +17,7 @@ from tests.handler.machine.fake_machine import (
     FakeMachine,
     mounted,
 )
-from vmsnapshot.handler.machine.disks import Disks
-from vmsnapshot.mounts import partition_count, read_mounts
+from vmsnapshot.handler.machine.disks import Disks, is_on_block_device, partition_count
 
 ROOT = mounted("8:1", "/")
 
@@ -107,7 +107,7 @@ def test_local_nvme_disks_are_temporary(machine: FakeMachine) -> None:
 def test_a_data_volume_with_its_cache_on_the_resource_disk_is_not_temporary(
     generation_1: FakeMachine,
 ) -> None:
-    generation_1.stack("dm-0", "252:0", on=["sdc", "sdb1"], mapped="data-cached")
+    generation_1.stack("dm-0", "252:0", on=["sdc", "sdb1"])
     assert temporary(generation_1) == {"8:16", "8:17"}
 
 
@@ -133,15 +133,15 @@ def test_a_disk_with_a_longer_name_is_another_disk(machine: FakeMachine) -> None
 
 def test_a_logical_volume_lies_on_all_its_physical_volumes(generation_1: FakeMachine) -> None:
     generation_1.partition("sdc1", "8:33", of="sdc")
-    generation_1.stack("dm-0", "252:0", on=["sdc1", "sdd"], mapped="vg--a-lv")
-    generation_1.stack("dm-1", "252:1", on=["dm-0"], mapped="crypt")
+    generation_1.stack("dm-0", "252:0", on=["sdc1", "sdd"])
+    generation_1.stack("dm-1", "252:1", on=["dm-0"])
     disks = generation_1.disks()
     assert disks.disks_of("252:1") == {"sdc", "sdd"}
     assert disks.disks_below(mounted("252:1", "/data")) == {"sdc", "sdd"}
 
 
 def test_the_disk_of_a_root_volume_group_stays_a_data_disk(generation_1: FakeMachine) -> None:
-    generation_1.stack("dm-0", "252:0", on=["sda1", "sdd"], mapped="rootvg-rootlv")
+    generation_1.stack("dm-0", "252:0", on=["sda1", "sdd"])
     luns = generation_1.disks().luns_by_disk([mounted("252:0", "/", "xfs")])
     assert luns == {"sda": -1, "sdc": 0, "sdd": 3}
 
@@ -159,31 +159,54 @@ def test_the_scsi_address_gives_the_lun_where_no_controller_is_known(machine: Fa
     assert machine.disks().luns_by_disk([ROOT]) == {"sda": -1, "sdb": 7}
 
 
-@pytest.mark.parametrize("source", ["/dev/mapper/pool", "/dev/sdd", "/dev/root"])
-def test_a_btrfs_lies_on_all_its_devices_whichever_its_source_names(
-    generation_1: FakeMachine, source: str
-) -> None:
-    generation_1.stack("dm-0", "252:0", on=["sdc"], mapped="pool")
-    generation_1.btrfs("1b4e28ba", on=["dm-0", "sdd"])
-    disks = generation_1.disks()
-    mount = mounted("0:44", "/data", "btrfs", source=source)
-    assert disks.devices_of(mount) == {"252:0", "8:48"}
-    assert disks.disks_below(mount) == {"sdc", "sdd"}
+def test_a_btrfs_lies_on_all_its_devices(generation_1: FakeMachine) -> None:
+    generation_1.stack("dm-0", "252:0", on=["sdc"])
+    mount = mounted("0:44", "/data", "btrfs", on=["252:0", "8:48"])
+    assert generation_1.disks().disks_below(mount) == {"sdc", "sdd"}
 
 
 def test_a_btrfs_on_the_resource_disk_is_known_as_such(generation_1: FakeMachine) -> None:
-    generation_1.btrfs("1b4e28ba", on=["sdb1"])
-    generation_1.btrfs("2b4e28ba", on=["sdc"])
     disks = generation_1.disks()
-    assert disks.is_on_resource_disk(mounted("0:44", "/mnt", "btrfs", source="/dev/sdb1"))
-    assert not disks.is_on_resource_disk(mounted("0:45", "/data", "btrfs", source="/dev/sdc"))
-    assert not disks.is_on_resource_disk(mounted("0:46", "/x", "btrfs", source="/dev/root"))
+    assert disks.is_on_resource_disk(mounted("0:44", "/mnt", "btrfs", on=["8:17"]))
+    assert not disks.is_on_resource_disk(mounted("0:45", "/data", "btrfs", on=["8:32"]))
+    assert not disks.is_on_resource_disk(mounted("0:46", "/x", "btrfs", on=["8:17", "8:32"]))
+
+
+def test_a_fuseblk_lies_on_its_disk_although_the_engine_says_on_none(generation_1: FakeMachine) -> None:
+    windows = mounted("8:17", "/windows", "fuseblk", source="/dev/sdb1")
+    assert list(windows.block_devices) == []
+    assert is_on_block_device(windows)
+    assert generation_1.disks().is_on_resource_disk(windows)
+    assert not is_on_block_device(mounted("0:52", "/sshfs", "fuse.sshfs", source="user@host:/"))
+
+
+def test_partition_count_is_three_for_root_efi_and_resource_disk() -> None:
+    # The contract's worked example, with a bind mount, pseudo filesystems and a network share added.
+    mounts = [
+        mounted("0:21", "/proc", "proc"),
+        mounted("0:6", "/dev", "devtmpfs"),
+        ROOT,
+        mounted("8:15", "/boot/efi", "vfat"),
+        mounted("8:17", "/mnt"),
+        mounted("8:1", "/srv/home"),
+        mounted("0:50", "/share", "nfs4", source="server:/export"),
+    ]
+    assert partition_count(mounts) == 3
+
+
+def test_partition_count_counts_the_subvolumes_of_a_btrfs_once() -> None:
+    subvolumes = [mounted("0:40", mount_point, "btrfs", on=["8:32"]) for mount_point in ("/a", "/b")]
+    assert partition_count(subvolumes) == 1
+
+
+def test_partition_count_counts_a_fuseblk() -> None:
+    assert partition_count([ROOT, mounted("8:65", "/windows", "fuseblk", source="/dev/sde1")]) == 2
 
 
 def test_encryption_on_a_loop_device_lies_on_the_loop_device(machine: FakeMachine) -> None:
     machine.other_disk("loop3", "7:3")
     machine.partition("loop3p1", "259:9", of="loop3")
-    machine.stack("dm-0", "252:0", on=["loop3p1"], mapped="vault")
+    machine.stack("dm-0", "252:0", on=["loop3p1"])
     machine.other_disk("vda", "254:0")
     disks = machine.disks()
     assert disks.is_on_loop_device(mounted("252:0", "/vault"))
@@ -192,23 +215,25 @@ def test_encryption_on_a_loop_device_lies_on_the_loop_device(machine: FakeMachin
 
 
 def test_devices_that_lie_on_each_other_end_the_search(machine: FakeMachine) -> None:
-    machine.other_disk("dm-0", "252:0")
+    machine.stack("dm-0", "252:0", on=["dm-1"])
     machine.stack("dm-1", "252:1", on=["dm-0"])
     machine.partition("dm-2", "252:2", of="dm-1")
-    (machine.dev.parent / "sys/devices/virtual/block/dm-0/slaves/dm-1").touch()
     assert machine.disks().disks_of("252:2") == frozenset()
 
 
-def test_without_sysfs_there_are_no_disks(tmp_path: Path) -> None:
-    disks = Disks(tmp_path / "none", tmp_path / "none")
+def test_without_block_devices_there_are_no_disks(machine: FakeMachine) -> None:
+    disks = machine.disks()
     assert not disks.is_on_resource_disk(ROOT)
     assert disks.luns_by_disk([ROOT]) == {}
     assert disks.disks_of("8:1") == frozenset()
 
 
-def test_this_machines_mounts_all_lie_on_disks_of_its_sysfs() -> None:
-    disks = Disks()
-    mounts = [mount for mount in read_mounts() if mount.is_on_block_device]
+def test_this_machines_mounts_all_lie_on_disks_of_its_sysfs(
+    compiled_engine: None,  # noqa: ARG001 (requested for its effect)
+) -> None:
+    this_machine = vmsnapshot.machine()
+    disks = Disks(this_machine)
+    mounts = [mount for mount in this_machine.mounts if is_on_block_device(mount)]
     assert all(disks.disks_below(mount) for mount in mounts)
     names = {name for mount in mounts for name in disks.disks_below(mount)}
     assert all(Path("/sys/block", name).is_dir() for name in names)

@@ -14,12 +14,12 @@ import pytest
 
 from tests.conftest import require
 from tests.handler.machine.fake_machine import IDE_OS, IDE_TEMPORARY, SCSI_DATA, FakeMachine, mounted
+from vmsnapshot import Mount
 from vmsnapshot.handler.machine import sizes
-from vmsnapshot.handler.machine.disks import Disks
+from vmsnapshot.handler.machine.disks import Disks, is_on_block_device
 from vmsnapshot.handler.machine.sizes import Sizes, compute, network_shares
 from vmsnapshot.handler.secret import Secret
 from vmsnapshot.handler.settings.wire import Command, CustomSettings, IncludedDisks, Job, Settings
-from vmsnapshot.mounts import Mount
 
 KIB = 1024
 ROOT = mounted("8:1", "/")
@@ -91,9 +91,9 @@ def test_a_device_counts_once_however_often_it_is_mounted(compute_with: Computat
 
 def test_a_filesystem_that_another_covers_is_not_asked(compute_with: Computation) -> None:
     # Its mount point leads to the other one, which would count twice.
-    outside = Mount(7, 2, "8:48", "/a", "rw", "ext4", "/dev/sdd")
-    inside = Mount(8, 7, "8:33", "/a/b", "rw", "ext4", "/dev/sdc1")
-    cover = Mount(9, 7, "8:1", "/a", "rw", "ext4", "/dev/sda1")
+    outside = mounted("8:48", "/a", is_visible=False)
+    inside = mounted("8:33", "/a/b", is_visible=False)
+    cover = mounted("8:1", "/a")
     assert compute_with({ROOT: 100}, outside, inside, cover).total_used_bytes == 100 * KIB
 
 
@@ -193,7 +193,7 @@ def test_only_included_disks_count_when_one_is_excluded(compute_with: Computatio
 def test_a_logical_volume_counts_only_when_all_its_disks_are_included(
     machine: FakeMachine, compute_with: Computation
 ) -> None:
-    machine.stack("dm-0", "252:0", on=["sdc1", "sdd"], mapped="vg--a-lv--b")
+    machine.stack("dm-0", "252:0", on=["sdc1", "sdd"])
     volume = mounted("252:0", "/lv", "xfs")
     assert compute_with({ROOT: 1}, volume, job=settings(0, -1, excluded=True)).total_used_bytes == KIB
     both = compute_with({ROOT: 1, volume: 8}, job=settings(0, 1, -1, excluded=True))
@@ -204,18 +204,17 @@ def test_a_logical_volume_counts_only_when_all_its_disks_are_included(
 def test_the_systems_own_filesystems_count_with_the_os_disk_though_they_reach_to_an_excluded_one(
     machine: FakeMachine, compute_with: Computation, mount_point: str
 ) -> None:
-    machine.stack("dm-0", "252:0", on=["sda15", "sdd"], mapped="rootvg-rootlv")
+    machine.stack("dm-0", "252:0", on=["sda15", "sdd"])
     own = mounted("252:0", mount_point, "vfat")
     assert compute_with({own: 3}, DATA_0, job=settings(-1, excluded=True)).total_used_bytes == 3 * KIB
     assert compute_with({}, own, DATA_0, job=settings(7, excluded=True)).total_used_bytes == 0
 
 
 def test_everything_counts_and_the_size_is_marked_failed_when_no_lun_can_be_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    no_disks: Disks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sizes, "_used_bytes", {ROOT: KIB, DATA_0: 2 * KIB}.__getitem__)
-    disks = Disks(tmp_path, tmp_path)
-    outcome = compute(settings(0, excluded=True), [ROOT, DATA_0], disks, only_local=False)
+    outcome = compute(settings(0, excluded=True), [ROOT, DATA_0], no_disks, only_local=False)
     assert (outcome.total_used_bytes, outcome.failed) == (3 * KIB, True)
     assert "LUN" in outcome.why
 
@@ -246,13 +245,13 @@ def real(tmp_path: Path) -> Mount:
     directory = tmp_path / "a mount point"
     directory.mkdir()
     mount = mount_of(directory)
-    require(mount.is_on_block_device, "needs a temporary directory on a block device")
+    require(is_on_block_device(mount), "needs a temporary directory on a block device")
     return mount
 
 
 @pytest.fixture
 def no_disks(tmp_path: Path) -> Disks:
-    return Disks(tmp_path / "none", tmp_path / "none")
+    return FakeMachine(tmp_path / "none").disks()
 
 
 def test_used_is_what_the_kernel_says_of_the_filesystem(real: Mount, no_disks: Disks) -> None:

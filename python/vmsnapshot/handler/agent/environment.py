@@ -94,12 +94,16 @@ def read_environment(
         pause(_PAUSE_SECONDS)
         document = _parsed(file)
     if document is None:
-        raise HandlerEnvironmentError(f"could not read `{file}`: it is not JSON", code="environment-not-json")
+        raise HandlerEnvironmentError(
+            f"could not read `{file}`: it is not JSON", code="environment-not-json", kind="system"
+        )
     if isinstance(document, list) and document:
         document = document[0]
     if not isinstance(document, dict) or not isinstance(document.get("handlerEnvironment"), dict):
         raise HandlerEnvironmentError(
-            f"could not use `{file}`: it describes no handler environment", code="environment-incomplete"
+            f"could not use `{file}`: it describes no handler environment",
+            code="environment-incomplete",
+            kind="system",
         )
     folders = document["handlerEnvironment"]
     events = folders.get("eventsFolder")
@@ -159,6 +163,7 @@ def _parsed(file: Path) -> Any | None:
         raise HandlerEnvironmentError(
             f"could not read `{file}`: {(error.strerror or 'it cannot be opened').lower()}",
             code="environment-unreadable",
+            kind="system",
         ) from error
     try:
         return json.loads(content.decode("utf-8-sig"))
@@ -178,7 +183,7 @@ def _required(mapping: Mapping[str, Any], key: str, file: Path) -> str:
     value = mapping.get(key)
     if not _is_usable(value):
         raise HandlerEnvironmentError(
-            f"could not use `{file}`: it has no {key}", code="environment-incomplete"
+            f"could not use `{file}`: it has no {key}", code="environment-incomplete", kind="system"
         )
     return str(value)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
-from vmsnapshot import _native
-from vmsnapshot.errors import PlanError, PrepareError
+import vmsnapshot
+from vmsnapshot import HostCall, Plan, PlanError, PrepareError, Report, Session
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
@@ -32,36 +32,38 @@ from vmsnapshot.handler.report.telemetry import Telemetry, duration_text
 from vmsnapshot.handler.secret import redacted
 from vmsnapshot.handler.settings.wire import Settings
 
-# What `prepare` says of servers and URIs where not one can be used; every other error is about the freeze.
-_UNREACHABLE_CODES = frozenset(
-    {
-        "no-trust-roots",
-        "tls-configuration",
-        "resolve-failed",
-        "connect-failed",
-        "connect-timeout",
-        "tls-failed",
-        "proxy-failed",
-        "bad-request",
-        "bad-host-call",
-        "bad-uri",
-        "unsigned-uri",
-        "duplicate-blob",
-    }
-)
-_OPEN_CODES = frozenset({"open-failed", "mount-changed", "mount-vanished"})
+if TYPE_CHECKING:
+    from vmsnapshot._native import ErrorSubject, FreezeDoubt  # noqa: TID251 (literals, for types)
 
-# What the report's doubt about the freeze is; every other doubt is one about the thaw.
-_FREEZE_RESULTS = {
-    None: FreezeResult.HELD,
-    "nothing-frozen": FreezeResult.NOT_WANTED,
-    "freeze-failed": FreezeResult.FAILED,
-    "frozen-by-another": FreezeResult.FAILED,
-    "freeze-late": FreezeResult.TIMED_OUT,
-    "freeze-hung": FreezeResult.TIMED_OUT,
+# What a run that cannot be prepared means, by what could not be prepared. A code ends the job.
+_UNPREPARED: dict[ErrorSubject, FreezeResult | Code] = {
+    # No blob can be asked, or the host cannot: nothing could take a snapshot.
+    "callee": FreezeResult.NOT_TRIED,
+    "metadata": Code.PARAMETERS,
+    "filesystem": FreezeResult.UNABLE_TO_OPEN,
+    # The contract's case of a freeze helper that is not there.
+    "watchdog": Code.ENGINE_NOT_FOUND,
+    "run": FreezeResult.FAILED,
 }
 
-_DEADLINE_CODES = frozenset({"watchdog-fired", "thawed-by-watchdog"})
+# What the report's doubt about the freeze means if something was sent, and if nothing was. In the second case
+# it is not the thaw that came too late: the deadline came before everything was frozen, or something happened
+# to the window or its watchdog.
+_FREEZE_RESULTS: dict[FreezeDoubt | None, tuple[FreezeResult, FreezeResult]] = {
+    None: (FreezeResult.HELD, FreezeResult.HELD),
+    "nothing-frozen": (FreezeResult.NOT_WANTED, FreezeResult.NOT_WANTED),
+    "freeze-failed": (FreezeResult.FAILED, FreezeResult.FAILED),
+    "not-freezable": (FreezeResult.FAILED, FreezeResult.FAILED),
+    "frozen-by-another": (FreezeResult.FAILED, FreezeResult.FAILED),
+    "freeze-late": (FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
+    "freeze-hung": (FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
+    "thawed-by-watchdog": (FreezeResult.BROKEN, FreezeResult.TIMED_OUT),
+    "watchdog-fired": (FreezeResult.BROKEN, FreezeResult.TIMED_OUT),
+    "thawed-by-another": (FreezeResult.BROKEN, FreezeResult.FAILED),
+    "not-thawed": (FreezeResult.BROKEN, FreezeResult.FAILED),
+    "watchdog-lost": (FreezeResult.BROKEN, FreezeResult.FAILED),
+    "window-broke-off": (FreezeResult.BROKEN, FreezeResult.FAILED),
+}
 
 
 class EndedEarlyError(Exception):
@@ -80,7 +82,7 @@ class Calls:
     blob_metadata: tuple[dict[str, str], ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     proxy: str | None = None
-    host_call: _native.HostCall | None = None
+    host_call: HostCall | None = None
 
 
 class Attempts:
@@ -138,7 +140,7 @@ class Attempts:
         uri, headers, body = do_snapshot_call(
             self._settings, pre=pre_snapshot, address=self._connections.host_address
         )
-        call = _native.HostCall(uri, headers=headers, body=body)
+        call = HostCall(uri, headers=headers, body=body)
         try:
             freeze, report = self._run(Calls(host_call=call))
         except _UnreachableError as error:
@@ -174,7 +176,7 @@ class Attempts:
             proxy=proxies.pop(),
         )
 
-    def _run(self, calls: Calls) -> tuple[FreezeResult, _native.Report | None]:
+    def _run(self, calls: Calls) -> tuple[FreezeResult, Report | None]:
         """Freezes, calls, thaws; without a freeze where that failed and the job allows it."""
         freeze, report = self._run_frozen(calls)
         if freeze.code is None:
@@ -185,17 +187,17 @@ class Attempts:
             return freeze, None
         self._log.warning("the freeze failed; the job allows a crash-consistent snapshot")
         try:
-            with self._prepare(_native.plan().without_filesystems(), calls) as session:
+            with self._prepare(vmsnapshot.plan().without_filesystems(), calls) as session:
                 self._before_freeze()
                 return freeze, self._freezing.run(session)
-        except (PlanError, PrepareError) as error:
+        except (PlanError, _UnpreparedError) as error:
             self._log.error(f"could not prepare a snapshot without a freeze: {redacted(error)}")
             return freeze, None
 
-    def _run_frozen(self, calls: Calls) -> tuple[FreezeResult, _native.Report | None]:
+    def _run_frozen(self, calls: Calls) -> tuple[FreezeResult, Report | None]:
         try:
             with contextlib.ExitStack() as stack:
-                plan = self._freezing.plan()
+                plan = self._freezing.plan(vmsnapshot.machine())
                 if plan.filesystems:
                     stack.enter_context(SafeFreezeLock(give_up=lambda: bool(self._interruptions.noted)))
                 session = stack.enter_context(self._prepare(plan, calls))
@@ -207,13 +209,13 @@ class Attempts:
         except PlanError as error:
             self._log.error(f"could not work out what to freeze: {error}")
             return FreezeResult.FAILED, None
-        except PrepareError as error:
+        except _UnpreparedError as error:
             self._log.error(f"could not prepare the freeze: {redacted(error)}")
-            return _result_of_error(error), None
+            return error.freeze, None
         self._tell(report)
         return _freeze_result(report), report
 
-    def _prepare(self, plan: _native.Plan, calls: Calls) -> _native.Session:
+    def _prepare(self, plan: Plan, calls: Calls) -> Session:
         try:
             return self._freezing.prepare(
                 plan,
@@ -224,20 +226,18 @@ class Attempts:
                 proxy=calls.proxy,
             )
         except PrepareError as error:
-            if error.code in _UNREACHABLE_CODES:
+            result = _UNPREPARED[error.subject]
+            if result is FreezeResult.NOT_TRIED:
                 raise _UnreachableError(str(error)) from None
-            if error.code == "bad-metadata":
-                raise EndedEarlyError(failed(Code.PARAMETERS, f"{redacted(error)} ")) from None
-            if error.code == "no-watchdog":
-                # The contract's case of a freeze helper that is not there.
+            if isinstance(result, FreezeResult):
+                raise _UnpreparedError(str(error), result) from None
+            message = f"{redacted(error)} "
+            if result is Code.ENGINE_NOT_FOUND:
                 self._log.error(redacted(error))
-                name = Code.ENGINE_NOT_FOUND.shown_as
-                raise EndedEarlyError(
-                    failed(Code.ENGINE_NOT_FOUND, f"{redacted(error)} StatusCode.{name},")
-                ) from None
-            raise
+                message += f"StatusCode.{result.shown_as},"
+            raise EndedEarlyError(failed(result, message)) from None
 
-    def _tell(self, report: _native.Report) -> None:
+    def _tell(self, report: Report) -> None:
         """Puts the window into the telemetry."""
         freezes_ms = [item.freeze_ms for item in report.filesystems if item.freeze_ms is not None]
         freeze_ms = max(freezes_ms, default=0.0)
@@ -254,20 +254,19 @@ class _UnreachableError(Exception):
     """Nothing was frozen, because there was nobody to take a snapshot."""
 
 
-def _result_of_error(error: PrepareError) -> FreezeResult:
-    return FreezeResult.UNABLE_TO_OPEN if error.code in _OPEN_CODES else FreezeResult.FAILED
+class _UnpreparedError(Exception):
+    """The run could not be prepared; nothing was frozen. `freeze` is what that is to the attempt."""
+
+    def __init__(self, message: str, freeze: FreezeResult) -> None:
+        super().__init__(message)
+        self.freeze = freeze
 
 
-def _freeze_result(report: _native.Report) -> FreezeResult:
-    code = report.freeze_doubt_code
-    result = _FREEZE_RESULTS.get(code, FreezeResult.BROKEN)
+def _freeze_result(report: Report) -> FreezeResult:
     host_call = report.host_call
     was_sent = any(blob.attempts for blob in report.blobs) or (host_call is not None and host_call.attempts)
-    if result is not FreezeResult.BROKEN or was_sent:
-        return result
-    # Nothing was sent, so it is not the thaw that came too late: the deadline came before everything was
-    # frozen, or something happened to the window or its watchdog.
-    return FreezeResult.TIMED_OUT if code in _DEADLINE_CODES else FreezeResult.FAILED
+    if_sent, if_unsent = _FREEZE_RESULTS[report.freeze_doubt_code]
+    return if_sent if was_sent else if_unsent
 
 
 def _header_text(value: Any) -> str:

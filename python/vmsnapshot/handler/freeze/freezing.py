@@ -5,21 +5,37 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from vmsnapshot import _native
-from vmsnapshot.errors import PlanError, PrepareError
+import vmsnapshot
+from vmsnapshot import HostCall, Machine, Mount, Plan, PrepareError, Report, Session
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.machine.disks import Disks
-from vmsnapshot.interruptions import FREEZING, Interruptions
-from vmsnapshot.mounts import read_mounts
+from vmsnapshot.interruptions import Interruptions
+
+if TYPE_CHECKING:
+    from vmsnapshot._native import Phase, TimelineEventKind  # noqa: TID251 (literals, for types)
 
 # The contract's limit for a storage call (7.7); it bounds what happens before the freeze.
 CONNECT_TIMEOUT_SECONDS = 10.0
 # How long to wait for another run of the engine; as long as for the lock.
 ANOTHER_RUN_LIMIT_SECONDS = 35.0
 _RETRY_SECONDS = 0.1
+
+# What the log calls the events of a run.
+_EVENT_WORDS: dict[TimelineEventKind, str] = {
+    "sync-late": "sync has not returned in time",
+    "sync-failed": "sync failed",
+    "freeze-called": "freeze called",
+    "freeze-returned": "freeze returned",
+    "thaw-called": "thaw called",
+    "thawed": "thawed",
+    "request-sent": "request sent",
+    "request-ended": "request ended",
+    "window-closed": "window closed",
+}
 
 
 @dataclass(frozen=True)
@@ -30,29 +46,35 @@ class Freezing:
     interruptions: Interruptions
     log: Log
 
-    def plan(self, also_excluded: Iterable[str] = ()) -> _native.Plan:
+    def plan(self, machine: Machine, also_excluded: Iterable[Mount] = ()) -> Plan:
         """Plans all that can be frozen but the temporary disk, ``MountsToSkip`` and `also_excluded`.
 
         Raises:
-            PlanError: the system's tables cannot be read.
+            PlanError: what to freeze cannot be worked out.
         """
-        disks = Disks()
-        temporary = {mount.device for mount in read_mounts() if disks.is_on_resource_disk(mount)}
-        plan = _native.plan(exclude=[*self._usable_patterns(), *sorted(temporary), *also_excluded])
+        disks = Disks(machine)
+        temporary = [mount for mount in machine.mounts if disks.is_on_resource_disk(mount)]
+        plan = machine.plan(
+            exclude=self.configuration.mounts_to_skip,
+            exclude_mounts=[*temporary, *also_excluded],
+            unusable_excludes="report",
+        )
+        for _, why in plan.unusable_excludes:
+            self.log.warning(f"MountsToSkip: {why}; it is passed over")
         names = ", ".join(f"`{filesystem.mount_point}`" for filesystem in plan.filesystems)
         self.log.info(f"to freeze: {names or 'nothing'}")
         return plan
 
     def prepare(
         self,
-        plan: _native.Plan,
+        plan: Plan,
         *,
         blobs: Sequence[str] = (),
         metadata: dict[str, str] | None = None,
         blob_metadata: Sequence[dict[str, str]] = (),
-        host_call: _native.HostCall | None = None,
+        host_call: HostCall | None = None,
         proxy: str | None = None,
-    ) -> _native.Session:
+    ) -> Session:
         """Prepares a run; waits for another one, and thaws what a killed one has left frozen.
 
         Blocking: `ANOTHER_RUN_LIMIT_SECONDS`, and the connecting.
@@ -64,7 +86,7 @@ class Freezing:
         has_thawed = False
         while True:
             try:
-                return _native.prepare(
+                return vmsnapshot.prepare(
                     plan,
                     blobs,
                     metadata=metadata,
@@ -78,16 +100,16 @@ class Freezing:
                     progress=self._on_phase,
                 )
             except PrepareError as error:
-                if error.code == "left-frozen" and not has_thawed:
+                if error.kind == "left-frozen" and not has_thawed:
                     has_thawed = True
                     thaw_leftovers(self.log)
-                elif error.code == "another-run" and time.monotonic() < until:
+                elif error.kind == "another-run" and time.monotonic() < until:
                     # Somebody at the command line: whoever else freezes has the lock.
                     time.sleep(_RETRY_SECONDS)
                 else:
                     raise
 
-    def run(self, session: _native.Session) -> _native.Report:
+    def run(self, session: Session) -> Report:
         """Runs a prepared session, and writes down what happened.
 
         The log is suspended meanwhile. It stays so when not everything is thawed: the next write to a disk
@@ -101,7 +123,7 @@ class Freezing:
             self.log.resume()
             raise
         for event in report.timeline:
-            words = " ".join((event.event.replace("-", " "), event.subject or "")).rstrip()
+            words = " ".join((_EVENT_WORDS[event.event], event.subject or "")).rstrip()
             detail = f": {event.detail}" if event.detail else ""
             self.log.info(f"{event.at_ms:+.3f} ms {words}{detail}")
         self.log.info(f"run {report.run_id}: window {report.window_ms or 0.0:.3f} ms")
@@ -113,17 +135,6 @@ class Freezing:
             self.log.error("not everything is thawed: run `bin/handler thaw` in the extension's directory")
         return report
 
-    def _usable_patterns(self) -> list[str]:
-        usable = []
-        for pattern in self.configuration.mounts_to_skip:
-            try:
-                _native.plan(exclude=[pattern])
-            except PlanError as error:
-                self.log.warning(f"MountsToSkip: {error}; it is passed over")
-            else:
-                usable.append(pattern)
-        return usable
-
-    def _on_phase(self, sentence: str) -> None:
-        if sentence == FREEZING:
+    def _on_phase(self, phase: Phase) -> None:
+        if phase == "freeze":
             self.interruptions.hold()

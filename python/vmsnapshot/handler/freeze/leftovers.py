@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vmsnapshot import recovery
-from vmsnapshot.errors import VmsnapshotError
+import vmsnapshot
+from vmsnapshot import VmsnapshotError
 from vmsnapshot.handler.log import Log
 
 
@@ -13,11 +13,11 @@ def thaw_leftovers(log: Log) -> None:
     Blocking: a FITHAW waits for its disk.
     """
     try:
-        outcome = recovery.thaw()
+        outcome = vmsnapshot.thaw()
     except VmsnapshotError as error:
         log.error(f"could not thaw what an earlier run may have left frozen: {error}")
         return
-    for filesystem in outcome["thawed"]:
-        log.warning(f"thawed `{filesystem['mount_point']}`, which an earlier run had left frozen")
-    for stuck in outcome["failed"]:
-        log.error(f"could not thaw `{stuck['mount_point']}`: {stuck['error']}")
+    for filesystem in outcome.thawed:
+        log.warning(f"thawed `{filesystem.mount_point}`, which an earlier run had left frozen")
+    for stuck in outcome.failed:
+        log.error(f"could not thaw `{stuck.mount_point}`: {stuck.error}")

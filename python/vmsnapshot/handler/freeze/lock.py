@@ -78,6 +78,7 @@ class SafeFreezeLock:
                 raise LockHeldError(
                     f"could not lock `{path}` within {waited_seconds:.2f} s: {holder} has it",
                     code="lock-held",
+                    kind="another-run",
                     hint="another backup of this VM is taking its snapshots; try again when it is done",
                 )
             time.sleep(min(_TRY_EVERY_SECONDS, left_seconds))
@@ -114,7 +115,9 @@ def _try(path: Path) -> tuple[int | None, str]:
         if descriptor is not None:
             os.close(descriptor)
         raise LockUnavailableError(
-            f"could not lock `{path}`: {(error.strerror or str(error)).lower()}", code="lock-unavailable"
+            f"could not lock `{path}`: {(error.strerror or str(error)).lower()}",
+            code="lock-unavailable",
+            kind="system",
         ) from None
     if holder is None:
         return descriptor, "this process"

@@ -1,7 +1,8 @@
-"""The VM's block devices, from sysfs: which disks a mount lies on, which are temporary, and their LUNs.
+"""Azure's rules about disks: which are temporary, which LUN each has, and which disks a mount lies on.
 
-Reads sysfs and two symbolic links of udev; starts no program and opens no device. What cannot be read is left
-out, for a device can vanish at any moment.
+The engine says what is mounted and which block devices there are. This module reads only what Azure's rules
+need besides: attributes of a disk in sysfs, and two symbolic links of udev. It starts no program and opens no
+device. What cannot be read is left out, because a device can vanish at any moment.
 
 How Azure attaches disks is public in the udev rules of the agent (66-azure-storage.rules) and of
 azure-vm-utils (80-azure-disk.rules, doc/disk-identification.md). A device is found by its number, never by a
@@ -11,13 +12,12 @@ part of its name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
+from vmsnapshot import BlockDevice, Machine, Mount
 from vmsnapshot.handler.settings.wire import OS_DISK_LUN
-from vmsnapshot.mounts import Mount, visible
 
 # A generation 1 VM has the OS disk and the temporary disk on two emulated IDE controllers.
 _IDE_OS = "00000000-0000-"
@@ -42,31 +42,29 @@ _SCSI_ADDRESS = re.compile(r"\d+:\d+:\d+:(\d+)")
 _LOOP_MAJOR = "7:"
 
 
-@dataclass(frozen=True)
-class _BlockDevice:
-    number: str
-    name: str
-    directory: Path
-    below: tuple[str, ...]
-    """The names of what it lies on: the disk of a partition, the slaves of dm, md and bcache."""
+def is_on_block_device(mount: Mount) -> bool:
+    """Returns whether a block device lies below `mount`, a ``fuseblk`` included.
+
+    The engine leaves every FUSE out, because a process answers for it and it cannot be frozen. The report has
+    always counted a ``fuseblk``, by the number of its disk.
+    """
+    return mount.is_on_local_block_device or not mount.device.startswith("0:")
+
+
+def partition_count(mounts: Iterable[Mount]) -> int:
+    """Returns how many block devices are mounted: ``partitionCount``. A device mounted twice counts once."""
+    return len({mount.device for mount in mounts if is_on_block_device(mount)})
 
 
 class Disks:
-    """The block devices as they were when this was made."""
+    """The block devices of a machine, by Azure's rules."""
 
-    def __init__(self, sys: Path = Path("/sys"), dev: Path = Path("/dev")) -> None:
-        """Reads sysfs; without one there are no devices."""
-        self._sys = sys.resolve()
-        self._devices = {device.number: device for device in _block_devices(self._sys)}
-        self._numbers = {device.name: device.number for device in self._devices.values()}
-        self._btrfs = [
-            frozenset(
-                self._numbers[name] for name in _names_in(directory / "devices") if name in self._numbers
-            )
-            for directory in _entries_of(self._sys / "fs/btrfs")
-        ]
+    def __init__(self, machine: Machine, dev: Path = Path("/dev")) -> None:
+        """Reads which disks are temporary. `dev` is where udev's links are."""
+        self._devices = {device.number: device for device in machine.block_devices}
+        numbers = {_name(device): device.number for device in self._devices.values()}
         linked = {(dev / link).resolve().name for link in _TEMPORARY_LINKS if (dev / link).is_symlink()}
-        temporary = {self._numbers[name] for name in linked if name in self._numbers}
+        temporary = {numbers[name] for name in linked if name in numbers}
         temporary.update(disk.number for disk in self._whole_disks() if self._is_temporary(disk))
         self._temporary = frozenset().union(*(self._lowest(number) for number in temporary))
 
@@ -76,40 +74,23 @@ class Disks:
         A volume that spans a temporary disk and another one, such as a data disk with a local cache, holds
         data that is backed up: it does not count.
         """
-        lowest = self._lowest_of_all(self.devices_of(mount))
+        lowest = self._lowest_of_all(_block_devices_of(mount))
         return bool(lowest) and lowest <= self._temporary
 
     def is_on_loop_device(self, mount: Mount) -> bool:
         """Tells whether all of `mount` lies on loop devices, through partitions, LVM and encryption too."""
-        lowest = self._lowest_of_all(self.devices_of(mount))
+        lowest = self._lowest_of_all(_block_devices_of(mount))
         return bool(lowest) and all(number.startswith(_LOOP_MAJOR) for number in lowest)
-
-    def devices_of(self, mount: Mount) -> frozenset[str]:
-        """Returns the numbers of the block devices that `mount` lies on directly."""
-        if not mount.is_on_block_device:
-            return frozenset()
-        if not mount.device.startswith("0:"):
-            return frozenset({mount.device})
-        # The source of a bcachefs mount lists all its devices, that of a btrfs mount any one of them.
-        named = frozenset(
-            device.number
-            for device in self._devices.values()
-            if _paths_of(device) & set(mount.source.split(":"))
-        )
-        if mount.filesystem_type != "btrfs":
-            return named
-        # A source that names no device we know (`/dev/root`) may be any btrfs.
-        return named.union(*(members for members in self._btrfs if not named or members & named))
 
     def disks_of(self, device: str) -> frozenset[str]:
         """Returns the names of the disks below `device` (major:minor); for LVM, of all physical volumes."""
         return frozenset(
-            self._devices[number].name for number in self._lowest(device) if number in self._devices
+            _name(self._devices[number]) for number in self._lowest(device) if number in self._devices
         )
 
     def disks_below(self, mount: Mount) -> frozenset[str]:
         """Returns the names of all disks that `mount` lies on."""
-        return frozenset().union(*(self.disks_of(device) for device in self.devices_of(mount)))
+        return frozenset().union(*(self.disks_of(device) for device in _block_devices_of(mount)))
 
     def luns_by_disk(self, mounts: Sequence[Mount]) -> dict[str, int]:
         """Returns the LUN of each disk that has one by its name; `OS_DISK_LUN` for the OS disk.
@@ -118,19 +99,19 @@ class Disks:
         address is taken for the LUN, and the disk under ``/`` for the OS disk: LUNs of controllers that are
         known and of others are never mixed.
         """
-        roots = [mount for mount in visible(mounts) if mount.mount_point == "/"]
+        roots = [mount for mount in mounts if mount.is_visible and mount.mount_point == "/"]
         under_root = frozenset().union(*(self.disks_below(mount) for mount in roots))
         disks = list(self._whole_disks())
-        luns = {disk.name: lun for disk in disks if (lun := self._azure_lun(disk)) is not None}
+        luns = {_name(disk): lun for disk in disks if (lun := self._azure_lun(disk)) is not None}
         if luns:
             # The OS disk may be on a controller of a kind that is not known yet. A data disk that the root
             # volume group was extended to stays a data disk.
             return {**dict.fromkeys(under_root, OS_DISK_LUN), **luns}
-        luns = {disk.name: unit for disk in disks if (unit := _scsi_unit(disk)) is not None}
+        luns = {_name(disk): unit for disk in disks if (unit := _scsi_unit(disk)) is not None}
         return {**luns, **dict.fromkeys(under_root, OS_DISK_LUN)}
 
-    def _whole_disks(self) -> Iterator[_BlockDevice]:
-        return (device for device in self._devices.values() if not device.below)
+    def _whole_disks(self) -> Iterator[BlockDevice]:
+        return (device for device in self._devices.values() if not device.parents)
 
     def _lowest(self, number: str) -> frozenset[str]:
         # The devices below that lie on nothing themselves; a device that is not known is taken for one.
@@ -141,7 +122,7 @@ class Disks:
                 continue
             seen.add(current)
             device = self._devices.get(current)
-            below = [self._numbers[name] for name in device.below if name in self._numbers] if device else []
+            below = [parent for parent in device.parents if parent in self._devices] if device else []
             waiting.extend(below)
             if not below:
                 lowest.add(current)
@@ -150,7 +131,7 @@ class Disks:
     def _lowest_of_all(self, numbers: frozenset[str]) -> frozenset[str]:
         return frozenset().union(*(self._lowest(number) for number in numbers))
 
-    def _is_temporary(self, disk: _BlockDevice) -> bool:
+    def _is_temporary(self, disk: BlockDevice) -> bool:
         if _model(disk) in _LOCAL_NVME:
             return True
         unit = _scsi_unit(disk)
@@ -159,9 +140,9 @@ class Disks:
             controller == _SCSI_SYSTEM and unit == _SYSTEM_TEMPORARY_UNIT
         )
 
-    def _azure_lun(self, disk: _BlockDevice) -> int | None:
+    def _azure_lun(self, disk: BlockDevice) -> int | None:
         if _model(disk) == _REMOTE_NVME:
-            namespace = _number(disk.directory / "nsid")
+            namespace = _number(_directory(disk) / "nsid")
             if namespace is None:
                 return None
             return OS_DISK_LUN if namespace == _NVME_OS_NAMESPACE else namespace - _NVME_FIRST_DATA_NAMESPACE
@@ -172,10 +153,11 @@ class Disks:
         is_os = controller.startswith(_IDE_OS) or (controller == _SCSI_SYSTEM and unit == _SYSTEM_OS_UNIT)
         return OS_DISK_LUN if is_os else None
 
-    def _controller(self, disk: _BlockDevice) -> str:
+    def _controller(self, disk: BlockDevice) -> str:
         # The VMBus device that the disk hangs on, however many levels of the SCSI layer are in between.
-        for directory in disk.directory.parents:
-            if directory == self._sys:
+        for directory in _directory(disk).parents:
+            # ``/sys/devices``, the root of all devices.
+            if directory.name == "devices":
                 break
             text = _text(directory / "device_id")
             if text:
@@ -183,29 +165,30 @@ class Disks:
         return ""
 
 
-def _block_devices(sys: Path) -> Iterator[_BlockDevice]:
-    for link in _entries_of(sys / "dev/block"):
-        directory = link.resolve()
-        is_partition = (directory / "partition").exists()
-        below = (directory.parent.name,) if is_partition else _names_in(directory / "slaves")
-        yield _BlockDevice(number=link.name, name=directory.name, directory=directory, below=below)
+def _block_devices_of(mount: Mount) -> frozenset[str]:
+    # A `fuseblk` has none for the engine: see `is_on_block_device`.
+    devices = frozenset(mount.block_devices)
+    return devices if devices or mount.device.startswith("0:") else frozenset({mount.device})
 
 
-def _paths_of(device: _BlockDevice) -> set[str]:
-    mapped = _text(device.directory / "dm/name")
-    return {f"/dev/{device.name}", f"/dev/mapper/{mapped}"} if mapped else {f"/dev/{device.name}"}
+def _directory(device: BlockDevice) -> Path:
+    return Path(device.directory)
 
 
-def _scsi_unit(disk: _BlockDevice) -> int | None:
+def _name(device: BlockDevice) -> str:
+    return _directory(device).name
+
+
+def _scsi_unit(disk: BlockDevice) -> int | None:
     with suppress(OSError):
         # host:channel:target:unit
-        match = _SCSI_ADDRESS.fullmatch((disk.directory / "device").readlink().name)
+        match = _SCSI_ADDRESS.fullmatch((_directory(disk) / "device").readlink().name)
         return int(match[1]) if match else None
     return None
 
 
-def _model(disk: _BlockDevice) -> str:
-    return _text(disk.directory / "device/model")
+def _model(disk: BlockDevice) -> str:
+    return _text(_directory(disk) / "device/model")
 
 
 def _number(file: Path) -> int | None:
@@ -217,13 +200,3 @@ def _text(file: Path) -> str:
     with suppress(OSError):
         return file.read_text(encoding="ascii", errors="replace").strip()
     return ""
-
-
-def _entries_of(directory: Path) -> list[Path]:
-    with suppress(OSError):
-        return sorted(directory.iterdir())
-    return []
-
-
-def _names_in(directory: Path) -> tuple[str, ...]:
-    return tuple(entry.name for entry in _entries_of(directory))

@@ -16,9 +16,9 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vmsnapshot.handler.machine.disks import Disks
+from vmsnapshot import Mount
+from vmsnapshot.handler.machine.disks import Disks, is_on_block_device
 from vmsnapshot.handler.settings.wire import OS_DISK_LUN, Pair, Settings
-from vmsnapshot.mounts import Mount, visible
 
 DEFAULT_LIMIT_SECONDS = 5.0
 """How long `compute` may take; it takes milliseconds unless a filesystem hangs."""
@@ -152,8 +152,9 @@ def _compute(
 
 def _rows(mounts: Sequence[Mount]) -> list[_Row]:
     by_device: dict[str, list[Mount]] = {}
-    for mount in visible(mounts):
-        by_device.setdefault(mount.device, []).append(mount)
+    for mount in mounts:
+        if mount.is_visible:
+            by_device.setdefault(mount.device, []).append(mount)
     return [_Row(tuple(same)) for same in by_device.values()]
 
 
@@ -172,7 +173,7 @@ def _sum_of(
         return None
     if row.filesystem_type in _MEMORY_TYPES:
         return _Sum.MEMORY
-    if not mount.is_on_block_device:
+    if not is_on_block_device(mount):
         return None
     if disks.is_on_resource_disk(mount) and not only_os_disk:
         return _Sum.TEMPORARY

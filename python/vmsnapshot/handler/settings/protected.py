@@ -130,4 +130,6 @@ def _json_object(content: bytes) -> dict[str, Any] | None:
 
 
 def _error(cause: str, code: str) -> ProtectedSettingsError:
-    return ProtectedSettingsError(f"could not decrypt the protected settings: {cause}", code=code)
+    return ProtectedSettingsError(
+        f"could not decrypt the protected settings: {cause}", code=code, kind="system"
+    )

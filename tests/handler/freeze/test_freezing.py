@@ -1,0 +1,135 @@
+"""What a run is planned from, what makes it wait or thaw first, and when signals are held.
+
+The engine is a double here. The real one is behind the tests of ``tests/extension``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import vmsnapshot
+from tests.handler.machine.fake_machine import IDE_OS, IDE_TEMPORARY, FakeMachine, mounted
+from vmsnapshot import Mount, PrepareError
+from vmsnapshot.handler.freeze import freezing
+from vmsnapshot.handler.freeze.freezing import Freezing
+from vmsnapshot.handler.log import EXTENSION_LOG, Log
+from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
+from vmsnapshot.interruptions import Interruptions
+
+if TYPE_CHECKING:
+    from vmsnapshot._native import ErrorKind
+
+
+@dataclass
+class Planner:
+    """A machine that records how it was planned."""
+
+    mounts: Sequence[Mount]
+    block_devices: Sequence[object]
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+    def plan(self, **selection: Any) -> Planner:
+        self.calls.append(selection)
+        return self
+
+    filesystems: Sequence[object] = ()
+    unusable_excludes: Sequence[tuple[str, str]] = (("a=b", "could not understand pattern `a=b`"),)
+
+
+def made(directory: Path | None = None) -> Freezing:
+    configuration = VmBackupConfiguration(mounts_to_skip=("/skipped", "a=b"))
+    return Freezing(configuration, Interruptions(), Log(directory, "test"))
+
+
+def error(kind: ErrorKind) -> PrepareError:
+    return PrepareError("could not do it", code="a-code", kind=kind, subject="run")
+
+
+def test_one_plan_leaves_out_temporary_disks_and_what_else_is_named_and_logs_what_has_no_meaning(
+    tmp_path: Path,
+) -> None:
+    tables = FakeMachine(tmp_path)
+    tables.scsi_disk("sda", "8:0", IDE_OS, 0)
+    tables.scsi_disk("sdb", "8:16", IDE_TEMPORARY, 0)
+    tables.other_disk("sdc", "8:32")
+    root, temporary, stick = mounted("8:0", "/"), mounted("8:16", "/mnt"), mounted("8:32", "/stick")
+    machine: Any = Planner([root, temporary, stick], tables.read().block_devices)
+    made(tmp_path).plan(machine, [stick])
+    [selection] = machine.calls
+    assert selection == {
+        "exclude": ("/skipped", "a=b"),
+        "exclude_mounts": [temporary, stick],
+        "unusable_excludes": "report",
+    }
+    log = (tmp_path / EXTENSION_LOG).read_text()
+    assert "MountsToSkip: could not understand pattern `a=b`; it is passed over" in log
+
+
+@pytest.fixture
+def prepare(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Prepares with an engine that gives these answers; returns the last one and the number of thaws."""
+
+    def run(*answers: PrepareError | str) -> tuple[object, int]:
+        remaining = list(answers)
+        thaws: list[Log] = []
+
+        def answer(*_: object, **__: object) -> str:
+            given = remaining.pop(0)
+            if isinstance(given, PrepareError):
+                raise given
+            return given
+
+        monkeypatch.setattr(vmsnapshot, "prepare", answer)
+        monkeypatch.setattr(freezing, "_RETRY_SECONDS", 0.0)
+        monkeypatch.setattr(freezing, "thaw_leftovers", thaws.append)
+        plan: Any = None
+        return made().prepare(plan), len(thaws)
+
+    return run
+
+
+def test_another_run_is_waited_for(prepare: Any) -> None:
+    assert prepare(error("another-run"), error("another-run"), "session") == ("session", 0)
+
+
+def test_another_run_is_not_waited_for_longer_than_the_limit(
+    prepare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(freezing, "ANOTHER_RUN_LIMIT_SECONDS", 0.0)
+    with pytest.raises(PrepareError):
+        prepare(error("another-run"))
+
+
+def test_what_an_earlier_run_left_frozen_is_thawed_once(prepare: Any) -> None:
+    assert prepare(error("left-frozen"), "session") == ("session", 1)
+    with pytest.raises(PrepareError):
+        prepare(error("left-frozen"), error("left-frozen"))
+
+
+@pytest.mark.parametrize("kind", ["arguments", "system", "network", "interrupted"])
+def test_every_other_error_is_raised_at_once(prepare: Any, kind: ErrorKind) -> None:
+    with pytest.raises(PrepareError):
+        prepare(error(kind))
+
+
+def test_only_the_last_phase_holds_signals_and_it_is_freeze(
+    compiled_engine: None,  # noqa: ARG001 (requested for its effect)
+) -> None:
+    run = made()
+    phases: Any = vmsnapshot._native.names()["Phase"]
+    assert phases[-1] == "freeze"
+    for phase in phases:
+        assert not run.interruptions._is_holding
+        run._on_phase(phase)
+    assert run.interruptions._is_holding
+
+
+def test_every_event_of_a_run_has_words_in_the_log(
+    compiled_engine: None,  # noqa: ARG001 (requested for its effect)
+) -> None:
+    assert set(freezing._EVENT_WORDS) == set(vmsnapshot._native.names()["TimelineEventKind"])
