@@ -1,15 +1,16 @@
-"""The exceptions of ``vmsnapshot``; the compiled engine raises them too.
+"""The exceptions of ``vmsnapshot``. The compiled engine raises them too.
 
-Every error has a stable ``code``; its wording is not part of the interface. No message holds a secret.
+Every error has a stable ``code``. The wording of a message may change in any release. No message contains a
+secret.
 """
 
 from __future__ import annotations
 
 
 class VmsnapshotError(Exception):
-    """Something could not be done; nothing is frozen because of it.
+    """Base class of all errors. An error never leaves anything frozen.
 
-    ``code`` is stable and meant for programs; ``hint`` says what the reader can do, when there is something.
+    ``code`` is stable and meant for programs. ``hint`` says what the reader can do, or is `None`.
     """
 
     def __init__(self, message: str, *, code: str, hint: str | None = None) -> None:
@@ -19,16 +20,16 @@ class VmsnapshotError(Exception):
 
 
 class PlanError(VmsnapshotError):
-    """What to freeze could not be worked out: a pattern, a mount, or the system's own tables."""
+    """The plan failed: a pattern is wrong, or the kernel's tables cannot be read."""
 
 
 class PrepareError(VmsnapshotError):
-    """A run could not be prepared: privileges, arguments, blobs, connections, or the watchdog."""
+    """The preparation of a run failed: privileges, arguments, blobs, connections or the watchdog."""
 
 
 class ThawError(VmsnapshotError):
-    """What a run left frozen could not be thawed."""
+    """The filesystems that a run left frozen could not be thawed."""
 
 
 class ArgumentsError(VmsnapshotError):
-    """The command line, or a file that it names, is wrong; nothing was begun."""
+    """The command line is wrong, or a file that it names. Nothing was started."""

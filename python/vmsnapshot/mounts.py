@@ -1,7 +1,7 @@
-"""What is mounted, from ``/proc/self/mountinfo`` and from nothing else.
+"""Reads what is mounted from ``/proc/self/mountinfo``, and from nothing else.
 
-No mount point is opened or looked at here: a stat of a dead network mount can hang for ever. Which disks a
-mount lies on is told by `vmsnapshot.handler.machine.disks`.
+This module never opens or stats a mount point, because a stat of a dead network mount can hang for ever.
+`vmsnapshot.handler.machine.disks` finds the disks that a mount lies on.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# The kernel gives these a number without a device (major 0), because they can span several block devices.
+# Filesystems that can span several block devices. The kernel gives them a device number with major 0.
 _SPANNING_TYPES = frozenset({"btrfs", "bcachefs"})
 
-# proc(5). Fields are parted by one blank each, and a source may be empty. What follows it is the filesystem's
-# own text, which nobody promises to be free of blanks.
+# proc(5). One blank separates two fields, and the source may be empty. The text after the source belongs to
+# the filesystem and may contain blanks.
 _LINE = re.compile(
     rb"(\d+) (\d+) (\d+:\d+) [^ ]* (/[^ ]*) ([^ ]*)(?: [^ ]+)*? - ([^ ]+) ([^ ]*) .*", re.DOTALL
 )
@@ -25,33 +25,33 @@ _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of mountinfo, with the octal escapes decoded; a text is as `os.fsdecode` gives it."""
+    """One line of mountinfo. Octal escapes are decoded, and texts are as `os.fsdecode` returns them."""
 
     mount_id: int
     parent_id: int
-    """The mount that it is mounted on; may be one that this process cannot see."""
+    """The mount that this one is mounted on. This process may not see it."""
     device: str
-    """The superblock's major:minor: the same for all mounts of it, and for all subvolumes of a btrfs."""
+    """The superblock's major:minor. All mounts of one superblock share it, and all subvolumes of a btrfs."""
     mount_point: str
     options: str
-    """The options of this mount, comma separated."""
+    """The options of this mount, separated by commas."""
     filesystem_type: str
-    """With its subtype: ``ext4``, ``fuse.sshfs``."""
+    """The type with its subtype: ``ext4``, ``fuse.sshfs``."""
     source: str
-    """What was mounted: ``/dev/sda1``, or any text at all."""
+    """The source as it was given to mount: ``/dev/sda1``, or any other text."""
 
     @property
     def is_on_block_device(self) -> bool:
-        """Whether it lies on a block device. A ``fuseblk`` does, but a process answers for it."""
+        """Whether it lies on a block device. ``fuseblk`` does too, although a process serves it."""
         return not self.device.startswith("0:") or self.filesystem_type in _SPANNING_TYPES
 
 
 def read_mounts(proc: Path = Path("/proc")) -> tuple[Mount, ...]:
-    """Returns what is mounted in this mount namespace, in the kernel's order.
+    """Returns the mounts of this mount namespace, in the kernel's order.
 
     Raises:
         OSError: mountinfo could not be read.
-        ValueError: it is not as proc(5) has it.
+        ValueError: a line does not have the form of proc(5).
     """
     return parse_mountinfo((proc / "self/mountinfo").read_bytes())
 
@@ -60,21 +60,22 @@ def parse_mountinfo(content: bytes) -> tuple[Mount, ...]:
     """Parses the content of a mountinfo file.
 
     Raises:
-        ValueError: a line is not as proc(5) has it.
+        ValueError: a line does not have the form of proc(5).
     """
-    # Not `splitlines`, which parts at a carriage return, and the kernel does not escape that.
+    # Not `splitlines`: it also splits at a carriage return, which the kernel does not escape.
     lines = content.split(b"\n")
     return tuple(_mount(line, number) for number, line in enumerate(lines, start=1) if line)
 
 
 def visible(mounts: Sequence[Mount]) -> tuple[Mount, ...]:
-    """Returns those of `mounts` that their mount point leads to: not what a later mount covers.
+    """Returns the mounts that their own mount point leads to, without those that another mount covers.
 
-    A mount is covered exactly when the way to its own mount point does not end on it. That is one rule for a
-    mount stacked on its mount point, one on a directory further up, and all that lies below either.
+    A mount is covered if the path to its own mount point leads to another mount. This one rule handles a
+    mount on the same mount point, a mount on a parent directory, and everything below either of them.
     """
     seen = {mount.mount_id for mount in mounts}
-    # What is mounted on which mount (none: on one that cannot be seen, or on itself) at which path.
+    # Which mount lies on which mount at which path. `None` stands for a mount that is not visible, or the
+    # root.
     on: dict[tuple[int | None, str], int] = {}
     for mount in mounts:
         is_top = mount.parent_id == mount.mount_id or mount.parent_id not in seen
@@ -83,14 +84,14 @@ def visible(mounts: Sequence[Mount]) -> tuple[Mount, ...]:
 
 
 def partition_count(mounts: Iterable[Mount]) -> int:
-    """Returns how many block devices are mounted: ``partitionCount``. A device mounted twice counts once."""
+    """Returns ``partitionCount``: how many block devices are mounted, each counted once."""
     return len({mount.device for mount in mounts if mount.is_on_block_device})
 
 
 def _mount(line: bytes, number: int) -> Mount:
     match = _LINE.fullmatch(line)
     if match is None:
-        raise ValueError(f"line {number} of mountinfo is not as proc(5) has it")
+        raise ValueError(f"line {number} of mountinfo does not have the form of proc(5)")
     mount_id, parent_id, device, mount_point, options, filesystem_type, source = match.groups()
     return Mount(
         mount_id=int(mount_id),
@@ -111,8 +112,8 @@ def _way_ends_on(path: str, on: dict[tuple[int | None, str], int]) -> int | None
     current: int | None = None
     steps = 0
     for prefix in _prefixes(path):
-        # Mounts can be stacked on one mount point; the kernel goes to the topmost. No way is longer than the
-        # number of mounts, unless the parents of a bad input go in a circle.
+        # Several mounts can lie on one mount point, and the kernel follows them to the topmost. A path
+        # crosses no more mounts than there are, unless the parents in a bad input form a circle.
         while (current, prefix) in on and steps <= len(on):
             current = on[current, prefix]
             steps += 1

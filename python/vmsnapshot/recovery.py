@@ -1,6 +1,6 @@
-"""What runs of ours left frozen, and its thaw: the engine's two JSON documents as typed values.
+"""Shows and thaws what runs of vmsnapshot left frozen: the engine's two JSON documents as typed values.
 
-The types describe the documents; README.md describes them key by key. Nothing is decided here.
+This module decides nothing. The documentation describes both documents key by key.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from vmsnapshot import _native
 
 
 class FrozenFilesystem(TypedDict):
-    """One filesystem that a run of ours froze and that was not thawed, as far as is known."""
+    """One filesystem that a run froze and that is not known to be thawed."""
 
     mount_point: str
     device: str
@@ -22,7 +22,7 @@ class FrozenFilesystem(TypedDict):
 
 
 class RunFilesystem(TypedDict):
-    """One filesystem of a run, as the run or its watchdog last wrote it down."""
+    """One filesystem of a run, in the state that the run or its watchdog recorded last."""
 
     mount_point: str
     device: str
@@ -33,11 +33,11 @@ class RunFilesystem(TypedDict):
 
 
 class Run(TypedDict):
-    """One run that has left its state in ``/run/vmsnapshot``."""
+    """One run that has a ledger in ``/run/vmsnapshot``."""
 
     run_id: str
     started_at: str | None
-    """When its window began; none if it has not."""
+    """When its window began. `None` before that."""
     pid: int
     alive: bool
     watchdog_pid: int
@@ -48,14 +48,14 @@ class Run(TypedDict):
 
 
 class RcuExpedited(TypedDict):
-    """The machine's expedited RCU setting, and the run that has switched it on, if one has."""
+    """The machine's setting of expedited RCU, and the run that has switched it on, or `None`."""
 
     value: int | None
     held_by: str | None
 
 
 class RunStatus(TypedDict):
-    """What is frozen, by which run, since when."""
+    """What is frozen, by which run and since when."""
 
     frozen: list[FrozenFilesystem]
     runs: list[Run]
@@ -63,7 +63,7 @@ class RunStatus(TypedDict):
 
 
 class ThawedFilesystem(TypedDict):
-    """One filesystem that was thawed now."""
+    """One filesystem that this call thawed."""
 
     mount_point: str
     device: str
@@ -80,7 +80,7 @@ class FailedThaw(TypedDict):
 
 
 class LeftAlone(TypedDict):
-    """One filesystem that was not touched, and why."""
+    """One filesystem that was left alone, and the reason."""
 
     mount_point: str
     run_id: str
@@ -97,9 +97,9 @@ class ThawOutcome(TypedDict):
 
 
 def status() -> RunStatus:
-    """Tells what is frozen and by which run, from ``/run/vmsnapshot``; asks no filesystem.
+    """Returns what is frozen and by which run, from ``/run/vmsnapshot``. Touches no filesystem.
 
-    The kernel cannot be asked whether a filesystem is frozen, so this knows of runs of ours only.
+    The kernel cannot be asked whether a filesystem is frozen, so this shows runs of vmsnapshot only.
 
     Raises:
         VmsnapshotError: the state could not be read.
@@ -108,9 +108,9 @@ def status() -> RunStatus:
 
 
 def thaw() -> ThawOutcome:
-    """Thaws what runs of ours that are no longer alive left frozen; leaves everything else alone.
+    """Thaws what dead runs of vmsnapshot left frozen, and leaves everything else alone.
 
     Raises:
-        ThawError: nothing could be tried (not root, state unreadable).
+        ThawError: no thaw was tried, because the process is not root or the state could not be read.
     """
     return cast(ThawOutcome, json.loads(_native.thaw()))
