@@ -1,7 +1,7 @@
-"""Shows on standard error where a run is while it prepares; never inside the window.
+"""Shows the phases of the preparation on standard error; writes nothing inside the window.
 
-On a terminal each phase is named as it begins. Elsewhere (cron, a service's log) a phase is named only when
-it has taken a second, so that an ordinary run leaves nothing behind; the last one, when an earlier one was.
+On a terminal, each phase is shown when it begins. Elsewhere (cron, the log of a service) a phase is shown
+only after a second, so that an ordinary run writes nothing. The last phase is shown if an earlier one was.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ PATIENCE_S = 1.0
 
 
 class Progress:
-    """Takes the sentences of `prepare(progress=...)`.
+    """The callable for `prepare(progress=...)`.
 
-    `close` it before the window: after that nothing more is written.
+    `close` it before the window. It writes nothing afterwards.
     """
 
     def __init__(self) -> None:
@@ -26,21 +26,21 @@ class Progress:
         self._has_spoken = False
 
     def __call__(self, sentence: str) -> None:
-        """Notes that the phase described by `sentence` begins."""
+        """Records that the phase `sentence` begins."""
         self.close()
         if self._at_once or (sentence == FREEZING and self._has_spoken):
-            # Said now or never, because the window follows at once.
+            # Now or never, because the window follows immediately.
             say(sentence)
             return
         if sentence == FREEZING:
             return
-        # A thread, because the main one is inside the engine for the whole of a phase.
+        # A thread, because the main thread is inside the engine during the whole phase.
         self._timer = threading.Timer(PATIENCE_S, self._speak, args=(sentence,))
         self._timer.daemon = True
         self._timer.start()
 
     def close(self) -> None:
-        """Notes that the last phase is over; returns when nothing of this is running any more."""
+        """Records that the last phase is over. Returns when no thread of this object is running any more."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()

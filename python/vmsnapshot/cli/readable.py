@@ -1,7 +1,7 @@
-"""What people read: plans, reports and statuses, as a first line that answers and tables that explain.
+"""The text for people: plans, reports and statuses. The first line has the answer, and tables explain it.
 
-The first line of a report says, in this order: did the filesystems thaw, is the snapshot usable, why not,
-what next. Decides nothing: every verdict is the engine's.
+The first line of a report answers, in this order: did the filesystems thaw, is the snapshot usable, why not,
+and what to do next. Every verdict is the engine's. This module decides nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from vmsnapshot.cli.streams import printable
 from vmsnapshot.cli.tables import Cell, Column, Screen, Tone, render
 from vmsnapshot.recovery import Run, RunStatus, ThawOutcome
 
-# Filesystems without a disk behind them, which a plan would otherwise list by the dozen. Network and FUSE
-# filesystems are not among them: who has one should see that it is not in the snapshot.
+# Filesystems without a disk, which a plan would otherwise list by the dozen. Network and FUSE filesystems are
+# not among them, because their owner should see that they are not in the snapshot.
 PSEUDO_TYPES = frozenset(
     {
         "autofs",
@@ -62,7 +62,7 @@ _BLOB_TONES = {"created": Tone.GOOD, "refused": Tone.DOUBTFUL, "unknown": Tone.D
 
 
 def plan_text(plan: Plan, screen: Screen, every: bool = False) -> str:
-    """Describes a plan; `every` lists memory and pseudo filesystems one by one."""
+    """Describes a plan. `every` lists memory and pseudo filesystems one by one."""
     count = len(plan.filesystems)
     text = f"would freeze {_filesystems(count)}, level 0 first, and thaw them in the reverse order\n"
     if count:
@@ -134,7 +134,7 @@ def report_text(report: Report, screen: Screen) -> str:
 
 
 def headline(report: Report) -> str:
-    """Says in one line: did the filesystems thaw, is the snapshot usable, why not, what next."""
+    """Answers in one line: did the filesystems thaw, is the snapshot usable, why not, and what to do next."""
     parts = [_thaw_part(report), _worth_part(report)]
     if report.why is not None:
         parts.append(printable(report.why))
@@ -145,13 +145,13 @@ def headline(report: Report) -> str:
 
 
 def status_text(status: RunStatus, screen: Screen) -> str:
-    """Describes what is frozen, by which run, since when."""
+    """Describes what is frozen, by which run and since when."""
     frozen = status["frozen"]
     alive = {run["run_id"] for run in status["runs"] if run["alive"]}
     if not frozen:
         text = screen.paint("nothing is frozen by vmsnapshot", Tone.GOOD) + "\n"
     elif all(filesystem["run_id"] in alive for filesystem in frozen):
-        text = screen.paint(f"{_are(len(frozen))} frozen; the run is at work", Tone.DOUBTFUL) + "\n"
+        text = screen.paint(f"{_are(len(frozen))} frozen; the run is alive", Tone.DOUBTFUL) + "\n"
     else:
         line = f"{_are(len(frozen))} frozen; run `vmsnapshot thaw`"
         text = screen.paint(line, Tone.BAD) + "\n"
@@ -184,7 +184,7 @@ def status_text(status: RunStatus, screen: Screen) -> str:
         text += "\n" + render(columns, [_run_row(run) for run in status["runs"]], screen)
     holder = status["rcu_expedited"]["held_by"]
     if holder is not None:
-        line = f"expedited RCU was switched on by run {printable(holder)}, and is not put back yet"
+        line = f"run {printable(holder)} switched expedited RCU on, and it is not restored yet"
         text += "\n" + screen.fold(line) + "\n"
     return text
 
@@ -221,12 +221,12 @@ def thaw_text(outcome: ThawOutcome, screen: Screen) -> str:
         ]
         text += "\n" + render(columns, rows, screen)
     if outcome["rcu_restored"]:
-        text += "\nexpedited RCU, which a run had left switched on, was put back\n"
+        text += "\nrestored expedited RCU, which a run had left switched on\n"
     return text
 
 
 def duration_text(milliseconds: float | None) -> str:
-    """Writes a length of time with its unit; ``-`` when there is none."""
+    """Writes a length of time with its unit. ``-`` stands for `None`."""
     if milliseconds is None:
         return "-"
     if milliseconds >= 1000:
@@ -250,7 +250,7 @@ def _worth_part(report: Report) -> str:
     total = len(report.blobs)
     if report.consistent:
         if total == 0:
-            return f"consistent ({report.consistency}), and no blob was to be snapshotted"
+            return f"consistent ({report.consistency}), and no blob was given"
         subject = "the snapshot is" if total == 1 else f"all {total} snapshots are"
         return f"{subject} complete and consistent ({report.consistency})"
     if report.consistency == "none":
@@ -265,11 +265,11 @@ def _next_step(report: Report) -> str | None:
     if report.consistent:
         return None
     if any(item.outcome == "frozen-by-another" for item in report.filesystems):
-        return "run it again when the other program has thawed"
+        return "run it again after the other program has thawed"
     if any(blob.outcome == "refused" and not blob.retryable for blob in report.blobs):
-        return "mend what was refused (below), then run it again"
+        return "fix what was refused (below), then run it again"
     if any(blob.outcome == "unknown" for blob in report.blobs):
-        return "look whether the blobs marked unknown have a snapshot to delete, then run it again"
+        return "check whether the blobs marked unknown have a snapshot to delete, then run it again"
     return "run it again"
 
 
@@ -303,7 +303,7 @@ def _blob_error(blob: BlobOutcome) -> str | None:
 
 
 def _notes(errors: Sequence[tuple[str, str | None]], screen: Screen) -> str:
-    # Below the table and not in it: a sentence that is cut to a column's width says nothing.
+    # Below the table and not in it, because a sentence cut to the width of a column is useless.
     lines = [f"  {printable(subject)}: {printable(error)}" for subject, error in errors if error]
     return "".join(screen.fold(line, indent="    ") + "\n" for line in lines)
 
@@ -334,7 +334,7 @@ def _run_text(report: Report, screen: Screen) -> str:
 
 def _run_row(run: Run) -> list[Cell | str]:
     if run["alive"]:
-        state = Cell("at work", Tone.DOUBTFUL)
+        state = Cell("alive", Tone.DOUBTFUL)
     elif not run["finished"]:
         state = Cell("ended early", Tone.BAD)
     elif run["fired"] is not None:
@@ -350,7 +350,7 @@ def _run_row(run: Run) -> list[Cell | str]:
 
 
 def _is_folded(skipped: SkippedFilesystem) -> bool:
-    # What a pattern of the user's names is always shown.
+    # A filesystem that a pattern of the user excludes is always listed.
     return skipped.filesystem_type in PSEUDO_TYPES and skipped.reason != "excluded"
 
 
