@@ -1,4 +1,4 @@
-"""What a backup job and a restore point of the host's have in common: what to freeze, and when one may."""
+"""Plans, prepares and runs the engine: the part that a backup job and a restore point share."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from vmsnapshot.handler.machine.disks import Disks
 from vmsnapshot.interruptions import FREEZING, Interruptions
 from vmsnapshot.mounts import read_mounts
 
-# The contract's limit for a storage call (7.7); it bounds what happens before the freeze.
+# The contract's limit for a storage call (7.7). It limits the connecting before the freeze.
 CONNECT_TIMEOUT_SECONDS = 10.0
-# How long to wait for another run of the engine; as long as for the lock.
+# How long to wait for another run of the engine. The same as for the lock.
 ANOTHER_RUN_LIMIT_SECONDS = 35.0
 _RETRY_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Freezing:
-    """Plans and prepares runs as ``vmbackup.conf`` wants them; holds signals from the freeze on."""
+    """Plans, prepares and runs as ``vmbackup.conf`` says. Holds signals from the freeze on."""
 
     configuration: VmBackupConfiguration
     interruptions: Interruptions
     log: Log
 
     def plan(self, also_excluded: Iterable[str] = ()) -> _native.Plan:
-        """Plans all that can be frozen but the temporary disk, ``MountsToSkip`` and `also_excluded`.
+        """Plans all that can be frozen, except the temporary disk, ``MountsToSkip`` and `also_excluded`.
 
         Raises:
-            PlanError: the system's tables cannot be read.
+            PlanError: the kernel's tables cannot be read.
         """
         disks = Disks()
         temporary = {mount.device for mount in read_mounts() if disks.is_on_resource_disk(mount)}
@@ -53,12 +53,12 @@ class Freezing:
         host_call: _native.HostCall | None = None,
         proxy: str | None = None,
     ) -> _native.Session:
-        """Prepares a run; waits for another one, and thaws what a killed one has left frozen.
+        """Prepares a run. Waits for another run, and thaws what a killed run left frozen.
 
-        Blocking: `ANOTHER_RUN_LIMIT_SECONDS`, and the connecting.
+        Blocking: `ANOTHER_RUN_LIMIT_SECONDS`, and the time for connecting.
 
         Raises:
-            PrepareError: it cannot be prepared; nothing is frozen.
+            PrepareError: the run cannot be prepared. Nothing is frozen.
         """
         until = time.monotonic() + ANOTHER_RUN_LIMIT_SECONDS
         has_thawed = False
@@ -70,7 +70,7 @@ class Freezing:
                     metadata=metadata,
                     blob_metadata=blob_metadata,
                     host_call=host_call,
-                    # One bad disk does not keep the others, and no clock of this VM's judges a SAS.
+                    # One bad disk must not stop the others, and the clock of this VM must not judge a SAS.
                     unusable_blobs="report",
                     thaw_timeout=self.configuration.thaw_timeout_seconds,
                     connect_timeout=CONNECT_TIMEOUT_SECONDS,
@@ -82,22 +82,22 @@ class Freezing:
                     has_thawed = True
                     thaw_leftovers(self.log)
                 elif error.code == "another-run" and time.monotonic() < until:
-                    # Somebody at the command line: whoever else freezes has the lock.
+                    # A run of the command line. It does not use the lock that extensions share.
                     time.sleep(_RETRY_SECONDS)
                 else:
                     raise
 
     def run(self, session: _native.Session) -> _native.Report:
-        """Runs a prepared session, and writes down what happened.
+        """Runs a prepared session and logs what happened.
 
-        The log is suspended meanwhile. It stays so when not everything is thawed: the next write to a disk
-        may not return before somebody has thawed it, and there is something to be said first, elsewhere.
+        The log is suspended meanwhile. It stays suspended if not everything is thawed, because the next write
+        to a frozen disk does not return before its thaw, and the blobs must be written first.
         """
         self.log.suspend(discard=self.configuration.discard_lines_while_frozen)
         try:
             report = session.run()
         except BaseException:
-            # Before the freeze only: from then on the engine reports.
+            # Only before the freeze. Afterwards the engine returns a report.
             self.log.resume()
             raise
         for event in report.timeline:
@@ -117,7 +117,7 @@ class Freezing:
             try:
                 _native.plan(exclude=[pattern])
             except PlanError as error:
-                self.log.warning(f"MountsToSkip: {error}; it is passed over")
+                self.log.warning(f"MountsToSkip: {error}; this entry is ignored")
             else:
                 usable.append(pattern)
         return usable
