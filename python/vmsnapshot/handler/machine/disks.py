@@ -1,11 +1,11 @@
-"""The VM's block devices, from sysfs: which disks a mount lies on, which are temporary, and their LUNs.
+"""The VM's block devices, from sysfs: the disks below a mount, their LUNs, and whether they are temporary.
 
-Reads sysfs and two symbolic links of udev; starts no program and opens no device. What cannot be read is left
-out, for a device can vanish at any moment.
+This module reads sysfs and two symbolic links of udev. It starts no program and opens no device. It ignores
+what cannot be read, because a device can vanish at any moment.
 
-How Azure attaches disks is public in the udev rules of the agent (66-azure-storage.rules) and of
-azure-vm-utils (80-azure-disk.rules, doc/disk-identification.md). A device is found by its number, never by a
-part of its name.
+The udev rules of the agent (66-azure-storage.rules) and of azure-vm-utils (80-azure-disk.rules,
+doc/disk-identification.md) document how Azure attaches disks. Devices are compared by number, never by a part
+of their name.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 from vmsnapshot.handler.settings.wire import OS_DISK_LUN
 from vmsnapshot.mounts import Mount, visible
 
-# A generation 1 VM has the OS disk and the temporary disk on two emulated IDE controllers.
+# In a generation 1 VM, the OS disk and the temporary disk are on two emulated IDE controllers.
 _IDE_OS = "00000000-0000-"
 _IDE_TEMPORARY = "00000000-0001-"
-# A generation 2 VM has both on one SCSI controller, with the CD-ROM as the third.
+# In a generation 2 VM, both are on one SCSI controller. The CD-ROM is the third unit.
 _SCSI_SYSTEM = "f8b3781a-1e82-4818-a1c3-63d806ec15bb"
 _SYSTEM_OS_UNIT = 0
 _SYSTEM_TEMPORARY_UNIT = 1
-# Data disks have SCSI controllers of their own; their logical unit is the LUN that the customer chose.
+# Data disks are on other SCSI controllers. Their logical unit is the LUN that the customer chose.
 _SCSI_DATA = frozenset(f"f8b3781{letter}-1e82-4818-a1c3-63d806ec15bb" for letter in "bcd")
 
 _REMOTE_NVME = "MSFT NVMe Accelerator v1.0"
@@ -34,7 +34,7 @@ _NVME_OS_NAMESPACE = 1
 _NVME_FIRST_DATA_NAMESPACE = 2
 _LOCAL_NVME = frozenset({"Microsoft NVMe Direct Disk", "Microsoft NVMe Direct Disk v2"})
 
-# Of the agent's or azure-vm-utils' udev rules, and of cloud-init's.
+# From the udev rules of the agent or azure-vm-utils, and from those of cloud-init.
 _TEMPORARY_LINKS = ("disk/azure/resource", "disk/cloud/azure_resource")
 
 _SCSI_ADDRESS = re.compile(r"\d+:\d+:\d+:(\d+)")
@@ -48,14 +48,14 @@ class _BlockDevice:
     name: str
     directory: Path
     below: tuple[str, ...]
-    """The names of what it lies on: the disk of a partition, the slaves of dm, md and bcache."""
+    """The names of the devices below: the disk of a partition, the slaves of dm, md and bcache."""
 
 
 class Disks:
-    """The block devices as they were when this was made."""
+    """The block devices at the time of construction."""
 
     def __init__(self, sys: Path = Path("/sys"), dev: Path = Path("/dev")) -> None:
-        """Reads sysfs; without one there are no devices."""
+        """Reads sysfs. Without sysfs there are no devices."""
         self._sys = sys.resolve()
         self._devices = {device.number: device for device in _block_devices(self._sys)}
         self._numbers = {device.name: device.number for device in self._devices.values()}
@@ -71,26 +71,26 @@ class Disks:
         self._temporary = frozenset().union(*(self._lowest(number) for number in temporary))
 
     def is_on_resource_disk(self, mount: Mount) -> bool:
-        """Tells whether all of `mount` lies on temporary disks.
+        """Returns whether `mount` lies on temporary disks only.
 
-        A volume that spans a temporary disk and another one, such as a data disk with a local cache, holds
-        data that is backed up: it does not count.
+        A volume on a temporary disk and another disk, such as a data disk with a local cache, contains data
+        that is backed up. It does not count.
         """
         lowest = self._lowest_of_all(self.devices_of(mount))
         return bool(lowest) and lowest <= self._temporary
 
     def is_on_loop_device(self, mount: Mount) -> bool:
-        """Tells whether all of `mount` lies on loop devices, through partitions, LVM and encryption too."""
+        """Returns whether `mount` lies on loop devices only, also through partitions, LVM and encryption."""
         lowest = self._lowest_of_all(self.devices_of(mount))
         return bool(lowest) and all(number.startswith(_LOOP_MAJOR) for number in lowest)
 
     def devices_of(self, mount: Mount) -> frozenset[str]:
-        """Returns the numbers of the block devices that `mount` lies on directly."""
+        """Returns the numbers of the block devices directly below `mount`."""
         if not mount.is_on_block_device:
             return frozenset()
         if not mount.device.startswith("0:"):
             return frozenset({mount.device})
-        # The source of a bcachefs mount lists all its devices, that of a btrfs mount any one of them.
+        # The source of a bcachefs mount lists all its devices. That of a btrfs mount is one of them.
         named = frozenset(
             device.number
             for device in self._devices.values()
@@ -98,33 +98,33 @@ class Disks:
         )
         if mount.filesystem_type != "btrfs":
             return named
-        # A source that names no device we know (`/dev/root`) may be any btrfs.
+        # A source that names no known device (`/dev/root`) may be any btrfs.
         return named.union(*(members for members in self._btrfs if not named or members & named))
 
     def disks_of(self, device: str) -> frozenset[str]:
-        """Returns the names of the disks below `device` (major:minor); for LVM, of all physical volumes."""
+        """Returns the names of the disks below `device`, a major:minor. LVM has one per physical volume."""
         return frozenset(
             self._devices[number].name for number in self._lowest(device) if number in self._devices
         )
 
     def disks_below(self, mount: Mount) -> frozenset[str]:
-        """Returns the names of all disks that `mount` lies on."""
+        """Returns the names of all disks below `mount`."""
         return frozenset().union(*(self.disks_of(device) for device in self.devices_of(mount)))
 
     def luns_by_disk(self, mounts: Sequence[Mount]) -> dict[str, int]:
-        """Returns the LUN of each disk that has one by its name; `OS_DISK_LUN` for the OS disk.
+        """Returns the LUN of each disk that has one, by its name. The OS disk has `OS_DISK_LUN`.
 
-        A disk's controller decides. Only where no controller is one of Azure's, the last number of a SCSI
-        address is taken for the LUN, and the disk under ``/`` for the OS disk: LUNs of controllers that are
-        known and of others are never mixed.
+        The controller of a disk decides. If no controller is one of Azure's, the last number of the SCSI
+        address counts as the LUN, and the disk below ``/`` as the OS disk. LUNs of known controllers and of
+        others are never mixed.
         """
         roots = [mount for mount in visible(mounts) if mount.mount_point == "/"]
         under_root = frozenset().union(*(self.disks_below(mount) for mount in roots))
         disks = list(self._whole_disks())
         luns = {disk.name: lun for disk in disks if (lun := self._azure_lun(disk)) is not None}
         if luns:
-            # The OS disk may be on a controller of a kind that is not known yet. A data disk that the root
-            # volume group was extended to stays a data disk.
+            # The OS disk may be on an unknown kind of controller. A data disk that belongs to the root volume
+            # group stays a data disk.
             return {**dict.fromkeys(under_root, OS_DISK_LUN), **luns}
         luns = {disk.name: unit for disk in disks if (unit := _scsi_unit(disk)) is not None}
         return {**luns, **dict.fromkeys(under_root, OS_DISK_LUN)}
@@ -133,7 +133,7 @@ class Disks:
         return (device for device in self._devices.values() if not device.below)
 
     def _lowest(self, number: str) -> frozenset[str]:
-        # The devices below that lie on nothing themselves; a device that is not known is taken for one.
+        # The lowest devices. An unknown device counts as one of them.
         lowest, seen, waiting = set(), set(), [number]
         while waiting:
             current = waiting.pop()
@@ -173,7 +173,7 @@ class Disks:
         return OS_DISK_LUN if is_os else None
 
     def _controller(self, disk: _BlockDevice) -> str:
-        # The VMBus device that the disk hangs on, however many levels of the SCSI layer are in between.
+        # The VMBus device above the disk. The SCSI layer may have several levels in between.
         for directory in disk.directory.parents:
             if directory == self._sys:
                 break
