@@ -1,6 +1,6 @@
-"""Snapshots all disks of a Linux VM at one moment: freezes its filesystems, snapshots every disk blob, thaws.
+"""Takes consistent snapshots of a Linux VM: freezes its filesystems, snapshots every disk blob, thaws.
 
-A minimal use, as root::
+A minimal example, run as root::
 
     import vmsnapshot
 
@@ -15,13 +15,14 @@ A minimal use, as root::
     else:
         print(report.why)
 
-``plan`` reads the system's tables and touches nothing. ``prepare`` does all that can be done beforehand (open
-the mounts, connect to every blob, start the watchdog, write dirty data back) and raises when something is
-wrong; nothing is frozen yet. ``Session.run`` freezes, snapshots and thaws; once something was frozen it never
-raises but *reports*, because several things can fail at once and one of them may be "did not thaw".
+``plan`` reads the kernel's tables and changes nothing. ``prepare`` does everything that can be done before
+the freeze: it opens the mounts, connects to every blob, starts the watchdog and writes dirty data back. It
+raises if any of this fails, and nothing is frozen then. ``Session.run`` freezes, snapshots and thaws. Once it
+has frozen a filesystem it never raises. It returns a report instead, because several things can fail at once
+and one of them may be the thaw.
 
-``status`` and ``thaw`` are for the day on which a run was killed: what is still frozen, and its thaw. ``machine``
-returns what is mounted and on which block devices, for programs that have rules of their own.
+``status`` and ``thaw`` are for the day on which a run was killed: what is still frozen, and its thaw.
+``machine`` returns what is mounted and on which block devices, for programs that have rules of their own.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ from vmsnapshot._native import (
     Session,
     SkippedFilesystem,
     Status,
+    Thawed,
     ThawFailed,
     ThawLeftAlone,
     ThawResult,
-    Thawed,
     TimelineEvent,
     UnreadableLedger,
     WatchdogOutcome,

@@ -1,4 +1,4 @@
-"""Makes ``python -m vmsnapshot`` the same as the command ``vmsnapshot``."""
+"""Lets ``python -m vmsnapshot`` run the command ``vmsnapshot``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The exceptions of ``vmsnapshot``. The compiled engine raises them too.
 
-Every error has a stable ``code`` and a ``kind``; its wording is not part of the interface. No message holds a secret.
+Every error has a stable ``code`` and a ``kind``; its wording is not part of the interface. No message holds a
+secret.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 class VmsnapshotError(Exception):
     """Something could not be done, and nothing is frozen because of it.
 
-    ``code`` names the error and is stable. ``kind`` says what has to change for the next try to succeed: it is what
-    a program decides by. ``hint`` says what the reader can do, when there is something.
+    ``code`` names the error and is stable. ``kind`` says what has to change for the next try to succeed: a
+    program decides by it. ``hint`` says what the reader can do, when there is something.
     """
 
     def __init__(self, message: str, *, code: str, kind: ErrorKind, hint: str | None = None) -> None:
@@ -26,7 +27,7 @@ class VmsnapshotError(Exception):
 
 
 class PlanError(VmsnapshotError):
-    """What to freeze could not be worked out: a pattern, a mount, or the system's own tables."""
+    """The plan failed: a pattern is wrong, or the kernel's tables cannot be read."""
 
 
 class PrepareError(VmsnapshotError):

@@ -1,4 +1,4 @@
-"""Signals that ask for an end: obeyed while nothing can be frozen, noted from then on."""
+"""Handles SIGINT, SIGTERM and SIGHUP: obeys them while nothing can be frozen, and only notes them later."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 class Interruptions:
-    """While entered, takes the signals that ask for an end: obeys them until `hold`, and then notes them.
+    """A context manager that obeys SIGINT, SIGTERM and SIGHUP until `hold`, and only notes them afterwards.
 
-    `hold` is for the phase ``freeze``, which the window follows at once. A run that has begun to freeze ends by
-    itself, and its report must get out.
+    `hold` is for the phase ``freeze``, which the window follows at once. A run that has begun to freeze ends
+    by itself, and its report must get out.
     """
 
     def __init__(self) -> None:
@@ -21,32 +21,32 @@ class Interruptions:
         self._before: dict[int, Any] = {}
 
     def hold(self) -> None:
-        """From here on nothing is obeyed; prints nothing, for the window's sake."""
+        """Stops obeying signals. Prints nothing, because the window follows."""
         self._is_holding = True
 
     def release(self) -> None:
-        """Obeys again, and at once if something came meanwhile: raises `KeyboardInterrupt`."""
+        """Obeys signals again. Raises `KeyboardInterrupt` if one arrived since `hold`."""
         self._is_holding = False
         if self.noted:
-            # A second one must not interrupt what the first one has begun.
+            # A second signal must not interrupt the clean-up that the first one starts.
             self._is_holding = True
             raise KeyboardInterrupt
 
     def obey(self) -> None:
-        """Raises `KeyboardInterrupt` if something came that should have ended the process already.
+        """Raises `KeyboardInterrupt` if a signal arrived that should have ended the process already.
 
-        Python swallows an exception that a signal raises while a finalizer or a weak reference's callback is
-        running. Whoever waits for long calls this before and while it waits; not after `hold`.
+        Python swallows the exception that a signal handler raises while a finalizer or the callback of a weak
+        reference is running. Call this before and during a long wait, but not after `hold`.
         """
         if self.noted:
             raise KeyboardInterrupt
 
     def __enter__(self) -> Interruptions:
-        # Signals are handled in the main thread only, so none is raised in another.
+        # Python runs signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
             number: int
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                # One that is ignored (nohup) stays so; None is a handler that Python could not put back.
+                # An ignored signal (nohup) stays ignored. `None` is a handler that Python cannot put back.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._take)
         return self
@@ -58,6 +58,6 @@ class Interruptions:
     def _take(self, number: int, _frame: FrameType | None) -> None:
         self.noted.append(signal.Signals(number).name)
         if not self._is_holding:
-            # A second one must not interrupt what the first one has begun.
+            # As in `release`.
             self._is_holding = True
             raise KeyboardInterrupt

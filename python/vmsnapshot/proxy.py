@@ -1,7 +1,7 @@
-"""Decides which HTTP proxy the environment asks for.
+"""Finds the HTTP proxy that the environment asks for.
 
-The engine takes one proxy for all blobs of a run; the environment may want one for some hosts and none for
-others. Where it does not give one answer for all, that is said, not guessed.
+The engine uses one proxy for all blobs of a run. The environment may name a proxy for some hosts and none for
+others. If it does not give the same answer for all blobs, this is an error and not a guess.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 
 from vmsnapshot.errors import ArgumentsError
 
-# The platform's own services of an Azure VM, WireServer and the metadata service. They answer only on the
-# machine's own link: a proxy would reach those of its own machine, or nothing.
+# WireServer and the metadata service of an Azure VM. Both answer only on the VM's own link. Through a proxy a
+# request would reach the services of the proxy's machine, or none.
 PLATFORM_HOSTS = frozenset({"168.63.129.16", "169.254.169.254"})
 
 
 def proxy_from_environment(blobs: Sequence[str]) -> str | None:
-    """Finds the proxy for `blobs` in ``https_proxy``, ``http_proxy`` and ``no_proxy``; none to go direct.
+    """Finds the proxy for `blobs` in ``https_proxy``, ``http_proxy`` and ``no_proxy``. `None` means no proxy.
 
     Raises:
         ArgumentsError: the environment gives different answers for different blobs.
@@ -36,21 +36,21 @@ def proxy_from_environment(blobs: Sequence[str]) -> str | None:
 
 
 def environment_proxies() -> dict[str, str]:
-    """Reads the proxies by scheme, as `urllib.request` does, in either case; ``no`` is ``no_proxy``."""
+    """Reads the proxies by scheme, as `urllib.request` does. The key ``no`` holds ``no_proxy``."""
     return urllib.request.getproxies_environment()
 
 
 def proxy_for(uri: str, proxies: Mapping[str, str]) -> str | None:
-    """Finds the proxy for one URI in `proxies`, which are in the form of `environment_proxies`.
+    """Finds the proxy for one URI in `proxies`, which has the form of `environment_proxies`.
 
-    ``no_proxy`` is read as `urllib.request` reads it: suffixes, and ``*`` for everything. A loopback host is
-    never reached through a proxy: it would be the proxy's own loopback.
+    ``no_proxy`` means what it means to `urllib.request`: it lists suffixes, and ``*`` matches every host. A
+    loopback host never uses a proxy, because the request would reach the proxy's own loopback.
     """
     try:
         parts = urllib.parse.urlsplit(uri)
         host = parts.hostname or ""
     except ValueError:
-        # No URI at all: whoever uses it says so, in its own words.
+        # Not a URI. The code that uses it reports the error.
         return None
     proxy = proxies.get(parts.scheme.lower())
     if not proxy or host in PLATFORM_HOSTS or _is_loopback(host) or _is_in_no_proxy(host, proxies):
@@ -68,5 +68,5 @@ def _is_loopback(host: str) -> bool:
 
 
 def _is_in_no_proxy(host: str, proxies: Mapping[str, str]) -> bool:
-    # The published stubs leave this function out, although urllib's own documentation describes `no_proxy`.
+    # typeshed leaves this function out, although the documentation of urllib describes `no_proxy`.
     return bool(urllib.request.proxy_bypass_environment(host, proxies))  # type: ignore[attr-defined]

@@ -1,12 +1,12 @@
 """The command ``vmsnapshot``.
 
-commands            the four commands, and what their exit statuses mean
-arguments           the options, and the help
-blob_list           the list of SAS URIs that ``--blobs-from`` names
-progress            says on standard error which phase a run is in
-report_file         the file that ``--report`` names
-readable, tables    what people read: the words, and their layout
-streams             standard output and standard error, so that neither can make a run fail
+commands            the four commands and their exit statuses
+arguments           the options and the help
+blob_list           reads the list of SAS URIs that ``--blobs-from`` names
+progress            shows on standard error which phase a run is in
+report_file         writes the file that ``--report`` names
+readable, tables    the text for people, and its layout
+streams             standard output and standard error; a failure of either never fails a run
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The command line's commands and options, and the help that teaches them.
+"""The commands and options of the command line, and their help.
 
-Checks what can be known from the arguments alone and turns it into values that cannot be wrong. Arguments may
-be secrets (a SAS URI in the wrong place, metadata), so no message of this file repeats a value.
+This module checks everything that the arguments alone can show, and turns them into valid values. An
+argument may be a secret, for example a SAS URI in the wrong place. Therefore no message of this module
+repeats a value.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from vmsnapshot.cli.blob_list import uri_defect
 from vmsnapshot.errors import ArgumentsError
 
 LONGEST_TIMEOUT_S = 3600.0
-# Below it the kernel's own scheduling decides; the engine refuses it too.
+# Below this, the kernel's scheduling decides the result. The engine refuses it too.
 SHORTEST_THAW_TIMEOUT_S = 0.01
 
 PATTERN_HELP = """\
 patterns:
-  A PATTERN names filesystems in one of these ways:
-    /data       what is mounted there
-    /data*      a glob; `*`, `?` and `[a-z]` do not cross a slash
-    /srv/**     a glob over mount points; `**` crosses slashes
-    xfs         every filesystem of that type; globs work here too: ext*
-    /dev/sdb1   what lies on that device
-    8:17        the same, by device number
-  `mount=`, `device=` and `type=` before it say which of these is meant. Quote
-  globs, so that the shell does not expand them. What an exclude pattern names
-  is left out, also when another pattern includes it.
+  A PATTERN selects filesystems in one of these ways:
+    /data       by mount point
+    /data*      by a glob; `*`, `?` and `[a-z]` do not cross a slash
+    /srv/**     by a glob over mount points; `**` crosses slashes
+    xfs         by type; globs work here too: ext*
+    /dev/sdb1   by device
+    8:17        by device number
+  Write `mount=`, `device=` or `type=` in front to choose one of these. Quote
+  globs, so that the shell does not expand them. An exclude pattern wins over
+  an include pattern.
 """
 
 MAIN_EPILOG = """\
@@ -41,7 +42,7 @@ exit status:
             130 interrupted, nothing was frozen
   plan      0 done                        1 the system could not be read
             2 bad arguments
-  status    0 nothing is frozen           1 it could not be told
+  status    0 nothing is frozen           1 the state could not be read
             3 something is frozen
   thaw      0 nothing of ours is frozen   1 something was left alone
             3 something is still frozen
@@ -51,7 +52,7 @@ examples:
   vmsnapshot snapshot --blobs-from /run/secrets/disks --report /root/disks.json
   vmsnapshot status || vmsnapshot thaw
 
-`vmsnapshot COMMAND --help` says more.
+`vmsnapshot COMMAND --help` shows the options of a command.
 """
 
 PLAN_EPILOG = (
@@ -69,14 +70,14 @@ SNAPSHOT_EPILOG = (
     + """
 SAS URIs:
   A SAS URI is a secret, and every user of the machine can read a command line:
-  prefer --blobs-from. Its file holds one URI a line (blank lines and lines that
-  begin with # are passed over), or a JSON list of texts, or
+  prefer --blobs-from. Its file has one URI per line (blank lines and lines that
+  begin with # are skipped), or a JSON list of strings, or
   {"blobSASUri": [...]} as Azure Backup sends it. `-` is standard input.
 
 proxy:
-  Without --proxy and --no-proxy, https_proxy, http_proxy and no_proxy of the
-  environment are used; hosts on the loopback are then reached directly. One
-  proxy serves all blobs of a run.
+  Without --proxy and --no-proxy, the environment's https_proxy, http_proxy and
+  no_proxy apply, and loopback hosts are reached directly. All blobs of a run
+  use the same proxy.
 
 examples:
   vmsnapshot snapshot --blobs-from /run/secrets/disks
@@ -93,29 +94,30 @@ exit status:
 )
 
 STATUS_EPILOG = """\
-The kernel cannot be asked whether a filesystem is frozen: this shows what runs
-of vmsnapshot wrote down in /run/vmsnapshot, and no freeze by another program.
+The kernel cannot be asked whether a filesystem is frozen. This command shows
+what runs of vmsnapshot have recorded in /run/vmsnapshot. It does not show a
+freeze by another program.
 
 exit status:
-  0 nothing is frozen, 1 it could not be told, 3 something is frozen
+  0 nothing is frozen, 1 the state could not be read, 3 something is frozen
 """
 
 THAW_EPILOG = """\
-Touches only what runs of vmsnapshot froze that are no longer alive; a freeze by
-another program, or by a run that is still at work, is left alone. Needs root.
+Thaws only what dead runs of vmsnapshot left frozen. Leaves alone a freeze by
+another program and a freeze by a run that is still alive. Needs root.
 
 exit status:
-  0 nothing of ours is frozen any more
-  1 something was left alone, or nothing could be tried and nothing is frozen
+  0 no run of vmsnapshot has left anything frozen
+  1 something was left alone, or no thaw was tried and nothing is frozen
   3 something is still frozen
 """
 
 
 class _Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises `ArgumentsError`, and repeats no value in it."""
+    """An `ArgumentParser` that raises `ArgumentsError` with a message that repeats no value."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises what `argparse` found."""
+        """Raises the error that `argparse` found."""
         raise ArgumentsError(
             _without_values(message),
             code="bad-arguments",
@@ -124,7 +126,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(arguments: Sequence[str] | None, version: str) -> argparse.Namespace:
-    """Understands the command line; prints help and exits when asked for it.
+    """Parses the command line. Prints help and exits on ``--help``.
 
     Raises:
         ArgumentsError: the command line is wrong.
@@ -133,10 +135,10 @@ def parse_arguments(arguments: Sequence[str] | None, version: str) -> argparse.N
 
 
 def parse_metadata(pairs: Sequence[str]) -> dict[str, str]:
-    """Takes ``NAME=VALUE`` texts apart.
+    """Splits ``NAME=VALUE`` strings.
 
     Raises:
-        ArgumentsError: one of them is not of that form, or two have the same name.
+        ArgumentsError: one of them has another form, or two have the same name.
     """
     metadata: dict[str, str] = {}
     for number, pair in enumerate(pairs, start=1):
@@ -144,11 +146,11 @@ def parse_metadata(pairs: Sequence[str]) -> dict[str, str]:
         if not equals:
             raise _bad_metadata(number, "is not NAME=VALUE")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise _bad_metadata(number, "has a name that the blob service does not take")
+            raise _bad_metadata(number, "has a name that the blob service does not accept")
         if not all(" " <= character <= "~" for character in value):
             raise _bad_metadata(number, "has a value that is not printable ASCII")
         if name.lower() in (known.lower() for known in metadata):
-            raise _bad_metadata(number, "has the name of an earlier one")
+            raise _bad_metadata(number, "has the same name as an earlier one")
         metadata[name] = value
     return metadata
 
@@ -166,14 +168,14 @@ def _parser(version: str) -> _Parser:
     _add_plan(commands)
     _add_snapshot(commands)
     for name, summary, description, epilog in (
-        ("status", "what is frozen, by which run, since when", "Shows what is frozen.", STATUS_EPILOG),
-        ("thaw", "thaw what a run left frozen", "Thaws what dead runs left frozen.", THAW_EPILOG),
+        ("status", "show what is frozen, and by which run", "Shows what is frozen.", STATUS_EPILOG),
+        ("thaw", "thaw what dead runs left frozen", "Thaws what dead runs left frozen.", THAW_EPILOG),
     ):
         _add_json(_add_command(commands, name, summary, description, epilog))
     return parser
 
 
-_Commands = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
+_Commands = argparse._SubParsersAction  # argparse has no public name for the result of add_subparsers
 
 
 def _add_command(
@@ -197,8 +199,8 @@ def _add_plan(commands: _Commands[_Parser]) -> None:
     command = _add_command(
         commands,
         "plan",
-        "what would be frozen, in which order, and what is skipped",
-        "Shows what a snapshot would freeze, in which order, and what it would skip.\nTouches nothing.",
+        "show what would be frozen, in which order, and what is skipped",
+        "Shows what a snapshot would freeze, in which order, and what it would skip.\nChanges nothing.",
         PLAN_EPILOG,
     )
     command.add_argument(
@@ -207,7 +209,7 @@ def _add_plan(commands: _Commands[_Parser]) -> None:
         default=[],
         metavar="PATTERN",
         type=_NotAUri("--include"),
-        help="freeze only what a pattern names; may be repeated",
+        help="freeze only what a pattern selects; may be repeated",
     )
     _add_exclude(command)
     command.add_argument("--all", action="store_true", help="list memory and pseudo filesystems one by one")
@@ -221,7 +223,7 @@ def _add_exclude(command: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PATTERN",
         type=_NotAUri("--exclude"),
-        help="leave out what a pattern names; may be repeated",
+        help="leave out what a pattern selects; may be repeated",
     )
 
 
@@ -240,13 +242,13 @@ def _add_snapshot(commands: _Commands[_Parser]) -> None:
         nargs="+",
         metavar="SAS_URI",
         type=_blob_uri,
-        help="a disk's SAS URI, visible to every user; may be repeated",
+        help="the SAS URI of a disk, visible to every user; may be repeated",
     )
     blobs.add_argument(
         "--blobs-from",
         metavar="FILE",
         type=_NotAUri("--blobs-from"),
-        help="read the SAS URIs from FILE, or from standard input when it is `-`",
+        help="read the SAS URIs from FILE, or from standard input if FILE is `-`",
     )
     command.add_argument(
         "--mount",
@@ -254,7 +256,7 @@ def _add_snapshot(commands: _Commands[_Parser]) -> None:
         default=[],
         metavar="PATTERN",
         type=_NotAUri("--mount"),
-        help="freeze only what a pattern names; may be repeated (default: everything that can be frozen)",
+        help="freeze only what a pattern selects; may be repeated (default: everything that can be frozen)",
     )
     _add_exclude(command)
     command.add_argument(
@@ -262,69 +264,69 @@ def _add_snapshot(commands: _Commands[_Parser]) -> None:
         action="append",
         default=[],
         metavar="K=V",
-        help="metadata for every snapshot; may be repeated",
+        help="metadata of every snapshot; may be repeated",
     )
     command.add_argument(
         "--thaw-timeout",
         metavar="SECONDS",
         default=10.0,
         type=_Seconds("--thaw-timeout", least=SHORTEST_THAW_TIMEOUT_S),
-        help="everything is thawed after this time at the latest (default: 10; 0.01 to 3600)",
+        help="thaw everything after this time at the latest (default: 10; 0.01 to 3600)",
     )
     command.add_argument(
         "--connect-timeout",
         metavar="SECONDS",
         default=10.0,
         type=_Seconds("--connect-timeout"),
-        help="time to reach the blobs, before the freeze (default: 10; up to 3600)",
+        help="time for connecting to the blobs, before the freeze (default: 10; up to 3600)",
     )
     command.add_argument(
         "--sync-timeout",
         metavar="SECONDS",
         default=30.0,
         type=_Seconds("--sync-timeout", least=0.0),
-        help="time to write dirty data back before the freeze; 0 leaves that out (default: 30; up to 3600)",
+        help="time for writing dirty data back, before the freeze; 0 skips it (default: 30; up to 3600)",
     )
     command.add_argument(
         "--ca-file",
         metavar="PEM",
         type=_NotAUri("--ca-file"),
-        help="trust these certificates too, beside the system's",
+        help="trust these certificates in addition to the system's",
     )
     proxy = command.add_mutually_exclusive_group()
     proxy.add_argument("--proxy", metavar="URL", help="reach the blobs through this HTTP proxy")
-    proxy.add_argument("--no-proxy", action="store_true", help="go direct, whatever the environment says")
+    proxy.add_argument("--no-proxy", action="store_true", help="use no proxy, whatever the environment says")
     command.add_argument(
         "--no-expedite-rcu",
         dest="expedite_rcu",
         action="store_false",
-        help="leave /sys/kernel/rcu_expedited alone; the window is then some 20 to 60 ms longer",
+        help="leave /sys/kernel/rcu_expedited alone; the window is then about 20 to 60 ms longer",
     )
     command.add_argument(
         "--report",
         metavar="FILE",
         type=_NotAUri("--report"),
-        help="write the report as JSON to FILE too, atomically, readable by its owner only",
+        help="also write the report to FILE as JSON, atomically and readable by its owner only",
     )
     _add_json(command)
 
 
 class _Checked:
-    """What `argparse` calls on an option's text; it raises `ArgumentsError`, which `argparse` lets pass."""
+    """A type for `argparse`. It raises `ArgumentsError`, which `argparse` does not catch."""
 
     def __init__(self, option: str) -> None:
         self.option = option
 
 
 class _NotAUri(_Checked):
-    """Refuses a URI where a name is wanted: it would be a SAS URI, and the name is repeated in messages."""
+    """Refuses a URI where a name is expected. It may be a SAS URI, and messages repeat the name."""
 
     def __call__(self, text: str) -> str:
         if "://" in text or "sig=" in text:
             raise ArgumentsError(
                 f"`{self.option}` does not take a URI",
                 code="unexpected-uri",
-                hint="SAS URIs are given by `--blobs-from FILE` or `--blob SAS_URI`",
+                hint="pass SAS URIs with `--blobs-from FILE` or `--blob SAS_URI`",
             )
         if not text or "\0" in text:
             raise ArgumentsError(f"`{self.option}` is empty", code="bad-arguments")
@@ -332,7 +334,7 @@ class _NotAUri(_Checked):
 
 
 class _Seconds(_Checked):
-    """Takes a length of time in seconds: from `least`, or above zero where there is none, up to an hour."""
+    """Accepts a number of seconds: from `least`, or above zero if `least` is `None`, up to an hour."""
 
     def __init__(self, option: str, *, least: float | None = None) -> None:
         super().__init__(option)
@@ -343,7 +345,7 @@ class _Seconds(_Checked):
             seconds = float(text)
         except ValueError:
             seconds = math.nan
-        # A NaN compares false with everything.
+        # NaN compares false with everything.
         is_long_enough = seconds > 0 if self.least is None else seconds >= self.least
         if is_long_enough and seconds <= LONGEST_TIMEOUT_S:
             return seconds
@@ -366,32 +368,32 @@ def _bad_metadata(number: int, defect: str) -> ArgumentsError:
     return ArgumentsError(
         f"`--metadata` number {number} {defect}",
         code="bad-metadata",
-        hint="give NAME=VALUE, the name of letters, digits and underscores and not beginning with a digit",
+        hint="write NAME=VALUE; the name has letters, digits and underscores and does not begin with a digit",
     )
 
 
 def _without_values(message: str) -> str:
-    # argparse puts what was given into its messages. Only those that are known to hold nothing but names of
-    # options pass; the others are said anew.
+    # argparse repeats the arguments in its messages. Only messages that are known to contain nothing but
+    # option names pass. All others are replaced.
     if message.startswith("unrecognized arguments"):
         names = sorted(set(re.findall(r"(?<=\s)--?[A-Za-z][A-Za-z-]{0,30}(?=[\s=]|$)", message)))
         listed = ", ".join(f"`{name}`" for name in names)
-        return f"unknown options: {listed}" if names else "there is an argument too many"
+        return f"unknown options: {listed}" if names else "there are too many arguments"
     if message == "the following arguments are required: COMMAND":
-        return "there is no command: give plan, snapshot, status or thaw"
+        return "the command is missing: plan, snapshot, status or thaw"
     if "invalid choice" in message:
-        return "no such command: there are plan, snapshot, status and thaw"
+        return "unknown command: the commands are plan, snapshot, status and thaw"
     if "explicit argument" in message:
-        return "an option that takes no value was given one"
+        return "an option that takes no value has one"
     if re.fullmatch(
         r"(argument [-a-zA-Z/ ]+: (expected (one|at least one) argument|not allowed with argument [-a-z]+)"
         r"|(the following arguments are|one of the arguments [-a-z ]+ is) required(: [A-Za-z, -]+)?)",
         message,
     ):
         return message
-    return "the arguments could not be understood"
+    return "the arguments could not be parsed"
 
 
 def wants_json(arguments: Sequence[str] | None) -> bool:
-    """Tells whether a command line that could not be understood asked for JSON."""
+    """Returns whether a command line that could not be parsed asks for JSON."""
     return "--json" in (sys.argv[1:] if arguments is None else arguments)

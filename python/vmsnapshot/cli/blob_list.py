@@ -1,7 +1,8 @@
-"""Reads the list of SAS URIs that ``--blobs-from`` names, and checks what can be checked of one URI's text.
+"""Reads the list of SAS URIs that ``--blobs-from`` names, and checks the text of each URI.
 
-A SAS URI is a secret. No error of this file holds anything that was read: it names the line or the entry by
-its number. What a URI means is the engine's business; only text that can be no URI at all is refused here.
+A SAS URI is a secret. Therefore no error of this module contains text that was read. It contains the number
+of the line or the entry instead. This module refuses only text that cannot be a URI. The engine checks the
+rest.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from typing import BinaryIO
 from vmsnapshot.cli.streams import say
 from vmsnapshot.errors import ArgumentsError
 
-# A SAS URI has a few hundred bytes and a VM at most some dozens of disks; the limit keeps a wrong file name
-# (a disk image, /dev/zero) from filling the memory.
+# A SAS URI has a few hundred bytes, and a VM has a few dozen disks at most. The limit protects the memory if
+# the file name is wrong (a disk image, /dev/zero).
 LIST_LIMIT_BYTES = 4 * 1024 * 1024
 
-FORMS_HINT = 'give one SAS URI a line, or a JSON list, or {"blobSASUri": [...]}; `#` begins a comment line'
+FORMS_HINT = 'write one SAS URI per line, or a JSON list, or {"blobSASUri": [...]}; `#` begins a comment line'
 
 
 def read_blob_list(path: str) -> list[str]:
-    """Reads the SAS URIs in the file `path`, or on standard input when `path` is ``-``.
+    """Reads the SAS URIs from the file `path`, or from standard input if `path` is ``-``.
 
     Raises:
-        ArgumentsError: the file cannot be read, is in none of the known forms, or names no blob.
+        ArgumentsError: the file cannot be read, has none of the known forms, or names no blob.
 
-    Blocking: as long as standard input, or a FIFO, keeps it waiting.
+    Blocking: until standard input, or a FIFO, ends.
     """
     subject = "standard input" if path == "-" else f"`{path}`"
     try:
@@ -37,7 +38,7 @@ def read_blob_list(path: str) -> list[str]:
             with Path(path).open("rb") as file:
                 content = _read_limited(file)
     except (OSError, ValueError) as error:
-        # A ValueError is a path with a NUL byte, or a standard input that is closed.
+        # A `ValueError` means a path with a NUL byte, or a closed standard input.
         cause = error.strerror if isinstance(error, OSError) and error.strerror else "it cannot be opened"
         raise ArgumentsError(
             f"could not read the list of blobs from {subject}: {cause.lower()}",
@@ -53,10 +54,10 @@ def read_blob_list(path: str) -> list[str]:
 
 
 def parse_blob_list(content: bytes, subject: str) -> list[str]:
-    """Takes the SAS URIs out of `content`; `subject` is what errors call it.
+    """Returns the SAS URIs in `content`. Errors call it `subject`.
 
     Raises:
-        ArgumentsError: `content` is in none of the known forms, or names no blob.
+        ArgumentsError: `content` has none of the known forms, or names no blob.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -76,13 +77,13 @@ def parse_blob_list(content: bytes, subject: str) -> list[str]:
 
 
 def uri_defect(uri: str) -> str | None:
-    """Says why `uri` can be no URI, without any of its text; none when it may be one."""
+    """Returns why `uri` cannot be a URI, without repeating it, or `None` if it can be one."""
     if not uri:
         return "is empty"
     if any(character.isspace() for character in uri):
-        return "has white space in it"
+        return "contains white space"
     if not all("!" <= character <= "~" for character in uri):
-        return "has a character that may not stand in a URI"
+        return "contains a character that is not allowed in a URI"
     return None
 
 
@@ -105,8 +106,8 @@ def _from_json(text: str, subject: str) -> list[str]:
     except json.JSONDecodeError as error:
         raise _malformed(subject, f"line {error.lineno} is not JSON") from None
     except (RecursionError, ValueError):
-        # Nested too deep, or a number with more digits than Python converts.
-        raise _malformed(subject, "it is not a JSON list of texts") from None
+        # Nested too deeply, or a number with more digits than Python converts.
+        raise _malformed(subject, "it is not a JSON list of strings") from None
     if isinstance(document, dict):
         document = document.get("blobSASUri")
     if not isinstance(document, list):
@@ -114,7 +115,7 @@ def _from_json(text: str, subject: str) -> list[str]:
     uris = []
     for number, entry in enumerate(document, start=1):
         if not isinstance(entry, str):
-            raise _malformed(subject, f"entry {number} is not a text")
+            raise _malformed(subject, f"entry {number} is not a string")
         uri = entry.strip()
         defect = uri_defect(uri)
         if defect is not None:
@@ -125,7 +126,7 @@ def _from_json(text: str, subject: str) -> list[str]:
 
 def _malformed(subject: str, defect: str) -> ArgumentsError:
     return ArgumentsError(
-        f"could not understand the list of blobs from {subject}: {defect}",
+        f"could not parse the list of blobs from {subject}: {defect}",
         code="blob-list-malformed",
         hint=FORMS_HINT,
     )
@@ -135,7 +136,7 @@ def _standard_input() -> BinaryIO:
     if sys.stdin is None:
         raise ValueError("standard input is closed")
     if sys.stdin.isatty():
-        say("reading SAS URIs from the terminal, end with Ctrl-D")
+        say("reading SAS URIs from the terminal; end the list with Ctrl-D")
     return sys.stdin.buffer
 
 

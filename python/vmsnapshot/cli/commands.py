@@ -1,7 +1,7 @@
-"""The command ``vmsnapshot``: arguments in, one engine call each, words or JSON out, an exit status.
+"""The four commands of ``vmsnapshot``. Each calls the engine, prints the result and returns an exit status.
 
-Decides nothing about filesystems or blobs; what it owns is the exit status and that a run's result gets out
-whatever happens to standard output, to the report's disk or by Ctrl-C.
+This module decides nothing about filesystems or blobs. It chooses the exit status, and it writes the result
+of a run even if standard output fails, if the disk of the report fails, or after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ EXIT_STATUSES: dict[ErrorKind, int] = {
 
 
 class _Finished(NamedTuple):
-    """A run that has come to its report."""
+    """A run that returned a report."""
 
     report: _native.Report
     document: str
@@ -54,7 +54,7 @@ class _Finished(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line `arguments` (those of the process when none) and returns the exit status."""
+    """Runs the command line and returns its exit status. `None` means the arguments of this process."""
     open_missing_streams()
     try:
         parsed = parse_arguments(arguments, _native.version())
@@ -97,7 +97,7 @@ def _snapshot(parsed: argparse.Namespace) -> int:
         session = _prepare(parsed, interruptions)
         with interruptions, session:
             report = _run(session)
-            # Before the hold ends, so that no Ctrl-C comes between the run and its report.
+            # Before the hold ends, so that Ctrl-C cannot come between the run and its report.
             document = _pretty(report.to_json())
             status = _exit_status_of(report)
             if report_file is not None:
@@ -146,12 +146,12 @@ def _print_finished(finished: _Finished, *, as_json: bool) -> int:
     try:
         if finished.interruptions:
             name = finished.interruptions[0]
-            say(f"{name} came when the run had begun; the run ended by itself, and this is its report")
+            say(f"{name} arrived after the run had begun. The run ended by itself, and this is its report")
         if as_json:
             return _print(finished.document, finished.status)
         return _print(report_text(finished.report, Screen.of_standard_output()), finished.status)
     except KeyboardInterrupt:
-        # Somebody does not want to wait for whoever reads this. What the status says stays true.
+        # The user does not wait until the reader has read everything. The exit status stays true.
         return finished.status
 
 
@@ -161,10 +161,10 @@ def _prepare(parsed: argparse.Namespace, interruptions: Interruptions) -> _nativ
         blobs = read_blob_list(parsed.blobs_from)
     else:
         blobs = parsed.blob
-        say("warning: SAS URIs on the command line can be seen by every user; prefer --blobs-from")
+        say("warning: every user can see SAS URIs on the command line; prefer --blobs-from")
     proxy = parsed.proxy
     if proxy is not None and "@" in proxy:
-        say("warning: a proxy's password on the command line can be seen by every user; prefer https_proxy")
+        say("warning: every user can see a proxy's password on the command line; prefer https_proxy")
     if proxy is None and not parsed.no_proxy:
         proxy = proxy_from_environment(blobs)
     plan = _native.plan(include=parsed.mount, exclude=parsed.exclude)
@@ -197,7 +197,7 @@ def _run(session: _native.Session) -> _native.Report:
     try:
         return session.run()
     except (VmsnapshotError, KeyboardInterrupt):
-        # Both come before the window only: in it, signals are noted.
+        # Both can only come before the window. Inside it, signals are noted.
         raise
     except BaseException as error:
         # The engine promises a report once it froze anything. Should that be broken, the worst has to be
@@ -211,7 +211,7 @@ def _run(session: _native.Session) -> _native.Report:
 
 
 def _keep(report_file: ReportFile, document: str, report: _native.Report, status: int) -> int:
-    """Writes the report; returns the exit status that is true after that."""
+    """Writes the report, and returns the exit status that is true afterwards."""
     stuck = [item.device for item in report.filesystems if item.outcome in ("not-thawed", "freeze-hung")]
     if report_file.is_on(stuck):
         say(f"error: the report was not written to `{report_file.path}`: its filesystem is still frozen")
@@ -246,7 +246,7 @@ def _exit_status_of(report: _native.Report) -> int:
 
 
 def _exit_status_after_failed_thaw() -> int:
-    """Tells whether something is still frozen; where that cannot be known, it has to be assumed."""
+    """Returns `NOT_THAWED` if something is still frozen, or if this cannot be found out."""
     try:
         return NOT_THAWED if _native.status().frozen else FAILED
     except VmsnapshotError:
@@ -270,7 +270,7 @@ def _error_document(error: VmsnapshotError) -> str:
 
 
 def _print(text: str, status: int) -> int:
-    """Prints a result; a plain success that nobody got to see is a failure, everything else stays itself."""
+    """Prints a result. If this fails, a success becomes a failure. Every other status stays."""
     cause = write_out(text)
     if cause is None:
         return status

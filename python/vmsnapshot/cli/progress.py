@@ -1,13 +1,12 @@
-"""Shows on standard error where a run is while it prepares; never inside the window.
+"""Shows the phases of the preparation on standard error; writes nothing inside the window.
 
-On a terminal each phase is named as it begins. Elsewhere (cron, a service's log) a phase is named only when
-it has taken a second, so that an ordinary run leaves nothing behind; the last one, when an earlier one was.
+On a terminal, each phase is shown when it begins. Elsewhere (cron, the log of a service) a phase is shown
+only after a second, so that an ordinary run writes nothing. The last phase is shown if an earlier one was.
 """
 
 from __future__ import annotations
 
 import threading
-
 from typing import TYPE_CHECKING
 
 from vmsnapshot.cli.streams import is_terminal, say
@@ -29,7 +28,7 @@ SENTENCES: dict[Phase, str] = {
 class Progress:
     """Takes the phases of `prepare(progress=...)`, and puts them into words.
 
-    `close` it before the window: after that nothing more is written.
+    `close` it before the window. It writes nothing afterwards.
     """
 
     def __init__(self) -> None:
@@ -47,13 +46,13 @@ class Progress:
             return
         if phase == "freeze":
             return
-        # A thread, because the main one is inside the engine for the whole of a phase.
+        # A thread, because the main thread is inside the engine during the whole phase.
         self._timer = threading.Timer(PATIENCE_S, self._speak, args=(sentence,))
         self._timer.daemon = True
         self._timer.start()
 
     def close(self) -> None:
-        """Notes that the last phase is over; returns when nothing of this is running any more."""
+        """Records that the last phase is over. Returns when no thread of this object is running any more."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()

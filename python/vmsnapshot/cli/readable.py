@@ -1,7 +1,7 @@
-"""What people read: plans, reports and statuses, as a first line that answers and tables that explain.
+"""The text for people: plans, reports and statuses. The first line has the answer, and tables explain it.
 
-The first line of a report says, in this order: did the filesystems thaw, is the snapshot usable, why not,
-what next. Decides nothing: every verdict is the engine's.
+The first line of a report answers, in this order: did the filesystems thaw, is the snapshot usable, why not,
+and what to do next. Every verdict is the engine's. This module decides nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from vmsnapshot.cli.tables import Cell, Column, Screen, Tone, render
 if TYPE_CHECKING:
     from vmsnapshot._native import BlobResult, FilesystemResult, RunState
 
-# Filesystems without a disk behind them, which a plan would otherwise list by the dozen. Network and FUSE
-# filesystems are not among them: who has one should see that it is not in the snapshot.
+# Filesystems without a disk, which a plan would otherwise list by the dozen. Network and FUSE filesystems are
+# not among them, because their owner should see that they are not in the snapshot.
 PSEUDO_TYPES = frozenset(
     {
         "autofs",
@@ -78,7 +78,7 @@ _BLOB_TONES: dict[BlobResult, Tone] = {
 
 
 def plan_text(plan: Plan, screen: Screen, every: bool = False) -> str:
-    """Describes a plan; `every` lists memory and pseudo filesystems one by one."""
+    """Describes a plan. `every` lists memory and pseudo filesystems one by one."""
     count = len(plan.filesystems)
     text = f"would freeze {_filesystems(count)}, level 0 first, and thaw them in the reverse order\n"
     if count:
@@ -150,7 +150,7 @@ def report_text(report: Report, screen: Screen) -> str:
 
 
 def headline(report: Report) -> str:
-    """Says in one line: did the filesystems thaw, is the snapshot usable, why not, what next."""
+    """Answers in one line: did the filesystems thaw, is the snapshot usable, why not, and what to do next."""
     parts = [_thaw_part(report), _worth_part(report)]
     if report.why is not None:
         parts.append(printable(report.why))
@@ -211,11 +211,12 @@ def status_text(status: Status, screen: Screen) -> str:
         ]
         text += "\n" + render(columns, [_run_row(run) for run in status.runs], screen)
     for ledger in status.unreadable:
-        line = f"could not read `{printable(ledger.path)}`: {printable(ledger.why)}; it may be the ledger of a run"
+        cause = printable(ledger.why)
+        line = f"could not read `{printable(ledger.path)}`: {cause}; it may be the ledger of a run"
         text += "\n" + screen.fold(line) + "\n"
     holder = status.rcu_expedited.held_by
     if holder is not None:
-        line = f"expedited RCU was switched on by run {printable(holder)}, and is not put back yet"
+        line = f"run {printable(holder)} switched expedited RCU on, and it is not restored yet"
         text += "\n" + screen.fold(line) + "\n"
     return text
 
@@ -253,7 +254,7 @@ def thaw_text(result: ThawResult, screen: Screen) -> str:
 
 
 def duration_text(milliseconds: float | None) -> str:
-    """Writes a length of time with its unit; ``-`` when there is none."""
+    """Writes a length of time with its unit. ``-`` stands for `None`."""
     if milliseconds is None:
         return "-"
     if milliseconds >= 1000:
@@ -277,7 +278,7 @@ def _worth_part(report: Report) -> str:
     total = len(report.blobs)
     if report.consistent:
         if total == 0:
-            return f"consistent ({report.consistency}), and no blob was to be snapshotted"
+            return f"consistent ({report.consistency}), and no blob was given"
         subject = "the snapshot is" if total == 1 else f"all {total} snapshots are"
         return f"{subject} complete and consistent ({report.consistency})"
     if report.consistency == "none":
@@ -292,11 +293,11 @@ def _next_step(report: Report) -> str | None:
     if report.consistent:
         return None
     if any(item.outcome == "frozen-by-another" for item in report.filesystems):
-        return "run it again when the other program has thawed"
+        return "run it again after the other program has thawed"
     if any(blob.outcome == "refused" and not blob.retryable for blob in report.blobs):
-        return "mend what was refused (below), then run it again"
+        return "fix what was refused (below), then run it again"
     if any(blob.outcome == "unknown" for blob in report.blobs):
-        return "look whether the blobs marked unknown have a snapshot to delete, then run it again"
+        return "check whether the blobs marked unknown have a snapshot to delete, then run it again"
     return "run it again"
 
 
@@ -330,7 +331,7 @@ def _blob_error(blob: BlobOutcome) -> str | None:
 
 
 def _notes(errors: Sequence[tuple[str, str | None]], screen: Screen) -> str:
-    # Below the table and not in it: a sentence that is cut to a column's width says nothing.
+    # Below the table and not in it, because a sentence cut to the width of a column is useless.
     lines = [f"  {printable(subject)}: {printable(error)}" for subject, error in errors if error]
     return "".join(screen.fold(line, indent="    ") + "\n" for line in lines)
 
@@ -376,7 +377,7 @@ def _process(pid: int | None, is_alive: bool | None) -> str:
 
 
 def _is_folded(skipped: SkippedFilesystem) -> bool:
-    # What a pattern of the user's names is always shown.
+    # A filesystem that a pattern of the user excludes is always listed.
     return skipped.filesystem_type in PSEUDO_TYPES and skipped.reason != "excluded"
 
 

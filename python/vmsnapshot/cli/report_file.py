@@ -1,4 +1,4 @@
-"""Where `--report` writes: checked before the freeze, written atomically after the thaw."""
+"""Writes the file of `--report`: checks it before the freeze, and writes it atomically after the thaw."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from vmsnapshot.errors import ArgumentsError, PlanError
 
 
 class ReportFile:
-    """A path that a report can be written to. Checked when it is made: the directory takes new files.
+    """A path that a report can be written to. The constructor checks that the directory accepts new files.
 
-    `device` is the mountinfo ``major:minor`` of the filesystem it lies on, none if that cannot be told.
+    `device` is the ``major:minor`` in mountinfo of the filesystem that it lies on, or `None` if that is not
+    known.
     """
 
     def __init__(self, path: str) -> None:
         """Checks `path`.
 
         Raises:
-            ArgumentsError: no report can be written there.
+            ArgumentsError: a report cannot be written there.
         """
         self.path = path
         try:
-            # Through symbolic links, so that a link is written through and not replaced.
+            # Follow symbolic links, so that the target is written and the link is not replaced.
             self._target = Path(path).resolve()
             if path.endswith("/") or self._target.is_dir():
                 raise _unwritable(path, "it is a directory")
-            # The only check that is true for root, on a full disk and on a read-only filesystem alike.
+            # The only check that is right for root, for a full disk and for a read-only filesystem.
             with tempfile.TemporaryFile(dir=self._target.parent) as trial:
                 trial.write(b"\0")
         except (OSError, RuntimeError) as error:
-            # A RuntimeError is a loop of symbolic links, before Python 3.13.
+            # Before Python 3.13, a loop of symbolic links is a `RuntimeError`.
             cause = (
                 error.strerror if isinstance(error, OSError) and error.strerror else "it cannot be reached"
             )
@@ -42,14 +43,14 @@ class ReportFile:
         self.device = _device_of(self._target.parent)
 
     def is_on(self, devices: Iterable[str]) -> bool:
-        """Tells whether the file lies on one of `devices`: writing to it would hang while that is frozen."""
+        """Returns whether the file lies on one of `devices`. A write hangs while that device is frozen."""
         return self.device is not None and self.device in set(devices)
 
     def write(self, document: str) -> None:
-        """Puts `document` in place, whole or not at all, readable by its owner only.
+        """Writes `document` completely or not at all. Only its owner can read it.
 
         Raises:
-            OSError: it could not be written; what was there before is still there.
+            OSError: it could not be written. An older file is still there.
         """
         descriptor, temporary = tempfile.mkstemp(prefix=".vmsnapshot-report-", dir=self._target.parent)
         try:
@@ -68,12 +69,12 @@ def _unwritable(path: str, cause: str) -> ArgumentsError:
     return ArgumentsError(
         f"the report could not be written to `{path}`: {cause}",
         code="report-unwritable",
-        hint="name a file in a directory that exists and takes new files",
+        hint="name a file in a directory that exists and accepts new files",
     )
 
 
 def _device_of(directory: Path) -> str | None:
-    # mountinfo and not `st_dev`, which is another one for every subvolume of btrfs.
+    # From mountinfo and not from `st_dev`, which differs for every subvolume of a btrfs.
     try:
         devices = {
             mount.mount_point: mount.device for mount in vmsnapshot.machine().mounts if mount.is_visible

@@ -1,7 +1,7 @@
 """Writes to standard output and standard error so that neither can make a run fail.
 
-A reader that went away, a full disk behind a redirection or a closed descriptor must not hide what became of
-a run, nor change its exit status into that of a traceback.
+The reader may have gone away, the disk behind a redirection may be full, and a descriptor may be closed. None
+of this may hide the result of a run, or replace its exit status by that of a traceback.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Literal, TextIO
 
 
 def open_missing_streams() -> None:
-    """Puts ``/dev/null`` where standard input, output or error is closed.
+    """Opens ``/dev/null`` for each of standard input, output and error that is closed.
 
-    Otherwise the next file or socket to be opened gets the number 0, 1 or 2, and whoever writes to "standard
-    error" writes into a blob's connection.
+    Otherwise the next file or socket gets the number 0, 1 or 2, and a message to "standard error" is written
+    into the connection to a blob.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest free number is given out, so this one is `descriptor`.
+            # The kernel assigns the lowest free number, which is `descriptor`.
             os.open(os.devnull, os.O_RDWR)
 
 
 def is_terminal(name: Literal["stdout", "stderr"]) -> bool:
-    """Tells whether the standard stream `name` is a terminal."""
+    """Returns whether the standard stream `name` is a terminal."""
     stream = getattr(sys, name)
     try:
         return stream is not None and bool(stream.isatty())
@@ -36,19 +36,20 @@ def is_terminal(name: Literal["stdout", "stderr"]) -> bool:
 
 
 def say(message: str) -> None:
-    """Writes one line to standard error, after the program's name; does nothing where that cannot be."""
+    """Writes one line to standard error, after the name of the program. Does nothing if that fails."""
     _write_error_line(f"vmsnapshot: {printable(message)}\n")
 
 
 def say_hint(hint: str) -> None:
-    """Writes the line that follows an error: what the reader can do about it."""
+    """Writes the line after an error that shows what the reader can do."""
     _write_error_line(f"hint: {printable(hint)}\n")
 
 
 def write_out(text: str) -> str | None:
-    """Writes `text` to standard output; says why that was not possible, and none when it was.
+    """Writes `text` to standard output. Returns why that failed, or `None`.
 
-    A reader that has gone away (``vmsnapshot plan | head -1``) has read what it wanted: that is no failure.
+    A reader that has gone away (``vmsnapshot plan | head -1``) has read what it wanted. This is not a
+    failure.
     """
     stream = sys.stdout
     if stream is None:
@@ -66,9 +67,9 @@ def write_out(text: str) -> str | None:
 
 
 def printable(text: str) -> str:
-    """Makes `text` safe to show: control characters and undecodable bytes become ``\\xNN``.
+    """Makes `text` safe to print: control characters and undecodable bytes become ``\\xNN``.
 
-    A mount point may hold any byte but NUL; a terminal must not be driven by one.
+    A mount point may contain any byte except NUL, and it must not control the terminal.
     """
     return "".join(_printable_character(character) for character in text)
 
@@ -76,7 +77,7 @@ def printable(text: str) -> str:
 def _printable_character(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:
-        # How Python keeps a byte that is not UTF-8 (`surrogateescape`).
+        # Python's form of a byte that is not UTF-8 (`surrogateescape`).
         return f"\\x{code - 0xDC00:02x}"
     if character.isprintable():
         return character
@@ -95,10 +96,10 @@ def _write_error_line(line: str) -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Lets what is still buffered in `stream`, and all that follows, go nowhere.
+    """Redirects `stream` to ``/dev/null``, with everything that is still buffered.
 
-    It would be written once more when the interpreter ends; that fails again, and puts the interpreter's own
-    exit status, 120, in the place of ours.
+    Otherwise the interpreter writes the buffer again when it ends. That fails again, and the exit status
+    becomes the interpreter's own, 120.
     """
     with contextlib.suppress(OSError, ValueError):
         descriptor = os.open(os.devnull, os.O_WRONLY)

@@ -1,6 +1,7 @@
-"""Lays out tables: fitted to a terminal, with a little colour; plain aligned text everywhere else.
+"""Lays out tables: fitted to the terminal and with a little colour, or as plain aligned text elsewhere.
 
-Knows nothing of filesystems or blobs. In a pipe nothing is ever cut: `grep` and `awk` see whole names.
+This module knows nothing about filesystems or blobs. It never cuts text in a pipe, so that `grep` and `awk`
+see whole names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ELLIPSIS = "..."
 
 
 class Tone(Enum):
-    """What a text means to the reader; the value is the terminal's code for it."""
+    """What a text means to the reader. The value is the terminal's escape code."""
 
     PLAIN = ""
     GOOD = "\x1b[32m"
@@ -33,21 +34,21 @@ class Tone(Enum):
 
 @dataclass(frozen=True)
 class Screen:
-    """What is written to: `width` in columns, none for no limit; `colour` whether it may be used."""
+    """Where a table is printed. `width` is in columns or `None`; `colour` is whether colour may be used."""
 
     width: int | None = None
     colour: bool = False
 
     @classmethod
     def of_standard_output(cls) -> Screen:
-        """Describes standard output. Colour needs a terminal that is not ``dumb`` and no ``NO_COLOR``."""
+        """Describes standard output. Colour needs a terminal that is not ``dumb``, and no ``NO_COLOR``."""
         if sys.stdout is None or not is_terminal("stdout"):
             return cls()
         colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
         return cls(width=shutil.get_terminal_size().columns, colour=colour)
 
     def fold(self, line: str, indent: str = "") -> str:
-        """Breaks a line between words, where a terminal would break it anywhere; indents what follows."""
+        """Breaks a line between words to fit the terminal. `indent` begins each further line."""
         if self.width is None:
             return line
         return textwrap.fill(
@@ -55,13 +56,13 @@ class Screen:
         )
 
     def paint(self, text: str, tone: Tone) -> str:
-        """Gives `text` the colour of `tone`, where there is colour."""
+        """Gives `text` the colour of `tone`, if colour may be used."""
         return f"{tone.value}{text}\x1b[0m" if self.colour and tone is not Tone.PLAIN else text
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column; a flexible one is cut in the middle when the terminal is too narrow."""
+    """One column. The text of a flexible column is cut in the middle if the terminal is too narrow."""
 
     title: str
     flexible: bool = False
@@ -77,7 +78,7 @@ class Cell:
 
 
 def render(columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]], screen: Screen) -> str:
-    """Lays out a table with a line of titles; each line ends with a line feed and has no blanks before it."""
+    """Lays out a table below a line of titles. Each line ends with a line feed and has no trailing blanks."""
     cells = [[_cell(field) for field in row] for row in rows]
     widths = _fit(columns, cells, screen)
     titles = [Cell(column.title, Tone.HEADING) for column in columns]
@@ -85,7 +86,7 @@ def render(columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]], scre
 
 
 def display_width(text: str) -> int:
-    """Counts the columns that `text` takes on a terminal."""
+    """Returns how many columns `text` takes on a terminal."""
     return sum(
         0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
         for character in text
@@ -106,7 +107,7 @@ def _fit(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], screen: Scre
         return widths
     excess = sum(widths) + len(GAP) * (len(widths) - 1) - screen.width
     while excess > 0:
-        # The widest gives first, so that two long columns end up alike.
+        # Shorten the widest column first, so that two long columns become equally wide.
         index = max(
             (index for index, column in enumerate(columns) if column.flexible),
             key=lambda index: widths[index],
@@ -132,7 +133,7 @@ def _line(columns: Sequence[Column], row: Sequence[Cell], widths: Sequence[int],
 def _cut(text: str, width: int) -> str:
     if display_width(text) <= width:
         return text
-    # Both ends tell blobs and mount points apart better than the middle does.
+    # The two ends distinguish blobs and mount points better than the middle.
     room = width - len(ELLIPSIS)
     head, tail = "", ""
     for character in text:

@@ -1,6 +1,6 @@
-"""One process of the handler: a command of the agent, or what a command starts.
+"""One process of the handler: a command of the agent, or a process that a command starts.
 
-What is rarely needed, or slow to import, is imported by the verb that needs it: a command has to be quick.
+A command must be quick. Therefore each verb imports by itself what is slow to import or rarely needed.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from vmsnapshot.handler import commands
 from vmsnapshot.handler.agent.environment import find_base_directory
 
 USAGE = 2
-# For a person on the VM, where the command line is not installed: what is frozen, and its thaw.
+# For people on the VM, where the command line is not installed: show what is frozen, and thaw it.
 PEOPLES_VERBS = ("status", "thaw")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one verb; returns the exit status, which says nothing of a backup's outcome."""
+    """Runs one verb and returns its exit status, which does not depend on the outcome of a backup."""
     verb = arguments[0] if len(arguments) == 1 else ""
     base_directory = find_base_directory(os.environ)
     if verb in commands.COMMANDS:
@@ -27,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
         from vmsnapshot.handler.worker import run_worker
 
         run_worker(base_directory, os.environ, mends=verb == "mend")
-        # Not `return`: a thread that hangs in the resolver or on a dead disk must not keep this process.
+        # Not `return`: a thread that hangs in the resolver or on a dead disk must not keep this process
+        # alive.
         os._exit(0)
     if verb == "poll":
         from vmsnapshot.handler.polling import run_polling

@@ -1,8 +1,8 @@
-"""The numbers by which Azure Backup knows what a job came to.
+"""The numbers that Azure Backup uses for the outcome of a job.
 
-A *run code* is ``status.code``, an *ext code* is ``vmHealthInfo.vmHealthStatusCode``; both are taken from
-this one table, which has the codes that this version reports and no other: chapter 4 of the contract has the
-rest. The names are those that the service and the portal show (``extErrorCode``, ``StatusCode.<name>``).
+A *run code* is ``status.code``, and an *ext code* is ``vmHealthInfo.vmHealthStatusCode``. Both come from this
+table. It has only the codes that this version reports. Chapter 4 of the contract has the others. The names
+are those that the service and the portal show (``extErrorCode``, ``StatusCode.<name>``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ RED = 256
 
 
 class Code(enum.IntEnum):
-    """A code; `shown_as` is its name, `health_state` the colour that it gives the VM."""
+    """A code. `shown_as` is its name, and `health_state` is the colour of the VM with this code."""
 
     SUCCESS = 1
     ERROR = 2
@@ -54,7 +54,8 @@ _RED = frozenset(
         Code.SNAPSHOT_FAILED_NO_NETWORK,
         Code.SNAPSHOT_LIMIT_REACHED,
         Code.TOO_LATE,
-        # The reference has no state for it, and so no final report: red, as its siblings.
+        # The reference has no state for this code, and therefore writes no final report. Red like its
+        # siblings.
         Code.HOST_SERVER_ERROR,
         Code.SNAPSHOT_FAILED_RESTRICTED_NETWORK,
     }

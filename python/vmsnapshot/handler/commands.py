@@ -1,7 +1,8 @@
-"""The agent's five commands. Any of them may be run again; enable ends within milliseconds.
+"""The agent's five commands. Each of them can run again at any time, and enable returns within milliseconds.
 
-A backup job is a process of its own, the worker: the agent ends a command after minutes, reports nothing
-while it runs, and may be restarted by a service manager that ends everything it ever started.
+A backup job runs in a process of its own, the worker. The agent kills a command after some minutes and
+reports nothing while the command runs. The service manager may restart the agent, and then ends all its
+processes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from vmsnapshot.handler.settings.envelope import scrub
 from vmsnapshot.handler.workers import KilledJob, end_mending, end_workers, killed_jobs, mend, start_worker
 
 ETC_AZURE = Path("/etc/azure")
-# How many of the settings and status files that newer ones have put aside are kept of each kind.
+# How many old settings files, and how many old status files, are kept.
 KEPT_FILES = 60
 
 _WORKLOAD_TEMPLATE = """\
@@ -49,25 +50,25 @@ timeout =
 
 
 def install(context: Context) -> int:
-    """Makes `/etc/azure`, the template for workloads, and the bytecode of what a worker imports."""
+    """Creates `/etc/azure`, the template of workload.conf, and the bytecode of what a worker imports."""
     workload = WORKLOAD_CONFIGURATION
     try:
         ETC_AZURE.mkdir(mode=0o755, parents=True, exist_ok=True)
         if not workload_name(workload):
             write_atomically(workload, _WORKLOAD_TEMPLATE, 0o600)
     except OSError as error:
-        # Jobs need the directory for the lock, and will say so; a read-only /etc is no reason not to install.
+        # Not a reason to fail. A job needs the directory for the lock, and reports if it is missing.
         context.log.warning(f"could not prepare `{ETC_AZURE}`: {error.strerror}")
     _compile(context)
     return 0
 
 
 def enable(context: Context) -> int:
-    """Notes the job and hands it to a worker; a job that was handed over before is left as it is."""
+    """Records the job and starts its worker. A job that was started before is not started again."""
     environment, state, log = context.environment, context.state, context.log
     number = sequence_number(environment, context.environ)
     if number is None:
-        log.error("there is no sequence number: the agent gave none, and there is no settings file")
+        log.error("there is no sequence number: the agent passed none, and there is no settings file")
         return 0
     killed = killed_jobs(context)
     log.info(f"enable, sequence number {number}")
@@ -80,7 +81,7 @@ def enable(context: Context) -> int:
     seen = [killed_job.asked for killed_job in killed if killed_job.asked.number == number]
     asked = seen[0] if seen else context.read_job(number)
     if is_known:
-        log.info("this sequence number was taken up before: no second snapshot is taken")
+        log.info("this sequence number was processed before: no second snapshot is taken")
         _look_after(context, asked)
         return 0
     _begin(context, asked, killed)
@@ -88,22 +89,22 @@ def enable(context: Context) -> int:
 
 
 def _begin(context: Context, asked: AgentJob, killed: list[KilledJob]) -> None:
-    """Begins a job that was not begun before, unless it is an earlier one's task."""
+    """Starts a job whose sequence number is new, unless its task was processed under an earlier number."""
     state, log = context.state, context.log
     number, job = asked.number, asked.job
-    # First of all: should this command be killed from here on, the next one notices.
+    # First of all, so that the next command notices if this one is killed.
     own_name = name_of(os.getpid())
     state.record_worker(number, own_name, job.task_id)
     if not state.remember_sequence_number(number):
         log.error(
-            "could not note the sequence number: should the agent ask again, there is a second snapshot"
+            "could not record the sequence number: if the agent asks again, there will be a second snapshot"
         )
     reporter = context.reporter_of(asked)
     if job.task_id and job.task_id == state.last_task_id:
-        log.info("this task was taken up before, under another sequence number")
+        log.info("this task was processed before, under another sequence number")
         earlier = [killed_job for killed_job in killed if killed_job.record.task_id == job.task_id]
         if earlier:
-            # What it came to, as far as it was told under its own number.
+            # The outcome of the task, if it was reported under its own number.
             text = next((killed_job.final_text for killed_job in earlier if killed_job.final_text), None)
             if text is None:
                 reporter.write(KILLED)
@@ -126,10 +127,10 @@ def _begin(context: Context, asked: AgentJob, killed: list[KilledJob]) -> None:
 
 
 def _look_after(context: Context, asked: AgentJob) -> None:
-    """Sees to it that a job that was begun before is reported: its worker may have been killed."""
+    """Ensures that a job that was started before gets a final status. Its worker may have been killed."""
     number, job = asked.number, asked.job
     if any(record.is_running() for record in context.state.workers() if record.sequence_number == number):
-        # It takes the settings, which the agent has written again, out of the file when it ends.
+        # The agent has written the settings again. The worker scrubs the file when it ends.
         return
     reporter = context.reporter_of(asked)
     written = reporter.written_report()
@@ -144,10 +145,11 @@ def _look_after(context: Context, asked: AgentJob) -> None:
 
 
 def update(context: Context) -> int:
-    """Takes along what is remembered, to or from the other version's directory.
+    """Copies the state to the directory of the other version.
 
-    On an upgrade the new version's code runs, and brings the old one's state. On a downgrade the agent runs
-    the code of the version that goes (both variables then name the other one), which leaves its own.
+    On an upgrade the code of the new version runs, and fetches the state of the old one. On a downgrade the
+    agent runs the code of the version that is removed (both variables then name the other version), and it
+    passes on its own state.
     """
     base = context.environment.base_directory
     prefix = base.name.rpartition("-")[0]
@@ -163,13 +165,13 @@ def update(context: Context) -> int:
         source = base
     if source != target:
         carried = carry_over(source, target)
-        context.log.info(f"took {', '.join(carried) or 'nothing'} from `{source.name}` to `{target.name}`")
+        context.log.info(f"copied {', '.join(carried) or 'nothing'} from `{source.name}` to `{target.name}`")
     service.move(context.environment, target, context.log)
     return 0
 
 
 def disable(context: Context) -> int:
-    """Ends running workers, each after it has thawed, and the polling service."""
+    """Ends the running workers, each after its thaw, and the polling service."""
     end_workers(context)
     mended = mend(context, killed_jobs(context))
     end_mending(context, mended)
@@ -178,7 +180,7 @@ def disable(context: Context) -> int:
 
 
 def uninstall(context: Context) -> int:
-    """As `disable`, and leaves nothing running and no service behind."""
+    """Does what `disable` does, and removes the polling service."""
     disable(context)
     service.remove(context.environment, context.log)
     return 0
@@ -194,17 +196,17 @@ COMMANDS: dict[str, Callable[[Context], int]] = {
 
 
 def run(verb: str, base_directory: Path, environ: Mapping[str, str]) -> int:
-    """Runs one command of the agent; whatever it meets, enable leaves a status."""
+    """Runs one command of the agent. Whatever happens, enable writes a status."""
     context = open_context(base_directory, environ)
     environment, log = context.environment, context.log
     status = 0
     try:
         with turn(context):
             if context.state.notice_restore():
-                log.info("this VM was restored from another's disks: what is remembered is not ours")
+                log.info("this VM was restored from another VM's disks: the recorded state is not its own")
             status = COMMANDS[verb](context)
     except Exception as error:
-        # The last place where an enable can still leave a status.
+        # The last place where enable can still write a status.
         log.error(f"{verb} failed: {described(error)}")
         print(f"error: {verb} failed: {described(error)}", file=sys.stderr)
         number = sequence_number(environment, environ)
@@ -224,10 +226,10 @@ def run(verb: str, base_directory: Path, environ: Mapping[str, str]) -> int:
 
 
 def _give_up(context: Context, number: int) -> None:
-    """Leaves a final status for a job that could not be begun; one that was begun has its own."""
+    """Writes a final status for a job that could not be started. A job that was started has its own."""
     if any(record.is_running() for record in context.state.workers() if record.sequence_number == number):
         return
-    # Again, if need be: what the command had read of it is gone with the command.
+    # Maybe for the second time: the exception has discarded what the command had read.
     reporter = context.reporter_of(context.read_job(number))
     written = reporter.written_report()
     if written is None or not written.is_final:
@@ -236,16 +238,16 @@ def _give_up(context: Context, number: int) -> None:
 
 
 def _put_aside(environment: HandlerEnvironment, numbers: set[int]) -> None:
-    """Renames the files of all other sequence numbers, so that nobody reads them; keeps the newest.
+    """Renames the files of all other sequence numbers, so that the agent ignores them, and keeps the newest.
 
-    Nobody needs the protected settings of an older job any more.
+    Older jobs no longer need their protected settings, so they are removed from the files.
     """
     for folder, suffix in ((environment.config_folder, "settings"), (environment.status_folder, "status")):
         for path in folder.glob(f"*.{suffix}"):
             if path.stem not in map(str, numbers):
                 if suffix == "settings":
                     scrub(path)
-                # Housekeeping: what cannot be put aside is no reason not to back up.
+                # Only housekeeping: the backup goes on if a file cannot be renamed.
                 with contextlib.suppress(OSError):
                     path.replace(path.with_name(path.name.replace(".", "_")))
         with contextlib.suppress(OSError):
@@ -255,10 +257,10 @@ def _put_aside(environment: HandlerEnvironment, numbers: set[int]) -> None:
 
 
 def _compile(context: Context) -> None:
-    """Imports once what jobs import, so that its bytecode is there: only this command writes any."""
+    """Imports once what jobs import, to write its bytecode. No other command writes bytecode."""
     try:
         for module in ("vmsnapshot.handler.worker", "vmsnapshot.handler.polling", "azure.storage.blob.aio"):
             importlib.import_module(module)
     except Exception as error:
-        # A job says what it lacks; without bytecode it is only slower.
+        # A job reports what is missing. Without bytecode it is only slower.
         context.log.warning(f"could not import what jobs need: {described(error)}")

@@ -1,6 +1,6 @@
-"""Where a process of the handler runs: its files, its log, and what the owner of the VM has set.
+"""Where a process of the handler runs: its files, its log, and the configuration of the VM's owner.
 
-Also its turn: one command works at a time.
+Also the turn of a command: only one command works at a time.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class AgentJob:
-    """One job as the agent hands it over."""
+    """One job as the agent passes it to the handler."""
 
     number: int
-    """Its sequence number."""
+    """The sequence number."""
     envelope: Envelope
-    """What its settings file held when this process read it."""
+    """The content of its settings file when this process read it."""
 
     @property
     def job(self) -> Job:
-        """What can be told of it without a decryption."""
+        """What is known of the job without decryption."""
         return quick_job(self.envelope)
 
 
@@ -59,7 +59,7 @@ class AgentJob:
 class Context:
     """Where a process of the handler runs.
 
-    What is read from files is read once: what a process has seen is passed on, not looked at again.
+    Each file is read once. Later code receives what was read, and does not read it again.
     """
 
     environment: HandlerEnvironment
@@ -70,14 +70,14 @@ class Context:
 
     @cached_property
     def applications(self) -> Applications:
-        """What the owner has set up to quiesce applications."""
+        """Which applications the owner wants to be quiesced."""
         return read_applications()
 
     @cached_property
     def facts(self) -> tuple[tuple[str, str], ...]:
-        """What every report says of the machine and of this extension.
+        """The facts about the machine and this extension that every report contains.
 
-        Blocking: at most a second, and that only if a process does not give its command line.
+        Blocking: at most a second, and only if the command line of a process cannot be read at once.
         """
         return tuple(
             machine_facts(
@@ -90,7 +90,7 @@ class Context:
 
     @cached_property
     def sender(self) -> Sender:
-        """Who this process reports as. Making it may write a file: not while disks may be frozen."""
+        """The fixed part of all reports. The first access may write a file, so make it before the freeze."""
         return Sender(
             handler_name=self.environment.name,
             schema_version=self.environment.schema_version,
@@ -99,26 +99,26 @@ class Context:
         )
 
     def read_job(self, number: int) -> AgentJob:
-        """Reads what the agent has written of a job; never fails, as `read_envelope` does not."""
+        """Reads the settings file of a job. Like `read_envelope`, this never fails."""
         return AgentJob(number, read_envelope(self.environment.files_of(number).settings))
 
     def reporter_of(self, asked: AgentJob) -> Reporter:
-        """Makes what reports on a job to the agent."""
+        """Returns the reporter of a job."""
         files = self.environment.files_of(asked.number)
         return Reporter(asked.job, files, self.sender, Telemetry(self.facts), self.log)
 
     def scrub_settings(self, number: int) -> None:
-        """Takes the protected settings out of a job's file as it is now: the agent may have rewritten it."""
+        """Removes the protected settings from a job's file, which the agent may have rewritten meanwhile."""
         if not scrub(self.environment.files_of(number).settings):
-            self.log.warning("the protected settings could not be taken out of the settings file")
+            self.log.warning("could not remove the protected settings from the settings file")
 
 
 def open_context(
     base_directory: Path, environ: Mapping[str, str], *, file_name: str = EXTENSION_LOG
 ) -> Context:
-    """Reads where this process's files are and what the owner has set, and makes its log.
+    """Reads the environment and the configuration of this process, and creates its log.
 
-    What cannot be read is assumed, and logged.
+    If the environment cannot be read, the usual one is assumed and the problem is logged.
     """
     configuration = read_vmbackup_configuration()
     problem = None
@@ -133,14 +133,14 @@ def open_context(
         write_log=configuration.write_log,
     )
     if problem:
-        log.error(f"{problem}; the agent's usual folders are assumed")
+        log.error(f"{problem}; using the agent's usual folders")
     state = State(environment.base_directory, environment.lib_directory)
     return Context(environment, environ, configuration, log, state)
 
 
 @contextlib.contextmanager
 def turn(context: Context) -> Iterator[None]:
-    """Lets one command at a time do its work: the agent may be restarted while one is running."""
+    """Waits until no other command is at work. The agent may be restarted while a command is running."""
     descriptor = os.open(context.environment.base_directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         until = time.monotonic() + TURN_LIMIT_SECONDS
@@ -149,7 +149,7 @@ def turn(context: Context) -> Iterator[None]:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             if time.monotonic() > until:
-                context.log.warning("another command is still running: going on beside it")
+                context.log.warning("another command is still running: continuing beside it")
                 break
             time.sleep(POLL_SECONDS)
         yield

@@ -1,6 +1,6 @@
-"""Small files that must be whole whenever somebody reads them: status, sequence number, task, settings.
+"""Reads and writes small files that every reader must find complete: status, sequence number, task, settings.
 
-Knows nothing of what they hold. Never called inside the window: the filesystem may be frozen.
+This module knows nothing about their content. Do not call it inside the window: the filesystem may be frozen.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
-    """Puts `text` at `path` as UTF-8, whole or not at all, with exactly `mode` whatever the umask.
+    """Writes `text` to `path` as UTF-8, completely or not at all, with exactly `mode` whatever the umask is.
 
-    A reader sees the old file or the new one. It is not forced to disk, which takes seconds on a busy
-    machine: when that crashes, the old file may come back, and on some filesystems an empty one is found.
+    A reader finds either the old file or the new one. The file is not synced, because that takes seconds on a
+    busy machine. If the machine crashes, the old file may come back, and on some filesystems the file is
+    empty.
 
     Raises:
-        OSError: it could not be written; what was there before is still there, and nothing else is.
-        UnicodeEncodeError: `text` cannot be UTF-8; likewise.
+        OSError: it could not be written. The old file is unchanged, and no temporary file is left.
+        UnicodeEncodeError: `text` cannot be encoded as UTF-8. Likewise.
     """
     content = text.encode()
-    # The agent reads `*.status` and `*.settings`: the name must not end like that. The number keeps apart two
-    # commands that write the same file; `tempfile` does this too, and takes 6 ms to import.
+    # The agent reads `*.status` and `*.settings`, so the temporary name must not end like that. The random
+    # number separates two commands that write the same file. `tempfile` does the same, but takes 6 ms to
+    # import.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
@@ -37,13 +39,13 @@ def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
 
 
 def read_text(path: Path) -> str | None:
-    """Returns what is in the file, none if there is no such file.
+    """Returns the content of a file, or `None` if it does not exist.
 
-    Bytes that are not UTF-8 become U+FFFD and a byte order mark is dropped: a damaged file has a value that
-    its reader will refuse, and is no reason to fail here.
+    Bytes that are not UTF-8 become U+FFFD, and a byte order mark is removed. A damaged file thus has a value
+    that its parser refuses, and raises nothing here.
 
     Raises:
-        OSError: it is there, and cannot be read.
+        OSError: the file exists and cannot be read.
     """
     try:
         content = path.read_bytes()

@@ -1,8 +1,8 @@
-"""What a run says of itself: lines for the log folder, for the log blob, and for the agent's events.
+"""Logs to the log folder, to the log blob, and to the agent's events.
 
-Logging never fails a run and never touches a disk that may be frozen (`Log.suspend`). It reads no
-configuration: what is logged where is decided once, when the `Log` is made. Nothing is sent to the console,
-unlike the predecessor: a serial console can block its writer for seconds.
+Logging never fails a run, and it never touches a disk that may be frozen (`Log.suspend`). It reads no
+configuration: the constructor of `Log` decides what is logged where. Unlike the predecessor, nothing goes to
+the console, because a serial console can block its writer for seconds.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ HOST_BASED_EXTENSION_LOG = "host_based_extension.log"
 SHELL_LOG = "shell.log"
 
 ROTATE_AT_BYTES = 5 * 1024 * 1024
-"""A log file of this size is renamed to ``.1`` before the next line; nobody else rotates a handler's logs."""
+"""A log file of this size is renamed to ``.1`` before the next line. The agent does not rotate these logs."""
 
 ROTATED_FILES = 3
 
 SHELL_TAIL_LINES = 10
-"""How many lines of the shell log are in the log blob, by the extension's contract."""
+"""How many lines of the shell log the log blob contains, by the extension's contract."""
 
 LINE_LIMIT_CHARACTERS = 8192
 
-# What is kept in memory. The beginning of a run says what was asked for, its end what came of it.
+# Limits of what stays in memory. The first lines of a run show its task, and the last ones its result.
 _BLOB_HEAD_BYTES = 512 * 1024
 _BLOB_TAIL_BYTES = 1536 * 1024
 _EVENTS_HEAD_BYTES = 64 * 1024
 _EVENTS_TAIL_BYTES = 192 * 1024
 _UNWRITTEN_BYTES = 2 * 1024 * 1024
 
-# What a line has besides its text, in the log blob: the time, the level and the blanks.
+# What a line of the log blob has in addition to its text: the time, the level and the blanks.
 _LINE_OVERHEAD_BYTES = 40
 
-# What ends a line for any reader, and what a terminal may obey.
+# Characters that end a line for some reader, or that a terminal may obey.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class Level(enum.Enum):
-    """How serious a line is; values are the words of the log blob and of the events."""
+    """How serious a line is. The values are the words of the log blob and of the events."""
 
     INFO = "Info"
     WARNING = "Warning"
@@ -57,7 +57,7 @@ class Level(enum.Enum):
 
 
 class Line(NamedTuple):
-    """One line: its text has no signature, no control character, and can be encoded."""
+    """One line. Its text has no signature and no control character, and can be encoded."""
 
     when: datetime.datetime
     """UTC."""
@@ -66,10 +66,10 @@ class Line(NamedTuple):
 
 
 class Log:
-    """The log of one process. May be used by several threads, but not by a signal handler.
+    """The log of one process. Several threads may use it, but a signal handler must not.
 
-    When the log folder cannot be written to, lines wait in memory for the next one that can; the oldest are
-    lost to the file, not to the blob, when there are too many.
+    If the log file cannot be written, lines wait in memory until a later line can be written. If there are
+    too many, the file loses the oldest ones. The blob does not.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class Log:
         file_name: str = EXTENSION_LOG,
         write_log: bool = True,
     ) -> None:
-        """Makes a log that writes to `file_name` in `folder`; `writer` is ``<name>-<version>``.
+        """Creates a log that writes to `file_name` in `folder`. `writer` is ``<name>-<version>``.
 
-        Without a folder, or with `write_log` false, lines are for the log blob and the events only.
+        Without a folder, or if `write_log` is false, lines go to the log blob and to the events only.
         """
         self._folder = folder
         self._file = folder / file_name if folder is not None and write_log else None
@@ -109,17 +109,17 @@ class Log:
         self._add(Level.ERROR, text)
 
     def suspend(self, *, discard: bool = False) -> None:
-        """Leaves the disk alone, until `resume`, for as long as filesystems may be frozen.
+        """Writes nothing to disk until `resume`, because filesystems may be frozen.
 
-        With `discard` lines are left out of file and blob, and only their number is told; warnings and errors
-        still become events. To be called before the freeze: it waits for a write that is under way.
+        `discard` omits the lines from file and blob, and logs only their number. Warnings and errors still
+        become events. Call this before the freeze: it waits for a write that is in progress.
         """
         with self._lock:
             self._suspended = True
             self._discarding = discard
 
     def resume(self) -> None:
-        """Writes what was added meanwhile, and goes on as before. Does nothing if it was not suspended."""
+        """Writes the lines that were added meanwhile, and ends the suspension. Does nothing without one."""
         with self._lock:
             if not self._suspended:
                 return
@@ -132,14 +132,14 @@ class Log:
 
     @property
     def is_suspended(self) -> bool:
-        """Whether the disk is left alone."""
+        """Whether nothing is written to disk."""
         return self._suspended
 
     def blob_text(self) -> bytes:
-        """Returns the text of the log blob: the lines so far, then the end of the shell log; UTF-8.
+        """Returns the text of the log blob as UTF-8: the lines so far, then the end of the shell log.
 
-        It is about 2 MiB at most; when lines had to be left out, a line in their place tells how many. Reads
-        the shell log: not in the window.
+        The text has about 2 MiB at most. If lines are omitted, a line in their place has their number. This
+        reads the shell log, so do not call it inside the window.
         """
         with self._lock:
             lines = self._lines.all()
@@ -149,7 +149,7 @@ class Log:
         return text.encode()
 
     def warnings_and_errors(self) -> tuple[Line, ...]:
-        """Returns the lines that are worth an event: about 256 KiB at most, the first and the last."""
+        """Returns the warnings and errors, for events: the first and the last ones, about 256 KiB at most."""
         with self._lock:
             return self._for_events.all()
 
@@ -164,7 +164,7 @@ class Log:
             self._lines.add(line)
             if self._file is None:
                 return
-            # The file's format has no level: it is part of the text, where it matters.
+            # The format of the file has no level, so warnings and errors begin with theirs.
             mark = "" if level is Level.INFO else f"{level.value}: "
             self._unwritten += f"{_timestamp(line.when)} [{self._writer}]{mark}{line.text}\n".encode()
             excess = len(self._unwritten) - _UNWRITTEN_BYTES
@@ -189,19 +189,19 @@ class Log:
         except OSError:
             return []
         if start > 0:
-            # The rest of a line, perhaps of a signature that does not look like one any more.
+            # The rest of a line, which may be the rest of a signature and no longer look like one.
             del lines[:1]
         return [_clean(line.decode(errors="replace")) for line in lines[-SHELL_TAIL_LINES:]]
 
 
 def shell_line(log_folder: Path | None, text: str) -> None:
-    """Adds a line to the shell log, which tells of commands rather than backups, if it can be written."""
+    """Adds a line to the shell log, which records commands and not backups. A failure is ignored."""
     if log_folder is not None:
         _append(log_folder / SHELL_LOG, f"{_timestamp(_now())} {_clean(text)}\n".encode())
 
 
 class _BoundedLines:
-    """The first and the last of many lines, with one in between that tells how many were left out."""
+    """The first and the last of many lines. One line in between has the number of omitted lines."""
 
     def __init__(self, head_limit_bytes: int, tail_limit_bytes: int) -> None:
         self._head: list[Line] = []
@@ -227,7 +227,7 @@ class _BoundedLines:
     def all(self) -> tuple[Line, ...]:
         gap = []
         if self._last_left_out is not None:
-            text = f"{self._left_out} lines were left out here, because there were too many"
+            text = f"{self._left_out} lines are omitted here, because there were too many"
             gap = [Line(self._last_left_out.when, Level.WARNING, text)]
         return (*self._head, *gap, *(line for line, _ in self._tail))
 
@@ -241,20 +241,20 @@ def _timestamp(when: datetime.datetime) -> str:
 
 
 def _clean(text: str) -> str:
-    """Makes one line of any text: no signature, no control character, nothing that cannot be encoded."""
+    """Turns any text into one line without signatures, control characters and undecodable bytes."""
     if len(text) > LINE_LIMIT_CHARACTERS:
-        # First of all: what is left of a signature that is cut in two still looks like one.
+        # Cut first. The rest of a signature that is cut in two still looks like one.
         text = f"{text[:LINE_LIMIT_CHARACTERS]}... ({len(text)} characters)"
-    # Signatures before control characters, which may be in the middle of one.
+    # Signatures before control characters, because a signature may contain one.
     text = _CONTROL.sub(" ", redacted(text))
-    # A path that is not UTF-8 comes with surrogates.
+    # A path that is not UTF-8 contains surrogates.
     return text.encode(errors="backslashreplace").decode()
 
 
 def _append(path: Path, content: bytes) -> int:
-    """Appends to a log file, readable by its owner only; returns how many bytes were written.
+    """Appends to a log file that only its owner can read. Returns how many bytes were written.
 
-    The file is opened for each line, so that a process finds the new file after another has rotated it.
+    The file is opened for each line, so that a process finds the new file after another process rotated it.
     """
     try:
         descriptor = _open(path)
@@ -274,7 +274,7 @@ def _open(path: Path) -> int:
     if os.fstat(descriptor).st_size < ROTATE_AT_BYTES:
         return descriptor
     try:
-        # Whoever has the lock of the full file renames it, once. Who does not get it writes to the full file.
+        # One process locks the full file and renames it. A process that does not get the lock writes to it.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(descriptor), path.stat()):
             _rotate(path)

@@ -1,11 +1,12 @@
-"""Restore points that the host asks for by itself: polls it, and does one request after another.
+"""Polls the host for restore points that it wants, and takes one after another.
 
-The host takes the snapshots of all disks when it is told that everything is frozen ("startsnapshot", which
-the engine sends in its window), and learns afterwards what they are worth ("publishsnapshot"). It is told
-both even if nothing could be frozen, with the cause. Chapter 11 of the contract.
+When everything is frozen, the engine sends "startsnapshot" from its window, and the host takes the snapshots
+of all disks. Afterwards the host receives "publishsnapshot", which says whether the snapshots are consistent.
+It receives both requests even if nothing could be frozen, and then they contain the cause. Chapter 11 of the
+contract.
 
-This is independent of the agent's commands and of their settings. What it has in common with a backup job is
-``vmbackup.conf``, the engine, and the lock that keeps the two apart.
+Polling does not depend on the agent's commands and their settings. It shares ``vmbackup.conf``, the engine
+and the lock with backup jobs.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ if TYPE_CHECKING:
     from vmsnapshot._native import ErrorSubject, FreezeDoubt  # noqa: TID251 (literals, for types)
 
 INTERVAL_SECONDS = 300.0
-"""From the beginning of one poll to that of the next."""
+"""From the start of one poll to the start of the next."""
 CALL_LIMIT_SECONDS = 10.0
 FROZEN_LIMIT_SECONDS = 9.0
-"""How long after the freeze the host may answer that it has taken its snapshots, for them to be used."""
+"""How long after the freeze the host may answer. Later snapshots are not used."""
 
 PATH = "/machine/plugins?comp=xdisksvc&type="
 CHECK, START, PUBLISH = "checkforsnapshot", "startsnapshot", "publishsnapshot"
 START_HEADERS = (("Content-Type", "application/json; charset=utf-8"),)
 PUBLISH_HEADERS = (("Content-Type", "application/json"),)
 
-# The error codes of the predecessor, which the host knows.
+# The error codes of the predecessor. The host knows them.
 FREEZE_TIMED_OUT = "FREEZE_TIMED_OUT"
 INCOMPLETE_FREEZE = "INCOMPLETE_FREEZE"
 UNEXPECTED_FREEZE = "UNEXPECTED_FREEZE_EXC"
@@ -52,7 +53,7 @@ START_NOT_ANSWERED = "STARTSNAP_HTTP_ERR"
 START_REFUSED = "STARTSNAP_UNEXPECTED_STATUS_"
 UNEXPECTED_START = "STARTSNAP_UNEXPECTED_EXC"
 UNEXPECTED_SNAPSHOT = "UNEXPECTED_SNAPSHOT_EXC"
-# Two that had no name: it sent null when 9 s had passed, and noticed no filesystem that thawed early.
+# Two new codes. The predecessor sent null after 9 s, and did not notice that a filesystem thawed early.
 TOOK_TOO_LONG = "SNAPSHOT_TOOK_TOO_LONG"
 INCONSISTENT = "SNAPSHOT_INCONSISTENT"
 
@@ -73,7 +74,7 @@ _FREEZE_ERRORS: dict[FreezeDoubt | None, str] = {
     "frozen-by-another": INCOMPLETE_FREEZE,
     "freeze-late": FREEZE_TIMED_OUT,
     "freeze-hung": FREEZE_TIMED_OUT,
-    # The time was over before everything was frozen.
+    # The deadline passed before everything was frozen.
     "watchdog-fired": FREEZE_TIMED_OUT,
     "thawed-by-watchdog": FREEZE_TIMED_OUT,
     "not-thawed": UNEXPECTED_FREEZE,
@@ -87,16 +88,16 @@ _FREEZE_ERRORS: dict[FreezeDoubt | None, str] = {
 
 
 class HostError(VmsnapshotError):
-    """The host did not answer; its code is ``no-answer``."""
+    """The host did not answer. The code is ``no-answer``."""
 
 
 class RequestError(VmsnapshotError):
-    """The host's request cannot be understood; its code is ``bad-request``."""
+    """The host's request cannot be parsed. The code is ``bad-request``."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why snapshots are not consistent, as the host is told."""
+    """Why snapshots are not consistent, in the form that the host receives."""
 
     code: str
     message: str
@@ -104,7 +105,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Host:
-    """The host's snapshot service, outside the window."""
+    """Calls the host's snapshot service outside the window."""
 
     address: str
     background: Background
@@ -112,32 +113,33 @@ class Host:
     def call(
         self, kind: str, headers: Iterable[tuple[str, str]] = (), body: bytes | None = None
     ) -> tuple[int, bytes]:
-        """Sends `body`, or asks if there is none; returns the status and the answer.
+        """Sends `body` with POST, or a GET if it is `None`. Returns the HTTP status and the answer.
 
         Blocking: `CALL_LIMIT_SECONDS`.
 
         Raises:
-            HostError: there was no answer.
+            HostError: the host did not answer.
         """
         answering = _exchange(self.background.session, self.uri(kind), tuple(headers), body)
         return self.background.submit(answering).result()
 
     def uri(self, kind: str) -> str:
-        """Where a call goes."""
+        """Returns the URI of a call."""
         return f"http://{self.address}{PATH}{kind}"
 
 
 def run_polling(
     base_directory: Path, environ: Mapping[str, str], *, interval_seconds: float = INTERVAL_SECONDS
 ) -> int:
-    """Polls until the process is told to end (SIGTERM), and returns its exit status.
+    """Polls until SIGTERM, and returns the exit status of the process.
 
-    Told between two polls it ends at once; told while it does a request, when that is thawed and published.
+    A signal between two polls ends the process at once. A signal during a request ends it after the thaw and
+    the publication.
     """
     log = open_context(base_directory, environ, file_name=HOST_BASED_EXTENSION_LOG).log
     try:
         with Interruptions() as interruptions, Background() as background:
-            # First of all: a line cannot be written to a filesystem that a killed service left frozen.
+            # First of all, because the log may lie on a filesystem that a killed service left frozen.
             thaw_leftovers(log)
             host = Host(host_address(environ), background)
             log.info(f"polling `{host.uri(CHECK)}` every {interval_seconds:g} s")
@@ -156,19 +158,19 @@ def _poll(host: Host, log: Log, interruptions: Interruptions, interval_seconds: 
         except Exception as error:
             trouble = f"could not poll: {described(error)}"
         if trouble is not None and trouble != known:
-            log.warning(f"{trouble}; the same is not said again until it is over")
+            log.warning(f"{trouble}; this is logged only once until it changes")
         known = trouble
         interruptions.obey()
         time.sleep(seconds_to_next_poll(time.monotonic() - begun_at, interval_seconds))
 
 
 def seconds_to_next_poll(elapsed_seconds: float, interval_seconds: float) -> float:
-    """Returns how long to wait for the next multiple of the interval; one that has passed is left out."""
+    """Returns how long to wait for the next multiple of the interval, and skips those that have passed."""
     return interval_seconds - elapsed_seconds % interval_seconds
 
 
 def _do_what_is_asked(host: Host, log: Log) -> str | None:
-    """Polls once; returns what is wrong with the answer, none if nothing is."""
+    """Polls once and does what the host asks. Returns the problem with the answer, or `None`."""
     try:
         status, body = host.call(CHECK)
         if status == 404:
@@ -178,7 +180,7 @@ def _do_what_is_asked(host: Host, log: Log) -> str | None:
         snapshot_id = parse_request(body)
     except (HostError, RequestError) as error:
         return str(error)
-    # Anew for each: its owner does not restart a service that he does not know.
+    # Read again for each request, because the owner does not restart a service that the owner does not know.
     configuration = read_vmbackup_configuration()
     for warning in configuration.warnings:
         log.warning(warning)
@@ -192,11 +194,11 @@ def _do_what_is_asked(host: Host, log: Log) -> str | None:
 def parse_request(body: bytes) -> str:
     """Returns the id of the restore point that the host asks for.
 
-    The rest of a request has no effect: the disks are the host's own business, and the settings
-    (``extensionSettings``, encrypted) are those of blobs that nothing is written to.
+    The rest of a request has no effect. The host chooses the disks itself, and the settings
+    (``extensionSettings``, encrypted) name blobs that are not written.
 
     Raises:
-        RequestError: it is no JSON object, or has no id.
+        RequestError: the body is not a JSON object, or has no id.
     """
     try:
         document = json.loads(body.decode("utf-8-sig"))
@@ -213,7 +215,7 @@ def parse_request(body: bytes) -> str:
 
 
 class RestorePoint:
-    """One restore point that the host asked for; `take` it once."""
+    """One restore point that the host asked for. Call `take` once."""
 
     def __init__(
         self,
@@ -230,12 +232,14 @@ class RestorePoint:
         self._log = log
 
     def take(self) -> Failure | None:
-        """Freezes, has the host take its snapshots, thaws, and tells it what they are worth; returns that.
+        """Freezes, lets the host take its snapshots, thaws, and reports to the host.
 
-        Blocking: twice the patience with the lock, the engine's preparation, the thaw timeout, and two calls.
+        Returns why the snapshots are not consistent, or `None` if they are.
+
+        Blocking: twice the limit of the lock, the engine's preparation, the thaw timeout, and two calls.
 
         Raises:
-            KeyboardInterrupt: the process was told to end before anything was frozen; so was the host.
+            KeyboardInterrupt: a signal came before anything was frozen. The host has received both requests.
         """
         is_told_to_end = False
         try:
@@ -243,14 +247,15 @@ class RestorePoint:
             failure = self._freeze_and_start()
         except KeyboardInterrupt:
             is_told_to_end = True
-            failure = Failure(UNEXPECTED_FREEZE, "the service was told to end before the freeze")
+            failure = Failure(UNEXPECTED_FREEZE, "the service received a signal before the freeze and ends")
             self._start_unfrozen(failure)
         except Exception as error:
             failure = Failure(UNEXPECTED_SNAPSHOT, described(error))
         try:
             self._publish(failure)
         finally:
-            # Told first, where something is still frozen: the log may have to wait for its thaw.
+            # After the host has its answer. If something is still frozen, the log may have to wait for its
+            # thaw.
             self._log.resume()
         if failure is None:
             self._log.info(f"restore point `{self._snapshot_id}`: consistent")
@@ -294,14 +299,14 @@ class RestorePoint:
             raise
 
     def _start_unfrozen(self, failure: Failure) -> None:
-        """Has the host take its snapshots although nothing is frozen; they are told to be no better."""
+        """Lets the host take its snapshots although nothing is frozen. The request contains the failure."""
         self._send(START, START_HEADERS, failure)
 
     def _publish(self, failure: Failure | None) -> None:
         self._send(PUBLISH, PUBLISH_HEADERS, failure)
 
     def _send(self, kind: str, headers: Iterable[tuple[str, str]], failure: Failure | None) -> None:
-        # The host is told, whatever this process is told meanwhile: that takes seconds.
+        # The host must receive this even if a signal comes now. It takes some seconds at most.
         self._interruptions.hold()
         try:
             status, _ = self._host.call(kind, headers, self._body(failure))
@@ -331,7 +336,7 @@ def usb_mounts(machine: Machine) -> list[Mount]:
 
 
 def failure_before_freeze(error: Exception) -> Failure:
-    """Says what the host is told of an error before the window, in which nothing was frozen."""
+    """Returns what the host receives after an error before the window. Nothing was frozen then."""
     if not isinstance(error, VmsnapshotError):
         return Failure(UNEXPECTED_FREEZE, described(error))
     code = _PREPARE_ERRORS[error.subject] if isinstance(error, PrepareError) else UNEXPECTED_FREEZE
@@ -359,10 +364,11 @@ def failure_of(report: Report) -> Failure | None:
         )
     if report.freeze_doubt_code not in (None, "nothing-frozen"):
         return Failure(INCONSISTENT, redacted(report.freeze_doubt))
-    # It was called as soon as the last filesystem was frozen.
+    # The call was sent when the last filesystem was frozen.
     answer_seconds = (call.answer_ms or 0.0) / 1000
     if answer_seconds >= FROZEN_LIMIT_SECONDS:
-        message = f"the host answered {answer_seconds:.2f} s after the freeze, later than it may"
+        limit = f"{FROZEN_LIMIT_SECONDS:g} s"
+        message = f"the host answered {answer_seconds:.2f} s after the freeze; the limit is {limit}"
         return Failure(TOOK_TOO_LONG, message)
     return None
 
@@ -374,7 +380,7 @@ async def _exchange(
 
     import aiohttp
 
-    # The next call is minutes later: a connection that was kept might be lost as it is used.
+    # The next call comes minutes later, and an idle connection may be closed when it is used again.
     headers = (*headers, ("Connection", "close"))
     method = "GET" if body is None else "POST"
     try:

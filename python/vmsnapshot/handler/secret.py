@@ -1,20 +1,20 @@
-"""Texts that must not be printed: every rendering but `expose` hides them."""
+"""Texts that must not be printed. Only `expose` returns them."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, NoReturn
 
-# A query that holds a signature, up to what may end a URI in running text. It begins at the last `?`, so that
-# a text of nothing but those is looked at once.
+# A query that contains a signature, up to a character that can end a URI in running text. It begins at the
+# last `?`, so that a text of many `?` is scanned only once.
 _SAS_QUERY = re.compile(r"\?[^\s\"'<>\\?]*?\bsig=[^\s\"'<>\\]*", re.IGNORECASE)
-# A name and a password before a host.
+# A name and a password in front of a host.
 _CREDENTIALS = re.compile(r"//[^\s\"'<>]*@")
 _SIGNATURE = re.compile(r"(sig(?:=|%3d|%253d))[^&\s\"'<>\\]+", re.IGNORECASE)
 
 
 class Secret:
-    """A text that only `expose` shows. It cannot be formatted, pickled or printed by accident."""
+    """A text that only `expose` returns. Formatting, pickling or printing it does not reveal it."""
 
     __slots__ = ("_text",)
 
@@ -22,7 +22,7 @@ class Secret:
         self._text = text
 
     def expose(self) -> str:
-        """Returns the text, for the one who sends it."""
+        """Returns the text, for the code that sends it."""
         return self._text
 
     def __bool__(self) -> bool:
@@ -38,11 +38,11 @@ class Secret:
         return f"{type(self).__name__}(...)"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a secret is not pickled")
+        raise TypeError("a secret cannot be pickled")
 
 
 class SasUri(Secret):
-    """A blob's URI whose query, the signature, is secret; `str` gives it without the query."""
+    """The URI of a blob. Its query, the signature, is secret. `str` returns the URI without the query."""
 
     __slots__ = ()
 
@@ -51,8 +51,8 @@ class SasUri(Secret):
 
     @property
     def without_query(self) -> str:
-        """The URI as it may be printed and reported."""
-        # A malformed one may have its signature in the path.
+        """The URI in a form that may be printed and reported."""
+        # A malformed URI may have its signature in the path.
         return _SIGNATURE.sub(r"\1...", self._text.partition("?")[0])
 
     def __str__(self) -> str:
@@ -60,12 +60,12 @@ class SasUri(Secret):
 
 
 def redacted(text: Any) -> str:
-    """Takes signatures and passwords out of a text that may hold a URI: an answer, an exception's message."""
+    """Removes signatures and passwords from a text that may contain a URI, such as an answer or an error."""
     return _CREDENTIALS.sub("//...@", _SIGNATURE.sub(r"\1...", _SAS_QUERY.sub("?...", str(text))))
 
 
 def described(error: BaseException) -> str:
-    """Names an unexpected error by its class and place: its text may hold what must not be written."""
+    """Describes an unexpected error by its class and place. Its text may contain a secret."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next

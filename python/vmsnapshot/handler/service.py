@@ -1,10 +1,10 @@
-"""The polling service as the machine sees it: a systemd unit or, without systemd, a process with a pid file.
+"""Starts and stops the polling service: a systemd unit or, without systemd, a process with a pid file.
 
-What the service does is in `polling`. Nothing here raises: a VM on which it cannot be started is backed up
-all the same, so a failure is a line in the log. Every call of systemctl has a time limit.
+`polling` has the work of the service. Nothing here raises. A failure is only logged, because backups work
+without the service. Every call of systemctl has a time limit.
 
-Stopping leaves the unit file, or the pid file, where it is: that is how `resume` knows that the host is to be
-polled, and how `move` knows that the next version is to do it.
+Stopping does not delete the unit file or the pid file. From it, `resume` knows that the host should be
+polled, and `move` knows that the next version should do so.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ PID_FILE = "directsnapshot.pid"
 LOCK_FILE = "directsnapshot.lock"
 
 STOP_LIMIT_SECONDS = 90
-"""How long a service that is told to end may need: a freeze of 60 s by default, and its calls to the host.
+"""How long the service may need to end after SIGTERM: a freeze of 60 s by default, and its calls to the host.
 
-It is safe to kill it then, even in the window: its watchdog thaws.
+Killing it after that is safe, even in the window, because its watchdog thaws.
 """
 
 _SYSTEMCTL_LIMIT_SECONDS = 20.0
-# What the predecessor runs; its pid file has a number only, which may be anybody's by now.
+# The predecessor's program. Its pid file has only a number, which may belong to any process by now.
 _PREDECESSOR = b"handle_host_daemon.py"
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./:=@+-]+")
 _WORKING_DIRECTORY = "WorkingDirectory="
@@ -44,14 +44,14 @@ _WORKING_DIRECTORY = "WorkingDirectory="
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the machine's service manager is."""
+    """The files of the machine's service manager."""
 
     systemd_directory: Path = Path("/run/systemd/system")
-    """It is there exactly while systemd is the service manager: sd_booted(3)."""
+    """This directory exists exactly while systemd is the service manager: sd_booted(3)."""
     unit_file: Path = Path("/etc/systemd/system") / UNIT
 
     def runs_systemd(self) -> bool:
-        """Whether units can be started."""
+        """Returns whether units can be started."""
         return self.systemd_directory.is_dir()
 
 
@@ -59,9 +59,9 @@ THIS_MACHINE = Machine()
 
 
 def install(environment: HandlerEnvironment, log: Log, *, machine: Machine = THIS_MACHINE) -> None:
-    """Has the host polled from now on, by this version; does next to nothing if it is already.
+    """Starts the polling service of this version, now and at each boot. Does almost nothing if it is running.
 
-    Blocking: a minute, if systemd does not answer. A running service that is replaced is not waited for.
+    Blocking: a minute if systemd does not answer. Does not wait for the end of a service that is replaced.
     """
     base = environment.base_directory
     with _only_logged(log, "install"):
@@ -75,15 +75,15 @@ def install(environment: HandlerEnvironment, log: Log, *, machine: Machine = THI
             return
         write_atomically(machine.unit_file, text, 0o644)
         if _systemctl(log, "daemon-reload") and _systemctl(log, "enable", UNIT):
-            # Starts it, or replaces one that runs another version's code.
+            # Starts the service, or replaces one that runs the code of another version.
             _systemctl(log, "restart", "--no-block", UNIT)
         log.info("the polling service was installed")
 
 
 def resume(environment: HandlerEnvironment, log: Log, *, machine: Machine = THIS_MACHINE) -> None:
-    """Starts the service again if it is installed, is this version's, and was stopped.
+    """Starts the service again if it is installed, belongs to this version, and was stopped.
 
-    For a command that has to be quick: without a service it costs no more than looking for two files.
+    Quick enough for enable: without a service it only checks whether two files exist.
     """
     base = environment.base_directory
     with _only_logged(log, "resume"):
@@ -95,7 +95,7 @@ def resume(environment: HandlerEnvironment, log: Log, *, machine: Machine = THIS
 
 
 def stop(environment: HandlerEnvironment, log: Log, *, machine: Machine = THIS_MACHINE) -> None:
-    """Ends the service, whichever version runs it, after it has thawed; a restart does not bring it back.
+    """Ends the service of any version after its thaw. A reboot does not start it again.
 
     Blocking: `STOP_LIMIT_SECONDS`, and some seconds more.
     """
@@ -108,9 +108,9 @@ def stop(environment: HandlerEnvironment, log: Log, *, machine: Machine = THIS_M
 
 
 def move(environment: HandlerEnvironment, target: Path, log: Log, *, machine: Machine = THIS_MACHINE) -> None:
-    """Makes the service, if there is one, that of the version in `target`, whose `resume` starts it.
+    """Assigns an installed service to the version in `target`. The `resume` of that version starts it.
 
-    One that still runs, which is one of the predecessor, is replaced now.
+    A service that is still running belongs to the predecessor, and is replaced now.
     """
     target = target.absolute()
     with _only_logged(log, "move"):
@@ -127,9 +127,9 @@ def move(environment: HandlerEnvironment, target: Path, log: Log, *, machine: Ma
 
 
 def remove(environment: HandlerEnvironment, log: Log, *, machine: Machine = THIS_MACHINE) -> None:
-    """Ends this version's service and leaves nothing of it; another version's stays.
+    """Ends and removes the service of this version. The service of another version stays.
 
-    During an update the old version is uninstalled after the service was moved to the new one.
+    During an update, the old version is uninstalled after the service was moved to the new version.
 
     Blocking: as `stop`.
     """
@@ -147,14 +147,14 @@ def remove(environment: HandlerEnvironment, log: Log, *, machine: Machine = THIS
 
 
 def unit_text(base_directory: Path) -> str:
-    """Returns the unit of the version in `base_directory`."""
+    """Returns the text of the unit for the version in `base_directory`."""
     # `%` begins a specifier in every setting: systemd.unit(5).
     directory = str(base_directory).replace("%", "%%")
     return f"""\
 [Unit]
 Description=Snapshot service for Microsoft Azure Restore Points
 After=multi-user.target
-# Nothing is tried again and again when the extension was deleted without being uninstalled.
+# No restarts for ever if the extension was deleted without uninstall.
 ConditionPathExists={directory}/bin/main.py
 
 [Service]
@@ -162,9 +162,9 @@ Type=simple
 {_WORKING_DIRECTORY}{directory}
 ExecStart={" ".join(map(_quoted, _command(base_directory)))}
 Restart=always
-# Rare enough never to meet systemd's limit on starts, after which it would stay away.
+# Long enough not to reach systemd's limit on starts. After that limit the service would not start again.
 RestartSec=10
-# Only the service itself is told to end, and killed if need be: its watchdog then thaws, and ends by itself.
+# Signal only the service itself. If it is killed, its watchdog thaws and ends by itself.
 KillMode=process
 TimeoutStopSec={STOP_LIMIT_SECONDS}
 
@@ -178,7 +178,7 @@ def _command(base_directory: Path) -> Sequence[str]:
 
 
 def _quoted(word: str) -> str:
-    """A word of ExecStart: systemd.service(5), "Command lines"."""
+    """Quotes a word for ExecStart: systemd.service(5), "Command lines"."""
     if _PLAIN_WORD.fullmatch(word):
         return word
     for special, escaped in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
@@ -187,7 +187,7 @@ def _quoted(word: str) -> str:
 
 
 def _directory_of(unit: str | None) -> str | None:
-    """The directory of the version that a unit runs."""
+    """Returns the directory of the version that a unit runs, or `None`."""
     for line in (unit or "").splitlines():
         if line.startswith(_WORKING_DIRECTORY):
             return line[len(_WORKING_DIRECTORY) :].replace("%%", "%")
@@ -195,7 +195,7 @@ def _directory_of(unit: str | None) -> str | None:
 
 
 def _ensure_active(log: Log) -> None:
-    # Of a service that is about to be restarted it says "no" as well; starting that one does no harm.
+    # `is-active` also fails for a service that systemd is about to restart. Starting that one does no harm.
     if not _systemctl(log, "is-active", "--quiet", UNIT, may_say_no=True):
         _systemctl(log, "enable", "--now", "--no-block", UNIT)
 
@@ -205,7 +205,7 @@ def _disable(log: Log) -> None:
 
 
 def _systemctl(log: Log, *words: str, may_say_no: bool = False, grace_seconds: float = 0.0) -> bool:
-    """Runs one command of systemctl; False, and a line in the log, if it failed."""
+    """Runs one command of systemctl. If it fails, logs the cause and returns False."""
     limit_seconds = _SYSTEMCTL_LIMIT_SECONDS + grace_seconds
     try:
         finished = subprocess.run(
@@ -226,10 +226,10 @@ def _systemctl(log: Log, *words: str, may_say_no: bool = False, grace_seconds: f
 
 
 def _start_detached(base_directory: Path, log: Log) -> None:
-    """Starts the service as a process of its own, unless it runs."""
+    """Starts the service as a process of its own, unless it is running."""
     pid_file = base_directory / PID_FILE
-    # A worker and a command may do this at the same time; the lock goes with the descriptor. It is a file of
-    # its own, because commands lock the directory while they are at work.
+    # A worker and a command may do this at the same time. Closing the descriptor releases the lock. The lock
+    # has a file of its own, because commands lock the directory while they are at work.
     lock = os.open(base_directory / LOCK_FILE, os.O_WRONLY | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -242,16 +242,16 @@ def _start_detached(base_directory: Path, log: Log) -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # Without a terminal there is no hang-up either, so nohup is not needed.
+            # The new session has no terminal and receives no SIGHUP, so nohup is not needed.
             start_new_session=True,
         )
         name = name_of(process.pid)
-        # It is not waited for: init inherits it.
+        # Nothing waits for it. init inherits it.
         process.returncode = 0
         if name is None:
             log.error("the polling service ended as soon as it was started")
             return
-        # A number alone may be another process's later on.
+        # A number alone may belong to another process later.
         write_atomically(pid_file, f"{name.pid}\n{name.start_ticks} {name.boot_id}\n", 0o644)
     finally:
         os.close(lock)
@@ -259,7 +259,7 @@ def _start_detached(base_directory: Path, log: Log) -> None:
 
 
 def _end_detached(base_directory: Path, log: Log) -> bool:
-    """Ends the service that has no unit, and deletes its pid file; False if there is none."""
+    """Ends a service without a unit and deletes its pid file. Returns False if there is no pid file."""
     pid_file = base_directory / PID_FILE
     if not pid_file.exists():
         return False
@@ -275,7 +275,7 @@ def _end(pid_file: Path, log: Log) -> None:
 
 
 def _recorded(pid_file: Path) -> ProcessName | None:
-    """The process that a pid file names; none if it names none that is certainly the service."""
+    """Returns the process in a pid file, or `None` if it is not certain that this is the service."""
     number, _, rest = (read_text(pid_file) or "").partition("\n")
     number, fields = number.strip(), rest.split()
     if not re.fullmatch("[0-9]{1,10}", number):

@@ -1,10 +1,11 @@
 """One backup job, from the settings to the final status, in a process of its own.
 
-`Worker.run` and `Worker._job` read from top to bottom: what can be done before the freeze is done before it,
-and uploads go on beside other work. The window is the engine's, behind `attempts`. Scripts and databases that
-quiesce applications (chapters 8 and 9 of the contract) belong around `_take_snapshots`.
+`Worker.run` and `Worker._job` read from top to bottom. Everything that can be done before the freeze is done
+before it, and uploads run beside other work. The window belongs to the engine, behind `freeze.attempts`.
+Nothing quiesces applications yet: the scripts and databases of chapters 8 and 9 of the contract belong around
+`_take_snapshots`.
 
-A final status is written on every path: whatever is raised here ends in one.
+Every path writes a final status, and so does every exception.
 """
 
 from __future__ import annotations
@@ -61,14 +62,14 @@ from vmsnapshot.interruptions import Interruptions
 
 # The service gives up on a command after this time (contract 1.7).
 LATE_AFTER = datetime.timedelta(minutes=140)
-# A host that cannot be reached at once may be reached a little later; one that does not answer has this long.
+# The limit for one try and, if the connection fails, a second one.
 PRE_SNAPSHOT_LIMIT_SECONDS = 40.0
 ENCRYPTION_LIMIT_SECONDS = 10.0
 CONTROL_GROUP = "vmsnapshot-worker"
 
 
 class Worker:
-    """One job; `run` or `mend` it once."""
+    """One job. Call either `run` or `mend`, and once."""
 
     def __init__(
         self,
@@ -88,11 +89,11 @@ class Worker:
             background, Proxies(self._waagent), host.host_address(context.environ)
         )
         self._storage = StorageDetails()
-        # When the job is too late, on the monotonic clock; none where the rule does not apply.
+        # When the job is too late, on the monotonic clock. `None` if the rule does not apply.
         self._late_at: float | None = None
 
     def run(self) -> bool:
-        """Does the job, and reports what it came to; false if the status blob could not be told."""
+        """Does the job and reports its outcome. Returns False if the status blob could not be written."""
         self._tell_circumstances()
         try:
             settings = self._read_settings()
@@ -103,7 +104,7 @@ class Worker:
             return uploads.is_status_told
         uploads = self._uploads(settings.job)
         try:
-            # Not before: who ends a job has to know the blobs that are to be told.
+            # Not earlier: to report the end of a job, its blobs must be known.
             self._interruptions.release()
             outcome = self._job(settings, uploads)
         except EndedEarlyError as ended:
@@ -114,7 +115,7 @@ class Worker:
             self._finish(STOPPED, uploads)
         except Exception as error:
             self._interruptions.hold()
-            # Its text may hold a setting's value: its class and place are what we are told.
+            # Log its class and place only, because its text may contain the value of a setting.
             self._log.error(f"the job failed: {described(error)}")
             code = Code.FILE_NOT_FOUND if isinstance(error, FileNotFoundError) else Code.ERROR
             self._finish(failed(code, f"Enable failed. {type(error).__name__} "), uploads)
@@ -125,9 +126,9 @@ class Worker:
         return uploads.is_status_told
 
     def mend(self) -> bool:
-        """Tells the status blob of a job whose worker was killed what its status file says.
+        """Writes the report of a killed job, which its status file already has, to its status blob.
 
-        False if the blob could not be told, because nobody knows it any more, say.
+        Returns False if the blob could not be written, for example because its URI is no longer known.
         """
         try:
             job = self._read_settings().job
@@ -148,12 +149,12 @@ class Worker:
         for warning in (*self._context.configuration.warnings, *self._connections.proxies.warnings):
             self._log.warning(warning)
         for application in self._context.applications.ignored:
-            # Its owner may count on more than is done: what the report calls it is what it is.
+            # The owner may rely on it. The report calls the snapshots what they are.
             self._log.warning(f"{application}: nothing is quiesced, only filesystems are consistent")
 
     def _read_settings(self) -> Settings:
         protected = self._decrypted(self._asked.envelope)
-        # In the file they are of no more use, whatever becomes of the job.
+        # The file does not need them any more, whatever the outcome of the job.
         self._scrub()
         settings = parse(self._asked.envelope, protected)
         for warning in settings.warnings:
@@ -200,9 +201,9 @@ class Worker:
     def _begin_reporting(
         self, settings: Settings, mode: SnapshotMode, pre_snapshot: PreSnapshot, uploads: Uploads
     ) -> Sequence[str | None]:
-        """Reports that the job is under way, and meanwhile asks for the disks' encryption settings.
+        """Reports that the job is running, and meanwhile asks for the encryption settings of the disks.
 
-        No upload is left when it returns: none of ours is to be in the window, or to keep others from theirs.
+        All uploads have ended when it returns, so that none runs inside the window.
         """
         documents = self._reporter.documents(TRANSITIONING, self._storage)
         self._reporter.write_file(TRANSITIONING, documents, replaces_only=True)
@@ -221,7 +222,7 @@ class Worker:
             raise EndedEarlyError(failed(error.code, str(error))) from None
 
     def _pre_snapshot(self, settings: Settings, mode: SnapshotMode) -> PreSnapshot:
-        """Announces the job to the host, and learns its clock; once, and before anything is frozen."""
+        """Announces the job to the host and receives the host's time. Once, and before the freeze."""
         encrypted = settings.disks.azure_disk_encryption
         wants_details = encrypted or mode is SnapshotMode.FIRST_HOST_THEN_GUEST
         answer = self._connections.background.submit(
@@ -241,7 +242,7 @@ class Worker:
             self._log.info(f"PreSnapshot: {answer.remarks}")
         if settings.start is not None:
             now = answer.response_time or datetime.datetime.now(datetime.timezone.utc)
-            # In this order: the start may be the last minute that a date can be.
+            # In this order, because `start + LATE_AFTER` can overflow for a start in the year 9999.
             self._late_at = time.monotonic() + (settings.start - now + LATE_AFTER).total_seconds()
         return answer
 
@@ -255,10 +256,10 @@ class Worker:
         pre_snapshot: PreSnapshot,
         encryption: Sequence[str | None],
     ) -> Attempt:
-        """Makes the mode's attempts (contract 6.4); returns the one that counts."""
+        """Makes the attempts of the mode (contract 6.4) and returns the one that counts."""
 
         def before_freeze() -> None:
-            # By the clock of before: no call to the host stands between here and the freeze.
+            # By the time from PreSnapshot: no call to the host comes between here and the freeze.
             if self._is_late():
                 raise EndedEarlyError(TOO_LATE_AFTER_PREPARATION)
 
@@ -275,25 +276,25 @@ class Worker:
             mode is SnapshotMode.FIRST_GUEST_THEN_HOST
             and attempt.has_all_failed
             and attempt.freeze.code is None
-            # A job that is told to end in its window begins no second one, and nothing does while something
-            # is still frozen.
+            # A signal in the first window must not lead to a second window. Nor must a filesystem that is
+            # still frozen.
             and not self._interruptions.noted
             and not self._log.is_suspended
         )
         if falls_back:
-            self._log.warning("the guest could take no snapshot at all: now the host")
+            self._log.warning("the guest could not take any snapshot; asking the host")
             return attempts.by_host(pre_snapshot)
         return attempt
 
     def _encryption(self, settings: Settings) -> Sequence[str | None]:
-        """The disks' encryption settings, one a blob; empty where they are not asked for."""
+        """Returns the encryption settings per blob, or nothing if the job does not ask for them."""
         if not settings.disks.azure_disk_encryption or not settings.blobs:
             return ()
         return self._connections.background.submit(
             guest.disk_encryption_settings(
                 self._connections.background.session,
                 settings.blobs,
-                # One serves all disks, or the snapshots themselves cannot be taken.
+                # All disks use the same proxy. Otherwise the snapshots fail anyway.
                 proxy=self._connections.proxies.for_uri(settings.blobs[0]),
                 limit_seconds=ENCRYPTION_LIMIT_SECONDS,
             )
@@ -323,15 +324,15 @@ class Worker:
         )
 
     def _finish(self, outcome: Outcome, uploads: Uploads) -> None:
-        """Reports in the order of a job that was begun: status file, status blob, log blob."""
+        """Reports on a job that was started, in this order: status file, status blob, log blob."""
         self._interruptions.hold()
         uploads.wait()
         self._reporter.telemetry.set("extErrorCode", outcome.ext_code.shown_as)
         self._tell(outcome)
         documents = self._reporter.documents(outcome, self._storage)
         if self._log.is_suspended:
-            # Something may still be frozen, perhaps the disk of our files: whoever reads the blobs is told
-            # first, and the files when it is thawed.
+            # Something may still be frozen, perhaps the disk of our files. Therefore write the blobs first.
+            # The files follow after the thaw.
             uploads.begin_status_then_log(self._text_of(outcome, documents))
             uploads.wait()
             self._reporter.write_file(outcome, documents, replaces_only=True)
@@ -340,11 +341,11 @@ class Worker:
             self._reporter.write_file(outcome, documents, replaces_only=True)
             uploads.begin_status_then_log(self._text_of(outcome, documents))
             uploads.wait()
-        # The agent may have written them again meanwhile, for the same number.
+        # The agent may have written the settings again meanwhile, for the same number.
         self._scrub()
 
     def _finish_early(self, outcome: Outcome, uploads: Uploads) -> None:
-        """Reports on a job that was not begun: status file, log blob, status blob."""
+        """Reports on a job that was not started, in this order: status file, log blob, status blob."""
         self._interruptions.hold()
         self._tell(outcome)
         documents = self._reporter.documents(outcome)
@@ -367,7 +368,7 @@ class Worker:
 
 
 def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool = False) -> None:
-    """Does one job in this process, in a control group of its own, so that a service manager spares it."""
+    """Does one job in this process, in a control group of its own that the service manager does not end."""
     context = open_context(base_directory, environ)
     environment, state, log = context.environment, context.state, context.log
     number = sequence_number(environment, environ)
@@ -375,7 +376,7 @@ def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool 
         log.error("a worker was started without a sequence number")
         return
     with Interruptions() as interruptions:
-        # Until the blobs are known that an end would have to be reported to.
+        # Until the blobs are known, because an early end must be reported to them.
         interruptions.hold()
         asked = context.read_job(number)
         task_id = asked.job.task_id
@@ -387,7 +388,7 @@ def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool 
                 log.warning("the worker has no control group of its own: ending its service ends it")
             with Background() as background:
                 background.warm_up()
-                # Beside the imports: the facts of the machine take as long as they do.
+                # While the imports run, because the facts of the machine take as long.
                 reporter = context.reporter_of(asked)
                 worker = Worker(context, asked, reporter, background, interruptions)
                 if mends:
@@ -397,8 +398,8 @@ def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool 
                         reporter.has_reported or environment.files_of(number).are_put_aside()
                     )
         except BaseException as error:
-            # Not the job failed but the worker, or the very report of the job's failure. A panic of the
-            # engine is no `Exception`.
+            # The worker failed and not the job, or the report of the job's failure failed. A panic of the
+            # engine is not an `Exception`.
             interruptions.hold()
             log.error(f"the worker failed: {described(error)}")
             reporter = reporter or context.reporter_of(asked)
@@ -409,7 +410,7 @@ def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool 
         is_current = number == state.last_sequence_number or (
             task_id is not None and task_id == state.last_task_id
         )
-        # What nobody is going to ask for again need not be tried again.
+        # The agent will not ask for an older job again, so there is no need to try again.
         if is_told or not is_current:
             state.forget_worker(number, name)
     write_events(

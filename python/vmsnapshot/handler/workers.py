@@ -1,7 +1,7 @@
-"""The processes that do backup jobs: starting them, ending them, and mending what a killed one left.
+"""Starts and ends the processes that do backup jobs, and mends the reports of killed ones.
 
-A backup job is a process of its own, the worker. What a killed worker left behind is mended here, by
-whichever command comes next.
+A backup job runs in a process of its own, the worker. If a worker is killed, the next command thaws what it
+left frozen and completes its report.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from vmsnapshot.handler.machine.processes import name_of
 from vmsnapshot.handler.report.outcome import KILLED
 from vmsnapshot.handler.secret import described
 
-# Beyond the thaw timeout: the status and log blobs have a limit of their own each.
+# In addition to the thaw timeout. The status blob and the log blob have limits of their own.
 WORKER_PATIENCE_SECONDS = 60.0
-# The agent ends uninstall after 300 s: these three and the end of the polling service, 90 s, are less.
+# The agent kills uninstall after 300 s. These limits and that of the polling service, 90 s, add up to less.
 WORKER_PATIENCE_LIMIT_SECONDS = 125.0
 MENDING_LIMIT_SECONDS = 25.0
 
 
 @dataclass(frozen=True)
 class KilledJob:
-    """A job whose worker was killed before it had told file and blob."""
+    """A job whose worker was killed before it had written both the status file and the status blob."""
 
     record: WorkerRecord
     asked: AgentJob
     final_text: str | None
-    """What it had told the status file, if that was final."""
+    """The text of the status file if that is final, else `None`."""
 
 
 def killed_jobs(context: Context) -> list[KilledJob]:
-    """Returns the jobs whose worker was killed; thaws what it left, and tells their status files."""
+    """Thaws what killed workers left frozen, writes their status files, and returns their jobs."""
     records = [record for record in context.state.workers() if not record.is_running()]
     if records:
-        # Before a line is logged: the disk that it goes to may be the one that is frozen.
+        # Before anything is logged, because the log may lie on the frozen filesystem.
         thaw_leftovers(context.log)
     killed = []
     for record in records:
         number = record.sequence_number
-        context.log.warning(f"the worker of sequence number {number} was ended before all was told")
+        context.log.warning(f"the worker of sequence number {number} ended before it had reported")
         asked = context.read_job(number)
         reporter = context.reporter_of(asked)
         written = reporter.written_report()
@@ -56,10 +56,10 @@ def killed_jobs(context: Context) -> list[KilledJob]:
 
 
 def mend(context: Context, killed: list[KilledJob]) -> set[int]:
-    """Has the status blobs of killed jobs told, where their settings still say which they are.
+    """Starts a process per killed job that writes its status blob, if its settings still name the blob.
 
-    Returns the numbers for which a process was started; it takes the record away. Another record is kept for
-    as long as its task is the last one: the agent may bring the settings again.
+    Returns the numbers for which a process was started. That process removes the record. Any other record
+    stays as long as its task is the last one, because the agent may write the settings again.
     """
     state = context.state
     started = set()
@@ -76,7 +76,7 @@ def mend(context: Context, killed: list[KilledJob]) -> set[int]:
 
 
 def end_workers(context: Context) -> None:
-    """Ends all workers, each after it has thawed."""
+    """Ends all workers, each after its thaw."""
     patience_seconds = min(
         context.configuration.thaw_timeout_seconds + WORKER_PATIENCE_SECONDS, WORKER_PATIENCE_LIMIT_SECONDS
     )
@@ -88,13 +88,13 @@ def end_workers(context: Context) -> None:
     for record in running:
         if record.process is None or record.process.wait(max(0.0, until - time.monotonic())):
             continue
-        # First, because the disk of the log may be what it keeps frozen: then its watchdog thaws.
+        # Kill first, log second: the worker may keep the disk of the log frozen, and its watchdog then thaws.
         record.process.kill()
         context.log.error(f"the worker of sequence number {record.sequence_number} had to be killed")
 
 
 def end_mending(context: Context, numbers: set[int]) -> None:
-    """Waits for the processes that mend these jobs' reports; ends those that take too long."""
+    """Waits for the processes that mend these jobs' reports, and kills those that take too long."""
     until = time.monotonic() + MENDING_LIMIT_SECONDS
     for record in context.state.workers():
         is_late = (
@@ -103,12 +103,12 @@ def end_mending(context: Context, numbers: set[int]) -> None:
             and not record.process.wait(max(0.0, until - time.monotonic()))
         )
         if is_late and record.process is not None:
-            # It has frozen nothing.
+            # A mending process freezes nothing.
             record.process.kill()
 
 
 def start_worker(context: Context, number: int, task_id: str | None, *, mends: bool = False) -> bool:
-    """Starts the process that does a job, or that mends its report; False if it cannot be started."""
+    """Starts the process that does a job or mends its report. Returns False if it cannot be started."""
     environ = {**context.environ, "ConfigSequenceNumber": str(number)}
     environ["AZURE_GUEST_AGENT_EXTENSION_PATH"] = str(context.environment.base_directory)
     try:
@@ -119,15 +119,15 @@ def start_worker(context: Context, number: int, task_id: str | None, *, mends: b
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # Out of the process group that the agent ends.
+            # The agent kills its own process group.
             start_new_session=True,
         )
     except OSError as error:
         context.log.error(f"could not start the worker: {described(error)}")
         return False
-    # It does the same as its first act: whichever comes first, the next command knows whom to look for.
+    # The worker writes the same record first of all. Whichever is first, the next command knows the process.
     if not context.state.record_worker(number, name_of(worker.pid), task_id):
-        context.log.error("could not note the worker: should it be killed, nobody reports its job")
-    # It is not waited for: init inherits it.
+        context.log.error("could not record the worker: if it is killed, its job gets no final status")
+    # Nothing waits for it. init inherits it.
     worker.returncode = 0
     return True

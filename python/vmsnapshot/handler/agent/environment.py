@@ -1,6 +1,6 @@
-"""Where the handler lives and which job it is called for: HandlerEnvironment.json and the sequence number.
+"""Finds the directories of the handler, and the job of a command: HandlerEnvironment.json, sequence number.
 
-It only reads. What the settings file holds is the business of ``settings``.
+This module only reads. ``settings`` reads and parses the settings file.
 """
 
 from __future__ import annotations
@@ -18,50 +18,50 @@ from vmsnapshot.errors import VmsnapshotError
 
 FILE_NAME = "HandlerEnvironment.json"
 
-# The agent rewrites the file in place at each of its starts (open, truncate, write), which takes far less
+# The agent rewrites the file in place each time that it starts (open, truncate, write). That takes far less
 # than this second.
 _ATTEMPTS = 6
 _PAUSE_SECONDS = 0.2
 
-# No more digits than a path takes; a sign would be the -1 of old agents, which means "none".
+# Old agents pass -1 for "none", so a sign is not accepted. The limit on digits keeps the file name short.
 _SEQUENCE_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 class HandlerEnvironmentError(VmsnapshotError):
-    """HandlerEnvironment.json is missing or cannot be used."""
+    """HandlerEnvironment.json is missing or invalid."""
 
 
 @dataclass(frozen=True)
 class JobFiles:
-    """The two files by which the agent and the handler speak of one job."""
+    """The two files of one job."""
 
     settings: Path
-    """The agent writes it."""
+    """The agent writes this file."""
     status: Path
-    """The handler writes it."""
+    """The handler writes this file."""
 
     def are_put_aside(self) -> bool:
-        """Whether a newer command has taken both out of the agent's sight."""
+        """Returns whether a newer command has renamed both, so that the agent ignores them."""
         return not self.status.exists() and not self.settings.exists()
 
 
 @dataclass(frozen=True)
 class HandlerEnvironment:
-    """What the agent says about this handler; every path is absolute."""
+    """What the agent has written about this handler. Every path is absolute."""
 
     name: str
-    """The handler's full name, which statuses repeat."""
+    """The full name of the handler. Statuses repeat it."""
     schema_version: str
-    """The version of the file's form, "1.0"; not that of the extension."""
+    """The version of the file format, "1.0". Not the version of the extension."""
     log_folder: Path
     config_folder: Path
     status_folder: Path
     events_folder: Path | None
-    """None where the agent takes no events."""
+    """`None` if the agent does not collect events."""
     base_directory: Path
     """The directory of this version of the extension."""
     lib_directory: Path
-    """The agent's own directory, which holds the certificates."""
+    """The directory of the agent. It contains the certificates."""
 
     def files_of(self, number: int) -> JobFiles:
         """Returns the files of the job with this sequence number."""
@@ -69,7 +69,7 @@ class HandlerEnvironment:
 
 
 def find_base_directory(environ: Mapping[str, str]) -> Path:
-    """Returns the extension's directory: the current one if it is one, else the one that the agent names."""
+    """Returns the extension's directory: the current one if it is one, or the one in the agent's variable."""
     named = environ.get("AZURE_GUEST_AGENT_EXTENSION_PATH")
     current = Path.cwd()
     return Path(named) if named and not (current / FILE_NAME).exists() else current
@@ -78,12 +78,12 @@ def find_base_directory(environ: Mapping[str, str]) -> Path:
 def read_environment(
     base_directory: Path, *, pause: Callable[[float], None] = time.sleep
 ) -> HandlerEnvironment:
-    """Reads HandlerEnvironment.json of an extension's directory.
+    """Reads HandlerEnvironment.json in the directory of an extension.
 
     Raises:
-        HandlerEnvironmentError: the file is missing, is no JSON, or lacks a name or a folder.
+        HandlerEnvironmentError: the file is missing, is not JSON, or lacks a name or a folder.
 
-    Blocking: one second at most, while the file does not parse; `pause` does the waiting.
+    Blocking: one second at most, while the file is not valid JSON. `pause` waits.
     """
     base = base_directory.absolute()
     file = base / FILE_NAME
@@ -110,7 +110,7 @@ def read_environment(
     return HandlerEnvironment(
         name=_required(document, "name", file),
         schema_version=_schema_version(document.get("version")),
-        # A relative folder would mean another place to the worker, whose current directory is `/`.
+        # Absolute, because the current directory of the worker is `/`.
         log_folder=base / _required(folders, "logFolder", file),
         config_folder=base / _required(folders, "configFolder", file),
         status_folder=base / _required(folders, "statusFolder", file),
@@ -121,7 +121,7 @@ def read_environment(
 
 
 def assumed_environment(base_directory: Path) -> HandlerEnvironment:
-    """Returns the environment as every agent lays it out, for when its file cannot be used.
+    """Returns the usual environment of every agent, in case that its file cannot be used.
 
     A command that gave up instead would leave its job without a status.
     """
@@ -140,10 +140,10 @@ def assumed_environment(base_directory: Path) -> HandlerEnvironment:
 
 
 def sequence_number(environment: HandlerEnvironment, environ: Mapping[str, str]) -> int | None:
-    """Returns the number of the job that this command is about; none if there is none.
+    """Returns the sequence number of the job of this command, or `None`.
 
-    It is ``ConfigSequenceNumber``; where an old agent does not set that, the number of the settings file that
-    was written last, which is the agent's own rule: numbers do not always rise.
+    It is ``ConfigSequenceNumber``. Old agents do not set that. Then it is the number of the newest settings
+    file, as for the agent itself, because numbers do not always increase.
     """
     given = environ.get("ConfigSequenceNumber", "").strip()
     if _SEQUENCE_NUMBER.fullmatch(given):
@@ -175,7 +175,7 @@ def _modified_ns(file: Path) -> int:
     try:
         return file.stat().st_mtime_ns
     except OSError:
-        # It was renamed since it was listed: older than any other.
+        # The file was renamed after it was listed. Treat it as the oldest.
         return 0
 
 

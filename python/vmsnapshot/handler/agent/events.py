@@ -1,7 +1,6 @@
-"""Warnings and errors for the agent, which sends them on as telemetry.
+"""Writes warnings and errors as events for the agent, which forwards them as telemetry.
 
-The folder is the agent's: it is used where there is one, and never made. That an event could not be written
-has no consequence for a run.
+The folder belongs to the agent, and is never created here. A failure to write an event does not affect a run.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ from vmsnapshot.handler.log import Line
 from vmsnapshot.handler.secret import redacted
 
 NO_OPERATION = "00000000-0000-0000-0000-000000000000"
-"""The operation of an event from before the job's task id is known."""
+"""The operation id of an event whose task id is not known."""
 
 MESSAGE_LIMIT_CHARACTERS = 3000
 """The agent cuts a message at 3072 characters (azurelinuxagent/ga/collect_telemetry_events.py)."""
 
 PART_LIMIT_CHARACTERS = 2900
-"""A longer line is written in parts; this leaves room for the time and the number of the part."""
+"""A longer line is written in parts. This limit leaves room for the time and the number of the part."""
 
 EVENTS_LIMIT = 300
-"""The agent takes no more from one handler in five minutes, 300 or 360 by its version. At 3000 characters of
-four bytes they are also less than the 4000000 bytes at which it leaves a whole file unread."""
+"""The agent accepts no more events of one handler in five minutes: 300 or 360, depending on its version. With
+3000 characters of four bytes each, they are also below the 4000000 bytes at which it ignores a whole file."""
 
 FOLDER_LIMIT_BYTES = 39_981_250
-"""A folder that holds this much is not collected, and nothing more is written (the extension's contract)."""
+"""The agent does not collect a folder of this size, so nothing more is written (extension's contract)."""
 
 _KEPT_SECONDS = 24 * 3600
 
-# The agent may empty the folder between any two of our steps. Short, because this is the end of a command.
+# The agent may empty the folder at any moment. The pause is short, because a command waits for it.
 _TRIES = 3
 _PAUSE_SECONDS = 0.1
 
@@ -50,17 +49,17 @@ def write_events(
     operation_id: str | None,
     disabled: bool = False,
 ) -> bool:
-    """Writes the lines as one file of events; returns whether it is there.
+    """Writes the lines as one file of events. Returns whether it was written.
 
-    `version` is ``<name>-<version>``, `operation_id` the job's task id or none. Nothing is written when there
-    are no lines, `disabled` is true, or `folder` is none, missing or full.
+    `version` is ``<name>-<version>``, and `operation_id` is the task id of the job or `None`. Nothing is
+    written if there are no lines, if `disabled` is true, or if `folder` is `None`, missing or full.
 
-    Blocking: 0.2 s at most, besides what the disk takes. Not in the window.
+    Blocking: 0.2 s at most, plus the time of the disk. Not allowed in the window.
     """
     if disabled or folder is None or not lines or not folder.is_dir():
         return False
     events = [_event(message, version, operation_id or NO_OPERATION) for message in _messages(lines)]
-    # As UTF-8 and not escaped: six bytes a character would make files that are too large.
+    # As UTF-8 without escapes, because six bytes per character would make the file too large.
     document = json.dumps(events[:EVENTS_LIMIT], ensure_ascii=False)
     for attempt in range(_TRIES):
         if attempt:
@@ -74,7 +73,7 @@ def write_events(
 
 
 def delete_old_events(folder: Path | None) -> None:
-    """Deletes what has been in the folder for more than a day, because nobody collects it any more."""
+    """Deletes files that are older than a day. The agent has not collected them, and will not."""
     if folder is None:
         return
     for directory in (folder, folder / "Temp"):
@@ -86,7 +85,7 @@ def delete_old_events(folder: Path | None) -> None:
 
 
 def _put(folder: Path, document: str) -> None:
-    # The agent reads and deletes whatever lies in the folder itself, half-written or not.
+    # The agent reads and deletes every file in the folder itself, even if it is incomplete.
     temporary_folder = folder / "Temp"
     temporary_folder.mkdir(mode=0o700, exist_ok=True)
     number = time.time_ns()
@@ -103,13 +102,13 @@ def _put(folder: Path, document: str) -> None:
 
 
 def _event(message: str, version: str, operation_id: str) -> dict[str, str]:
-    """One event; a value that is not a text would lose it, by the agent's rules."""
+    """Returns one event. The agent drops an event if a value is not a string."""
     return {
         "Version": version,
         "Timestamp": _iso(datetime.datetime.now(datetime.timezone.utc)),
         "TaskName": "Enable",
-        # Whatever the lines are, as the predecessor does. The agent's own word is "Informational"; it does
-        # not check, and whoever reads these events knows them by this one.
+        # Always, as in the predecessor. The agent's own word is "Informational", but it does not check, and
+        # the readers of these events know this one.
         "EventLevel": "Info",
         "Message": message,
         "EventPid": str(os.getpid()),
@@ -119,7 +118,7 @@ def _event(message: str, version: str, operation_id: str) -> dict[str, str]:
 
 
 def _messages(lines: Sequence[Line]) -> Iterator[str]:
-    """Puts as many lines into each message as it holds."""
+    """Puts as many lines into each message as fit."""
     message = ""
     for part in _parts(lines):
         if message and len(message) + len(part) > MESSAGE_LIMIT_CHARACTERS:
@@ -143,7 +142,7 @@ def _parts(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def _iso(when: datetime.datetime) -> str:
-    # With microseconds even if they are zero, and without the zone, as the contract has it.
+    # As in the contract: always with microseconds, and without the zone.
     return when.replace(tzinfo=None).isoformat(timespec="microseconds")
 
 
@@ -157,6 +156,6 @@ def _size_bytes(folder: Path) -> int:
 
 
 def _remove_if_empty(directory: Path) -> None:
-    # It is not, while another command of this handler is writing there.
+    # It is not empty while another command of this handler writes into it.
     with contextlib.suppress(OSError):
         directory.rmdir()

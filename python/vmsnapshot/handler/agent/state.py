@@ -1,9 +1,9 @@
-"""What the handler remembers between two commands: sequence number, task, machine, and its workers.
+"""What the handler records between two commands: sequence number, task, machine, and its workers.
 
-The files' names and contents are the reference's (contract 0.4), so that one extension can follow the other
-on a VM. All lie in the extension's directory, which vanishes with its version: `carry_over` takes them along.
-All are written atomically. What cannot be written, on a full disk say, is told to the caller as False: it is
-no reason not to back up.
+The names and contents of the files are those of the reference (contract 0.4), so that one extension can
+replace the other on a VM. All files lie in the directory of the extension, which is deleted with its version.
+`carry_over` copies them. All are written atomically. A write that fails, for example on a full disk, returns
+False instead of raising: the backup goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vmsnapshot.handler.machine.processes import ProcessName
 SEQUENCE_FILE = "mrseq"
 TASK_FILE = "task_identity_FD76C85E-406F-4CFA-8EB0-CF18B123365C"
 MACHINE_FILE = "machine_identity_FD76C85E-406F-4CFA-8EB0-CF18B123365C"
-# Its suffix differs in the last digits.
+# The suffix differs in the last digits.
 UNIQUE_MACHINE_FILE = Path("/etc/azure/machine_identity_FD76C85E-406F-4CFA-8EB0-CF18B123358B")
 
 _CARRIED_OVER = (SEQUENCE_FILE, TASK_FILE, MACHINE_FILE)
@@ -33,20 +33,20 @@ _ROLE_GUID = re.compile(r"<Role\b[^>]*?\bguid\s*=\s*[\"']([^\"']*)[\"']")
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """A job that was begun and is not known to be reported, to the agent and to the status blob.
+    """The record of a job that was started and not yet reported, to both the agent and the status blob.
 
-    It is written before the job is, and removed by the process that has reported it. If that process is gone,
-    it was killed, and the job is still to be reported.
+    It is written before the job starts. The process that reports the job removes it. If that process is gone,
+    it was killed, and the job still needs a report.
     """
 
     path: Path
     sequence_number: int
     process: ProcessName | None
-    """Who is to report it; none where the record cannot be read, after a crash of the machine say."""
+    """The process that will report the job. `None` if the record is damaged, for example after a crash."""
     task_id: str | None
 
     def is_running(self) -> bool:
-        """Whether the process still lives."""
+        """Returns whether the process is still alive."""
         return self.process is not None and self.process.is_alive()
 
     def forget(self) -> None:
@@ -56,7 +56,7 @@ class WorkerRecord:
 
 
 class State:
-    """The remembered things of one extension directory."""
+    """The recorded state in one directory of the extension."""
 
     def __init__(
         self,
@@ -71,46 +71,46 @@ class State:
 
     @property
     def last_sequence_number(self) -> int | None:
-        """The number of the last job that was begun; none if there is none, or it is not ours (-1)."""
+        """The number of the last job that was started. `None` if there is none, or if it is invalid (-1)."""
         text = self._read(SEQUENCE_FILE).strip()
         return int(text) if re.fullmatch(r"[0-9]{1,18}", text, re.ASCII) else None
 
     def remember_sequence_number(self, number: int) -> bool:
-        """Notes, before anything is done that must not be done twice, that this job was begun."""
+        """Records that this job was started. Call this before anything that must not happen twice."""
         return self._write(SEQUENCE_FILE, str(number))
 
     @property
     def last_task_id(self) -> str | None:
-        """The task of the last job."""
+        """The task id of the last job, or `None`."""
         return self._read(TASK_FILE) or None
 
     def remember_task_id(self, task_id: str) -> bool:
-        """Notes the task of the job that begins."""
+        """Records the task id of the job that starts."""
         return self._write(TASK_FILE, task_id)
 
     def notice_restore(self) -> bool:
-        """Tells whether this VM was restored from another's disks, and takes note of the new identity.
+        """Returns whether this VM was restored from the disks of another VM, and records the new identity.
 
-        The sequence number and the task that are remembered are then the other VM's, and are forgotten. This
-        has to be asked before the number is compared.
+        In that case the recorded sequence number and task belong to the other VM, and are forgotten. Call
+        this before the number is compared.
         """
         current = self._role_guid
         stored = _read(self._base / MACHINE_FILE)
         if stored == current or (stored and not current):
-            # A configuration that cannot be read is no other machine.
+            # An unreadable configuration does not mean another machine.
             return False
         if stored:
-            # The snapshot was taken in the middle of that job, and it is the other VM's to report it.
+            # The disks were snapshotted during that job. The other VM reports it.
             for record in self.workers():
                 record.forget()
             self._write(SEQUENCE_FILE, "-1")
             self._write(TASK_FILE, "")
-        # Last: should this command be killed, the next one finds as much.
+        # Last, so that the next command notices the restore too if this one is killed.
         self._write(MACHINE_FILE, current)
         return bool(stored)
 
     def unique_machine_id(self) -> str:
-        """The VM's identity as the status reports it: the role's GUID without braces, "" if never known."""
+        """Returns the VM's identity for the status: the GUID of the role without braces, or "" if unknown."""
         current = self._role_guid
         if current:
             text = current[1:-1] if current.startswith("{") else current
@@ -122,7 +122,7 @@ class State:
         return published or self._read(MACHINE_FILE)[1:-1]
 
     def workers(self) -> list[WorkerRecord]:
-        """The workers that have not said that they finished, running or killed."""
+        """Returns the records of all workers that have not reported, whether they are running or killed."""
         try:
             paths = sorted((self._base / _WORKERS).glob("*.json"))
         except OSError:
@@ -130,7 +130,7 @@ class State:
         return [record for record in map(_read_record, paths) if record is not None]
 
     def record_worker(self, sequence_number: int, process: ProcessName | None, task_id: str | None) -> bool:
-        """Notes who is to report a job, so that a later command notices if that process is killed."""
+        """Records the process that will report a job, so that a later command notices if it was killed."""
         directory = self._base / _WORKERS
         document: dict[str, object] = {"taskId": task_id}
         if process is not None:
@@ -143,7 +143,7 @@ class State:
         return True
 
     def forget_worker(self, sequence_number: int, process: ProcessName | None) -> None:
-        """Notes that a job is reported, by the process that was to do it."""
+        """Removes the record of a job after this process has reported it."""
         for record in self.workers():
             if record.sequence_number == sequence_number and record.process == process:
                 record.forget()
@@ -168,12 +168,12 @@ class State:
 
 
 def carry_over(source: Path, target: Path) -> list[str]:
-    """Copies what is remembered from one version's directory to another's; returns what was copied.
+    """Copies the state from the directory of one version to that of another. Returns the names of the files.
 
-    The agent has copied the sequence number already, with its times. What the target has is not replaced.
+    The agent has already copied the sequence number, with its times. Existing files of the target stay.
 
     Raises:
-        OSError: something could not be copied.
+        OSError: a file could not be copied.
     """
     carried = []
     for name in _CARRIED_OVER:
@@ -182,7 +182,7 @@ def carry_over(source: Path, target: Path) -> list[str]:
             shutil.copy2(source / name, temporary)
             temporary.replace(target / name)
             carried.append(name)
-    # Jobs that are still to be reported.
+    # Jobs that still need a report.
     for record in sorted((source / _WORKERS).glob("*.json")):
         (target / _WORKERS).mkdir(mode=0o700, exist_ok=True)
         shutil.copy2(record, target / _WORKERS / record.name)
@@ -190,7 +190,7 @@ def carry_over(source: Path, target: Path) -> list[str]:
 
 
 def _read(path: Path) -> str:
-    """What a file holds; nothing where it cannot be read."""
+    """Returns the content of a file, or "" if it cannot be read."""
     try:
         return read_text(path) or ""
     except OSError:
@@ -198,7 +198,7 @@ def _read(path: Path) -> str:
 
 
 def siblings(base_directory: Path) -> list[Path]:
-    """The directories of other versions of this extension, the one that was used last first."""
+    """Returns the directories of other versions of this extension, the last modified first."""
     prefix = base_directory.name.rpartition("-")[0] + "-"
     others = [
         path for path in base_directory.parent.glob(f"{prefix}*") if path != base_directory and path.is_dir()
@@ -210,7 +210,7 @@ def _read_record(path: Path) -> WorkerRecord | None:
     if not path.stem.isdigit():
         return None
     process = task_id = None
-    # A record that cannot be understood names a job nevertheless.
+    # The file name of a damaged record still names its job.
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         document = json.loads(path.read_text())
         task_id = document["taskId"]

@@ -1,4 +1,4 @@
-"""Writes what a job came to where the agent reads it: one status file, replaced atomically on every path."""
+"""Writes the status file of one job, which the agent reads. It is always replaced atomically."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ NOTHING_MEASURED = StorageDetails()
 
 @dataclass(frozen=True)
 class WrittenReport:
-    """What a status file says."""
+    """The content of a status file."""
 
     is_final: bool
     text: str
     blob: str
-    """The blob report that it embeds."""
+    """The embedded blob report."""
 
 
 class Reporter:
-    """Makes and writes the status documents of one job.
+    """Renders and writes the status documents of one job.
 
-    Of the job it needs what the public settings say. So it can be made as soon as the settings file is read,
-    before anything is decrypted: a job must get a status whatever its settings are.
+    It needs only the public settings of the job. Therefore it can be created as soon as the settings file is
+    read, before anything is decrypted. Every job must get a status, whatever its settings are.
     """
 
     def __init__(self, job: Job, files: JobFiles, sender: Sender, telemetry: Telemetry, log: Log) -> None:
         self.telemetry = telemetry
         self.has_reported = False
-        """Whether a final status was written: nothing may replace it."""
+        """Whether a final status was written. Nothing may replace it."""
         self._job = job
         self._files = files
         self._sender = sender
         self._log = log
 
     def adopt(self, text: str) -> None:
-        """Writes a final status that the same task had under another number.
+        """Writes the final status that the same task had under another number.
 
         Raises:
-            OSError: it could not be written.
+            OSError: the file could not be written.
         """
         write_atomically(self._files.status, text)
 
@@ -58,7 +58,7 @@ class Reporter:
         storage: StorageDetails = NOTHING_MEASURED,
         blob_limit_bytes: int | None = None,
     ) -> StatusDocuments:
-        """Makes both documents, as of now; the blob's in so many bytes if need be."""
+        """Renders both documents as of now. `blob_limit_bytes` limits the size of the blob's."""
         consistency = "crashConsistent" if outcome.is_crash_consistent else "none"
         self.telemetry.set("consistencyType", consistency)
         report = StatusReport(
@@ -72,15 +72,15 @@ class Reporter:
         return render(report, blob_limit_bytes)
 
     def write(self, outcome: Outcome) -> None:
-        """Writes the status file of a job that no worker is at work on."""
+        """Renders the documents and writes the status file. For a job without a running worker."""
         self.write_file(outcome, self.documents(outcome))
 
     def write_file(
         self, outcome: Outcome, documents: StatusDocuments, *, replaces_only: bool = False
     ) -> None:
-        """Writes the status file; with `replaces_only` not where a newer command has put the job aside.
+        """Writes the status file. `replaces_only` does nothing if a newer command renamed the job's files.
 
-        Where it cannot be written that is logged: Azure Backup reads the blob.
+        A failure is only logged, because Azure Backup reads the blob.
         """
         if replaces_only and self._files.are_put_aside():
             return
@@ -92,7 +92,7 @@ class Reporter:
             self.has_reported |= outcome.is_terminal
 
     def written_report(self) -> WrittenReport | None:
-        """Reads the status file back; none if there is none, or it is not one of ours."""
+        """Reads the status file. Returns `None` if it is missing or not written by this extension."""
         try:
             text = self._files.status.read_text()
             status = json.loads(text)[0]["status"]

@@ -1,7 +1,7 @@
-"""Freezes as a backup job or a restore point needs it, with the engine.
+"""Freezes with the engine, for a backup job or for a restore point.
 
 attempts        one freeze with its calls, as a backup job makes it
-freezing        what to freeze, and when one may
-lock            the lock that is shared with other extensions that freeze
-leftovers       what a killed run left frozen
+freezing        chooses what to freeze, and prepares and runs the engine
+lock            the lock shared with other extensions that freeze
+leftovers       thaws what a killed run left frozen
 """

@@ -1,7 +1,7 @@
-"""One freeze with its calls: what is asked of the engine, and what its report is to Azure Backup.
+"""One freeze with its calls: what the engine receives, and what its report means to Azure Backup.
 
-Everything that an attempt needs is made before its freeze; between the freeze and the thaw there is only the
-engine.
+Everything that an attempt needs is created before its freeze. Between the freeze and the thaw only the engine
+runs.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class EndedEarlyError(Exception):
 
 @dataclass(frozen=True)
 class Calls:
-    """What an attempt asks the engine to send in its window: a request a blob, or one call to the host."""
+    """What the engine sends in the window of an attempt: one request per blob, or one call to the host."""
 
     blobs: tuple[str, ...] = ()
     blob_metadata: tuple[dict[str, str], ...] = ()
@@ -88,7 +88,8 @@ class Calls:
 class Attempts:
     """Makes the attempts of one job.
 
-    `before_freeze` is called when all is prepared, and may end the job by raising: it is too late, say.
+    `before_freeze` is called when everything is prepared. It may end the job by raising, for example if it is
+    too late.
     """
 
     def __init__(
@@ -108,11 +109,11 @@ class Attempts:
         self._before_freeze = before_freeze
 
     def by_guest(self, encryption: Sequence[str | None], *, is_fallback_of_host: bool = False) -> Attempt:
-        """Takes a snapshot of every blob; `encryption` has the disks' encryption settings, or is empty."""
+        """Takes a snapshot of every blob. `encryption` has the encryption settings per blob, or is empty."""
         self._telemetry.set("snapshotCreator", Path.GUEST.value)
         settings = self._settings
         if not settings.blobs:
-            self._log.error("the job names no blobs, so the guest can take no snapshot")
+            self._log.error("the job names no blobs, so the guest cannot take a snapshot")
             return Attempt(Path.GUEST, FreezeResult.NOT_TRIED, is_fallback_of_host=is_fallback_of_host)
 
         def attempt(freeze: FreezeResult, items: tuple[SnapshotItem, ...] = ()) -> Attempt:
@@ -122,12 +123,12 @@ class Attempts:
             freeze, report = self._run(self._guest_calls(encryption))
         except _UnreachableError as error:
             self._log.error(redacted(error))
-            # No message: as for every call that was not answered, which is what the service expects.
+            # Without a message, as for every call without an answer. The service expects that.
             failed_items = (SnapshotItem(False, blob_uri=blob.without_query) for blob in settings.blobs)
             return attempt(FreezeResult.NOT_TRIED, tuple(failed_items))
         if report is None:
             return attempt(freeze)
-        # Named as the settings name it: where the URI was no good, the engine has no name for the disk.
+        # With the name from the settings, because the engine has none for a disk with a bad URI.
         items = (
             replace(item, blob_uri=blob.without_query)
             for item, blob in zip(blob_items(report.blobs), settings.blobs)
@@ -135,7 +136,7 @@ class Attempts:
         return attempt(freeze, tuple(items))
 
     def by_host(self, pre_snapshot: PreSnapshot) -> Attempt:
-        """Has the host take the snapshots of all disks in one call."""
+        """Lets the host take the snapshots of all disks in one call."""
         self._telemetry.set("snapshotCreator", Path.HOST.value)
         uri, headers, body = do_snapshot_call(
             self._settings, pre=pre_snapshot, address=self._connections.host_address
@@ -167,7 +168,7 @@ class Attempts:
         proxies = {self._connections.proxies.for_uri(blob) for blob in settings.blobs}
         if len(proxies) > 1:
             raise _UnreachableError(
-                "the configuration asks for different proxies for different disks, and a run uses one for all"
+                "the configuration names different proxies for different disks, and a run uses one for all"
             )
         return Calls(
             blobs=tuple(blob.expose() for blob in settings.blobs),
@@ -182,9 +183,12 @@ class Attempts:
         if freeze.code is None:
             return freeze, report
         is_allowed = may_be_crash_consistent(self._settings)
-        # What is still frozen needs a thaw and no second run; nor does a job that is told to end need one.
+        # No second run while something is still frozen, or after a signal.
         if not is_allowed or self._log.is_suspended or self._interruptions.noted:
             return freeze, None
+        if report is not None and report.freeze_doubt_code == "not-freezable":
+            # Everything else was frozen, and the snapshots are taken: a second run would take them twice.
+            return freeze, report
         self._log.warning("the freeze failed; the job allows a crash-consistent snapshot")
         try:
             with self._prepare(vmsnapshot.plan().without_filesystems(), calls) as session:
@@ -207,7 +211,7 @@ class Attempts:
             self._log.error(str(error))
             return FreezeResult.FAILED, None
         except PlanError as error:
-            self._log.error(f"could not work out what to freeze: {error}")
+            self._log.error(f"could not plan what to freeze: {error}")
             return FreezeResult.FAILED, None
         except _UnpreparedError as error:
             self._log.error(f"could not prepare the freeze: {redacted(error)}")
@@ -251,7 +255,7 @@ class Attempts:
 
 
 class _UnreachableError(Exception):
-    """Nothing was frozen, because there was nobody to take a snapshot."""
+    """Nothing was frozen, because no service could be reached that takes a snapshot."""
 
 
 class _UnpreparedError(Exception):
@@ -270,7 +274,7 @@ def _freeze_result(report: Report) -> FreezeResult:
 
 
 def _header_text(value: Any) -> str:
-    """A metadata value as a header carries it."""
+    """Returns a metadata value as the text of a header."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return "" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""What a backup job and a restore point of the host's have in common: what to freeze, and when one may."""
+"""Plans, prepares and runs the engine: the part that a backup job and a restore point share."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from vmsnapshot.interruptions import Interruptions
 if TYPE_CHECKING:
     from vmsnapshot._native import Phase, TimelineEventKind  # noqa: TID251 (literals, for types)
 
-# The contract's limit for a storage call (7.7); it bounds what happens before the freeze.
+# The contract's limit for a storage call (7.7). It limits the connecting before the freeze.
 CONNECT_TIMEOUT_SECONDS = 10.0
-# How long to wait for another run of the engine; as long as for the lock.
+# How long to wait for another run of the engine. The same as for the lock.
 ANOTHER_RUN_LIMIT_SECONDS = 35.0
 _RETRY_SECONDS = 0.1
 
@@ -40,7 +40,7 @@ _EVENT_WORDS: dict[TimelineEventKind, str] = {
 
 @dataclass(frozen=True)
 class Freezing:
-    """Plans and prepares runs as ``vmbackup.conf`` wants them; holds signals from the freeze on."""
+    """Plans, prepares and runs as ``vmbackup.conf`` says. Holds signals from the freeze on."""
 
     configuration: VmBackupConfiguration
     interruptions: Interruptions
@@ -77,10 +77,10 @@ class Freezing:
     ) -> Session:
         """Prepares a run; waits for another one, and thaws what a killed one has left frozen.
 
-        Blocking: `ANOTHER_RUN_LIMIT_SECONDS`, and the connecting.
+        Blocking: `ANOTHER_RUN_LIMIT_SECONDS`, and the time for connecting.
 
         Raises:
-            PrepareError: it cannot be prepared; nothing is frozen.
+            PrepareError: the run cannot be prepared. Nothing is frozen.
         """
         until = time.monotonic() + ANOTHER_RUN_LIMIT_SECONDS
         has_thawed = False
@@ -92,7 +92,7 @@ class Freezing:
                     metadata=metadata,
                     blob_metadata=blob_metadata,
                     host_call=host_call,
-                    # One bad disk does not keep the others, and no clock of this VM's judges a SAS.
+                    # One bad disk must not stop the others, and the clock of this VM must not judge a SAS.
                     unusable_blobs="report",
                     thaw_timeout=self.configuration.thaw_timeout_seconds,
                     connect_timeout=CONNECT_TIMEOUT_SECONDS,
@@ -112,14 +112,14 @@ class Freezing:
     def run(self, session: Session) -> Report:
         """Runs a prepared session, and writes down what happened.
 
-        The log is suspended meanwhile. It stays so when not everything is thawed: the next write to a disk
-        may not return before somebody has thawed it, and there is something to be said first, elsewhere.
+        The log is suspended meanwhile. It stays suspended if not everything is thawed, because the next write
+        to a frozen disk does not return before its thaw, and the blobs must be written first.
         """
         self.log.suspend(discard=self.configuration.discard_lines_while_frozen)
         try:
             report = session.run()
         except BaseException:
-            # Before the freeze only: from then on the engine reports.
+            # Only before the freeze. Afterwards the engine returns a report.
             self.log.resume()
             raise
         for event in report.timeline:

@@ -1,4 +1,4 @@
-"""What a run that was killed may have left frozen, and its thaw."""
+"""Thaws what a killed run may have left frozen."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from vmsnapshot.handler.log import Log
 
 
 def thaw_leftovers(log: Log) -> None:
-    """Thaws what runs of ours that are gone left frozen, and says so; leaves everything else alone.
+    """Thaws what dead runs of vmsnapshot left frozen, and logs it. Leaves everything else alone.
 
-    Blocking: a FITHAW waits for its disk.
+    Blocking: as long as FITHAW waits for its disk.
     """
     try:
         outcome = vmsnapshot.thaw()

@@ -1,8 +1,8 @@
-"""The lock that keeps two programs of Azure Backup from freezing the same VM at once.
+"""The lock that prevents two programs of Azure Backup from freezing the same VM at the same time.
 
-It is shared with other extensions and with the predecessor of this one: an exclusive POSIX record lock on a
-file whose place is fixed. This file takes it and gives it back; what a run without the lock comes to is
-decided elsewhere, but without the lock nothing may be frozen.
+Other extensions and the predecessor of this one use it too. It is an exclusive POSIX record lock on a file
+with a fixed path. This module takes and releases the lock. Without the lock nothing may be frozen. The caller
+decides the outcome of such a job.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vmsnapshot.errors import VmsnapshotError
 SAFE_FREEZE_LOCK_FILE = Path("/etc/azure/MicrosoftRecoverySvcsSafeFreezeLock/SafeFreezeLockFile")
 
 LIMIT_SECONDS = 35.0
-"""How long the predecessor waits for the lock, measured; others count on that patience."""
+"""How long the predecessor waits for the lock, as measured. Other programs rely on it."""
 
 _TRY_EVERY_SECONDS = 0.1
 
@@ -30,23 +30,23 @@ _FLOCK = struct.Struct("hhqqi4x")
 
 
 class LockHeldError(VmsnapshotError):
-    """Another process had the lock for as long as we waited; its code is ``lock-held``."""
+    """Another process held the lock during the whole wait. The code is ``lock-held``."""
 
 
 class LockUnavailableError(VmsnapshotError):
-    """The lock file could not be made, opened or locked; its code is ``lock-unavailable``."""
+    """The lock file could not be created, opened or locked. The code is ``lock-unavailable``."""
 
 
 class SafeFreezeLock:
-    """The lock, held from the making of this value until `close` or the end of the process.
+    """The lock. It is held from the construction of this object until `close`, or until the process ends.
 
-    A POSIX record lock belongs to the process and not to the descriptor (fcntl(2)). It is therefore lost as
-    soon as the process closes *any* descriptor of the lock file: nothing else in this process may open it,
-    and a second value of this type, which would be given the lock at once, takes it away when it is closed.
-    A child made by fork does not have the lock.
+    A POSIX record lock belongs to the process and not to the descriptor (fcntl(2)). The process therefore
+    loses it when it closes *any* descriptor of the lock file. Nothing else in this process may open that
+    file. A second object of this type would get the lock at once, and its `close` would release the lock of
+    the first. A forked child does not have the lock.
 
-    The file is never deleted. The predecessor deletes it, even when the lock is another's; what it deletes
-    before we have the lock is noticed here, what it deletes later cannot be prevented.
+    The file is never deleted here. The predecessor deletes it even if another process holds the lock. If it
+    does so before we have the lock, this class notices it. A later deletion cannot be prevented.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class SafeFreezeLock:
     ) -> None:
         """Takes the lock.
 
-        Blocking: at most `limit_seconds`, in tries 100 ms apart; zero means one try. `give_up` is asked
-        between tries and ends the waiting early.
+        Blocking: at most `limit_seconds`, with a try every 100 ms. Zero means one try. `give_up` is called
+        between tries, and ends the wait if it returns true.
 
         Raises:
-            LockHeldError: another process still had it in the end.
-            LockUnavailableError: there cannot be such a lock, for instance because ``/etc`` is read-only.
+            LockHeldError: another process still held it at the end of the wait.
+            LockUnavailableError: the lock cannot be taken at all, for example because ``/etc`` is read-only.
         """
         self._descriptor: int | None = None
         started = time.monotonic()
@@ -76,7 +76,7 @@ class SafeFreezeLock:
             left_seconds = limit_seconds - waited_seconds
             if left_seconds <= 0 or give_up():
                 raise LockHeldError(
-                    f"could not lock `{path}` within {waited_seconds:.2f} s: {holder} has it",
+                    f"could not lock `{path}` within {waited_seconds:.2f} s: {holder} holds it",
                     code="lock-held",
                     kind="another-run",
                     hint="another backup of this VM is taking its snapshots; try again when it is done",
@@ -84,7 +84,7 @@ class SafeFreezeLock:
             time.sleep(min(_TRY_EVERY_SECONDS, left_seconds))
 
     def close(self) -> None:
-        """Gives the lock back. Does nothing when it was given back before."""
+        """Releases the lock. Does nothing if it was released before."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -102,13 +102,14 @@ class SafeFreezeLock:
 
 
 def _try(path: Path) -> tuple[int | None, str]:
-    """Tries once: the locked file's descriptor if we have the lock, and who has it if not."""
+    """Tries once. Returns the descriptor of the locked file, or `None` and the holder of the lock."""
     descriptor = None
     try:
-        # One by one: a mode given with `parents=True` is not that of the parents, and the umask may be 0.
+        # One by one, because `parents=True` does not apply the mode to the parents, and the umask may be 0.
         for directory in (path.parent.parent, path.parent):
             directory.mkdir(mode=0o755, exist_ok=True)
-        # Not truncated, because it may be another's; not inheritable, as every descriptor of Python.
+        # Without O_TRUNC, because the file may belong to another program. Python makes descriptors
+        # non-inheritable.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         holder = _lock(descriptor, path)
     except OSError as error:
@@ -126,24 +127,24 @@ def _try(path: Path) -> tuple[int | None, str]:
 
 
 def _lock(descriptor: int, path: Path) -> str | None:
-    """Locks the file unless another has it; returns who that is, none if we have the lock now."""
+    """Locks the file. Returns the holder if another process has locked it, or `None` on success."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         # EAGAIN or EACCES (fcntl(2)).
         return _holder(descriptor)
-    # The lock of a file that has been deleted excludes nobody.
+    # The lock of a deleted file excludes no other process.
     with contextlib.suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(descriptor), path.stat()):
             return None
-    return "whoever deleted the file"
+    return "the program that deleted the file"
 
 
 def _holder(descriptor: int) -> str:
     with contextlib.suppress(OSError):
         question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, question))
-        # 0 is a process of another pid namespace, -1 a lock that belongs to an open file.
+        # 0 means a process in another pid namespace, and -1 a lock that belongs to an open file.
         if kind != fcntl.F_UNLCK and pid > 0:
             return f"process {pid}"
     return "another process"

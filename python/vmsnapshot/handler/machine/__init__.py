@@ -1,8 +1,8 @@
-"""What the report and the freeze need to know of this machine.
+"""What the report and the freeze need to know about this machine.
 
-configuration   ``/etc/azure/vmbackup.conf``, ``/etc/waagent.conf`` and the settings for applications
-disks           which disks a mount lies on, which of them are temporary, and their LUNs
-sizes           how much the disks hold
-facts           what every report says of the machine
-processes       names of processes that a reused process id does not fool
+configuration   ``/etc/azure/vmbackup.conf``, ``/etc/waagent.conf`` and the files for applications
+disks           the disks below a mount, their LUNs, and whether they are temporary
+sizes           how much data the disks contain
+facts           the facts about the machine in every report
+processes       identifies processes even if their ids are reused
 """

@@ -1,8 +1,8 @@
-"""What the owner of the VM has set: ``/etc/azure/vmbackup.conf``, and the agent's own ``waagent.conf``.
+"""Reads what the owner of the VM has configured: ``/etc/azure/vmbackup.conf`` and ``/etc/waagent.conf``.
 
-Both are read once a process. Whatever is in them, reading gives a value: what cannot be understood is the
-default, with a warning for the log. Nothing is written to them, unlike the predecessor, which noted in the
-first one that it had become sequential.
+A process reads each of them once. Only the polling service reads the first one again for each request.
+Reading always returns a value: an invalid option has its default, with a warning for the log. Unlike the
+predecessor, which recorded in the first file that it had become sequential, this module writes nothing.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _THAW_TIMEOUT_MOST_SECONDS = 3600.0
 
 _SECTION = "SnapshotThread"
 
-# Options of the predecessor without a meaning here: section, option, and what is in their place.
+# Options of the predecessor that have no effect here: section, option, and the reason.
 _OBSOLETE = (
     (_SECTION, "SafeFreezeWaitInSeconds", "`timeout` limits the freeze as well"),
     (_SECTION, "seqsnapshot", "all snapshots are always requested at once"),
     (_SECTION, "sudo_off", "no command is run through sudo"),
     (_SECTION, "async_event_logging", "events are written when a command ends"),
-    (_SECTION, "fsfreeze", "filesystems are always frozen, but for `MountsToSkip`"),
-    (_SECTION, "isanysnapshotfailed", "nothing is remembered there from one backup to the next"),
+    (_SECTION, "fsfreeze", "filesystems are always frozen, except those of `MountsToSkip`"),
+    (_SECTION, "isanysnapshotfailed", "no state is kept there between backups"),
     (_SECTION, "OnAppFailureDoFsFreeze", "no application is quiesced, so filesystems are always frozen"),
     (_SECTION, "OnAppSuccessDoFsFreeze", "no application is quiesced, so filesystems are always frozen"),
     ("lsblkUser", "username", "mounts and disks are read from the kernel, without lsblk"),
@@ -53,43 +53,43 @@ _OBSOLETE = (
 
 @dataclass(frozen=True)
 class VmBackupConfiguration:
-    """``vmbackup.conf``; every field has the default that holds without the file."""
+    """``vmbackup.conf``. Every field has the default that applies without the file."""
 
     thaw_timeout_seconds: float = THAW_TIMEOUT_SECONDS
-    """``timeout``: how long after the first freeze everything is thawed whatever happens; 0.01 to 3600."""
+    """``timeout``: how long after the first freeze everything is thawed at the latest; 0.01 to 3600."""
     mounts_to_skip: tuple[str, ...] = ()
-    """``MountsToSkip``: mount points that are not frozen; ``/`` may be one of them."""
+    """``MountsToSkip``: mount points that are not frozen. ``/`` may be one of them."""
     snapshot_method: SnapshotMode | None = None
-    """``SnapshotMethod``: who takes the snapshots, whatever the job says; none leaves it to the job."""
+    """``SnapshotMethod``: who takes the snapshots, whatever the job says. `None` leaves it to the job."""
     upload_status_and_log: bool = True
-    """``UploadStatusAndLog``: whether any status or log blob is touched."""
+    """``UploadStatusAndLog``: whether the status blob and the log blob are read and written."""
     write_log: bool = True
     """``WriteLog``: whether the log is also written to the log folder."""
     discard_lines_while_frozen: bool = False
-    """``LoggingOff``: what is logged while filesystems are frozen is not kept."""
+    """``LoggingOff``: discards the lines that are logged while filesystems are frozen."""
     events_disabled: bool = False
     """``disable_logging``: nothing is written for the agent's telemetry."""
     only_local_filesystems: bool = False
-    """``onlyLocalFilesystems``: network filesystems do not count for the size of the VM."""
+    """``onlyLocalFilesystems``: network shares are not named in the telemetry."""
     real_consistency_numbers: bool = False
-    """``RealConsistencyNumbers``, an option of ours: ``snapshotConsistency`` tells application from
-    filesystem consistency, as the predecessor meant to. Off: the service has not seen it so far."""
+    """``RealConsistencyNumbers``, an option of this extension: ``snapshotConsistency`` has its real value, as
+    the predecessor intended. Off by default, because the service has only seen 0 and 3."""
     warnings: tuple[str, ...] = ()
-    """What should be said about the file, for the log: one sentence each."""
+    """Warnings about the file, for the log."""
 
 
 @dataclass(frozen=True)
 class Applications:
-    """What the owner has set up to quiesce applications; this version quiesces none."""
+    """What the owner has configured for quiescing applications. This version quiesces none."""
 
     names_workload: bool = False
     """Whether ``workload.conf`` names a workload that the reference supports."""
     ignored: tuple[str, ...] = ()
-    """What is set up and has no effect, in words for the log."""
+    """What is configured and has no effect, in words for the log."""
 
 
 def read_vmbackup_configuration(path: Path = VMBACKUP_CONFIGURATION) -> VmBackupConfiguration:
-    """Reads ``vmbackup.conf``. Never raises: a missing file is all defaults, anything odd a warning."""
+    """Reads ``vmbackup.conf``. Never raises: a missing file means defaults, an invalid option a warning."""
     options = _Options(path)
     return VmBackupConfiguration(
         thaw_timeout_seconds=options.thaw_timeout_seconds(),
@@ -106,10 +106,10 @@ def read_vmbackup_configuration(path: Path = VMBACKUP_CONFIGURATION) -> VmBackup
 
 
 def read_waagent_configuration(path: Path | None = None) -> dict[str, str]:
-    """Reads the agent's configuration, from the first of its places that has one; unset options are left out.
+    """Reads the agent's configuration from the first of its places that exists. Omits unset options.
 
-    Never raises: without a file, or with one that cannot be read, it is empty. Understood as the agent does
-    (azurelinuxagent/common/conf.py): ``Key=Value``, ``#`` begins a comment, the last line of a key wins.
+    Never raises: without a readable file the result is empty. The rules are those of the agent
+    (azurelinuxagent/common/conf.py): ``Key=Value``, ``#`` begins a comment, and the last line of a key wins.
     """
     options: dict[str, str] = {}
     for line in _text_of_first(WAAGENT_CONFIGURATIONS if path is None else (path,)).split("\n"):
@@ -122,7 +122,7 @@ def read_waagent_configuration(path: Path | None = None) -> dict[str, str]:
 
 
 def workload_name(path: Path = WORKLOAD_CONFIGURATION) -> str:
-    """Returns the ``workload_name`` of workload.conf; empty where it names none."""
+    """Returns the ``workload_name`` of workload.conf, or "" if it names none."""
     for line in _text_of_first([path]).splitlines():
         name, _, value = line.partition("=")
         if name.strip().lower() == "workload_name" and value.strip():
@@ -133,7 +133,7 @@ def workload_name(path: Path = WORKLOAD_CONFIGURATION) -> str:
 def read_applications(
     workload: Path = WORKLOAD_CONFIGURATION, scripts: Path = SCRIPT_CONFIGURATION
 ) -> Applications:
-    """Reads what the owner has set up to quiesce applications. Never raises: an unreadable file is none."""
+    """Reads what the owner has configured for quiescing applications. Never raises."""
     names_workload = workload_name(workload) in SUPPORTED_WORKLOADS
     ignored = []
     if names_workload:
@@ -144,11 +144,11 @@ def read_applications(
 
 
 class _Options:
-    """The options of ``vmbackup.conf`` and what is odd about them."""
+    """The options of ``vmbackup.conf``, and the warnings about them."""
 
     def __init__(self, path: Path) -> None:
         self.warnings: list[str] = []
-        # No interpolation, because a mount point may have a `%`. Not strict: the last of two options wins.
+        # No interpolation, because a mount point may contain `%`. Not strict: the last of two options wins.
         self._parser = configparser.ConfigParser(interpolation=None, strict=False)
         try:
             self._parser.read_string(_decoded(path.read_bytes()))
@@ -156,10 +156,10 @@ class _Options:
             return
         except OSError as error:
             cause = (error.strerror or "it is not a file").lower()
-            self.warnings.append(f"`{path}` could not be read, all options are at their defaults: {cause}")
+            self.warnings.append(f"could not read `{path}`, all options have their defaults: {cause}")
         except configparser.Error:
-            # Not with the parser's words, which repeat the file.
-            self.warnings.append(f"`{path}` is no INI file, all options are at their defaults")
+            # Without the message of the parser, which repeats the file.
+            self.warnings.append(f"`{path}` is not an INI file, all options have their defaults")
             self._parser = configparser.ConfigParser(interpolation=None)
 
     def thaw_timeout_seconds(self) -> float:
@@ -170,7 +170,7 @@ class _Options:
         if seconds is not None and _THAW_TIMEOUT_LEAST_SECONDS <= seconds <= _THAW_TIMEOUT_MOST_SECONDS:
             return seconds
         self._odd(
-            "timeout", value, f"not a number of seconds from 0.01 to 3600: it is {THAW_TIMEOUT_SECONDS:g}"
+            "timeout", value, f"not a number of seconds from 0.01 to 3600; using {THAW_TIMEOUT_SECONDS:g}"
         )
         return THAW_TIMEOUT_SECONDS
 
@@ -187,16 +187,16 @@ class _Options:
         except ValueError:
             known = ", ".join(mode.value for mode in SnapshotMode)
             instead = SnapshotMode.FIRST_HOST_THEN_GUEST
-            self._odd("SnapshotMethod", value, f"none of {known}: it is {instead.value}")
+            self._odd("SnapshotMethod", value, f"none of {known}; using {instead.value}")
             return instead
 
     def only_if_true(self, option: str) -> bool:
-        """A switch that anything but ``True`` turns off: who writes ``no`` or ``disabled`` means it."""
+        """Reads a switch that every value except ``True`` turns off, such as ``no`` or ``disabled``."""
         value = self._value(option)
         if value is None or value.lower() == "true":
             return True
         if value.lower() != "false":
-            self._odd(option, value, "neither True nor False: it is False")
+            self._odd(option, value, "neither True nor False; using False")
         return False
 
     def switch(self, option: str, *, default: bool) -> bool:
@@ -205,18 +205,18 @@ class _Options:
             return default
         is_on = configparser.ConfigParser.BOOLEAN_STATES.get(value.lower())
         if is_on is None:
-            self._odd(option, value, f"neither true nor false: it is {str(default).lower()}")
+            self._odd(option, value, f"neither true nor false; using {str(default).lower()}")
             return default
         return is_on
 
     def number(self, option: str) -> float:
-        """A switch that is a number; zero unless it is set to one."""
+        """Reads a switch that is a number. Returns zero if it is not set or not a number."""
         value = self._value(option)
         if value is None:
             return 0
         number = _number(value)
         if number is None:
-            self._odd(option, value, "not a number: it is 0")
+            self._odd(option, value, "not a number; using 0")
             return 0
         return number
 
@@ -228,7 +228,7 @@ class _Options:
         ]
 
     def _value(self, option: str) -> str | None:
-        """The option's text, none if it is missing or empty: an empty value means the default."""
+        """Returns the text of the option, or `None` if it is missing or empty: both mean the default."""
         return self._parser.get(_SECTION, option, fallback="").strip() or None
 
     def _odd(self, option: str, value: str, answer: str) -> None:
@@ -244,7 +244,7 @@ def _number(value: str) -> float | None:
 
 
 def _decoded(content: bytes) -> str:
-    # Like the names of files: a mount point may be any bytes.
+    # As for file names, because a mount point may contain any bytes.
     return content.decode("utf-8-sig", errors="surrogateescape")
 
 

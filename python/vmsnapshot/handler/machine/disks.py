@@ -4,9 +4,9 @@ The engine says what is mounted and which block devices there are. This module r
 need besides: attributes of a disk in sysfs, and two symbolic links of udev. It starts no program and opens no
 device. What cannot be read is left out, because a device can vanish at any moment.
 
-How Azure attaches disks is public in the udev rules of the agent (66-azure-storage.rules) and of
-azure-vm-utils (80-azure-disk.rules, doc/disk-identification.md). A device is found by its number, never by a
-part of its name.
+The udev rules of the agent (66-azure-storage.rules) and of azure-vm-utils (80-azure-disk.rules,
+doc/disk-identification.md) document how Azure attaches disks. Devices are compared by number, never by a part
+of their name.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 from vmsnapshot import BlockDevice, Machine, Mount
 from vmsnapshot.handler.settings.wire import OS_DISK_LUN
 
-# A generation 1 VM has the OS disk and the temporary disk on two emulated IDE controllers.
+# In a generation 1 VM, the OS disk and the temporary disk are on two emulated IDE controllers.
 _IDE_OS = "00000000-0000-"
 _IDE_TEMPORARY = "00000000-0001-"
-# A generation 2 VM has both on one SCSI controller, with the CD-ROM as the third.
+# In a generation 2 VM, both are on one SCSI controller. The CD-ROM is the third unit.
 _SCSI_SYSTEM = "f8b3781a-1e82-4818-a1c3-63d806ec15bb"
 _SYSTEM_OS_UNIT = 0
 _SYSTEM_TEMPORARY_UNIT = 1
-# Data disks have SCSI controllers of their own; their logical unit is the LUN that the customer chose.
+# Data disks are on other SCSI controllers. Their logical unit is the LUN that the customer chose.
 _SCSI_DATA = frozenset(f"f8b3781{letter}-1e82-4818-a1c3-63d806ec15bb" for letter in "bcd")
 
 _REMOTE_NVME = "MSFT NVMe Accelerator v1.0"
@@ -34,7 +34,7 @@ _NVME_OS_NAMESPACE = 1
 _NVME_FIRST_DATA_NAMESPACE = 2
 _LOCAL_NVME = frozenset({"Microsoft NVMe Direct Disk", "Microsoft NVMe Direct Disk v2"})
 
-# Of the agent's or azure-vm-utils' udev rules, and of cloud-init's.
+# From the udev rules of the agent or azure-vm-utils, and from those of cloud-init.
 _TEMPORARY_LINKS = ("disk/azure/resource", "disk/cloud/azure_resource")
 
 _SCSI_ADDRESS = re.compile(r"\d+:\d+:\d+:(\d+)")
@@ -69,10 +69,10 @@ class Disks:
         self._temporary = frozenset().union(*(self._lowest(number) for number in temporary))
 
     def is_on_resource_disk(self, mount: Mount) -> bool:
-        """Tells whether all of `mount` lies on temporary disks.
+        """Returns whether `mount` lies on temporary disks only.
 
-        A volume that spans a temporary disk and another one, such as a data disk with a local cache, holds
-        data that is backed up: it does not count.
+        A volume on a temporary disk and another disk, such as a data disk with a local cache, contains data
+        that is backed up. It does not count.
         """
         lowest = self._lowest_of_all(_block_devices_of(mount))
         return bool(lowest) and lowest <= self._temporary
@@ -83,7 +83,7 @@ class Disks:
         return bool(lowest) and all(number.startswith(_LOOP_MAJOR) for number in lowest)
 
     def disks_of(self, device: str) -> frozenset[str]:
-        """Returns the names of the disks below `device` (major:minor); for LVM, of all physical volumes."""
+        """Returns the names of the disks below `device`, a major:minor. LVM has one per physical volume."""
         return frozenset(
             _name(self._devices[number]) for number in self._lowest(device) if number in self._devices
         )
@@ -93,19 +93,19 @@ class Disks:
         return frozenset().union(*(self.disks_of(device) for device in _block_devices_of(mount)))
 
     def luns_by_disk(self, mounts: Sequence[Mount]) -> dict[str, int]:
-        """Returns the LUN of each disk that has one by its name; `OS_DISK_LUN` for the OS disk.
+        """Returns the LUN of each disk that has one, by its name. The OS disk has `OS_DISK_LUN`.
 
-        A disk's controller decides. Only where no controller is one of Azure's, the last number of a SCSI
-        address is taken for the LUN, and the disk under ``/`` for the OS disk: LUNs of controllers that are
-        known and of others are never mixed.
+        The controller of a disk decides. If no controller is one of Azure's, the last number of the SCSI
+        address counts as the LUN, and the disk below ``/`` as the OS disk. LUNs of known controllers and of
+        others are never mixed.
         """
         roots = [mount for mount in mounts if mount.is_visible and mount.mount_point == "/"]
         under_root = frozenset().union(*(self.disks_below(mount) for mount in roots))
         disks = list(self._whole_disks())
         luns = {_name(disk): lun for disk in disks if (lun := self._azure_lun(disk)) is not None}
         if luns:
-            # The OS disk may be on a controller of a kind that is not known yet. A data disk that the root
-            # volume group was extended to stays a data disk.
+            # The OS disk may be on an unknown kind of controller. A data disk that belongs to the root volume
+            # group stays a data disk.
             return {**dict.fromkeys(under_root, OS_DISK_LUN), **luns}
         luns = {_name(disk): unit for disk in disks if (unit := _scsi_unit(disk)) is not None}
         return {**luns, **dict.fromkeys(under_root, OS_DISK_LUN)}
@@ -114,7 +114,7 @@ class Disks:
         return (device for device in self._devices.values() if not device.parents)
 
     def _lowest(self, number: str) -> frozenset[str]:
-        # The devices below that lie on nothing themselves; a device that is not known is taken for one.
+        # The lowest devices. An unknown device counts as one of them.
         lowest, seen, waiting = set(), set(), [number]
         while waiting:
             current = waiting.pop()

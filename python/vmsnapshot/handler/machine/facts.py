@@ -1,7 +1,7 @@
-"""What every report says of the machine and of this extension.
+"""Reads the facts about the machine and this extension that every report contains.
 
-No program is started and the agent is not asked: everything is read from files, so that ``enable`` answers in
-milliseconds. All of it is information; nothing is known to depend on a key.
+All facts are read from files. No program is started and the agent is not called, so that ``enable`` returns
+within milliseconds. The facts are informative: no known reader depends on one of them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 
 UNKNOWN = "Unknown"
-"""What stands for a fact that cannot be found out."""
+"""Stands for a fact that is not known."""
 
 _WORKLOADS = ("mysqld", "postgresql", "oracle", "cassandra", "mongo")
-# Enough for the command line of a Java server, which has its class at the end of a long class path.
+# Enough for the command line of a Java server, whose class comes after a long class path.
 _COMMAND_LINE_LIMIT_BYTES = 128 * 1024
 _SCAN_LIMIT_SECONDS = 1.0
 
@@ -37,12 +37,12 @@ def machine_facts(
     proc: Path = Path("/proc"),
     os_release: Path = Path("/etc/os-release"),
 ) -> list[tuple[str, str]]:
-    """Returns what every report says of machine and extension.
+    """Returns the keys and texts of all facts.
 
-    `base_directory` is the extension's, whose name ends with its version; `lib_directory` is the agent's
-    ``Lib.Dir``; `pre_post_enabled` tells whether ``workload.conf`` names a workload.
+    `base_directory` is that of the extension, and its name ends with the version. `lib_directory` is the
+    agent's ``Lib.Dir``. `pre_post_enabled` is whether ``workload.conf`` names a workload.
 
-    Blocking: at most a second, and that only if a process does not give its command line.
+    Blocking: at most a second, and only if the command line of a process cannot be read at once.
     """
     return [
         ("pythonVersion", ".".join(str(number) for number in sys.version_info[:3])),
@@ -57,11 +57,11 @@ def machine_facts(
 
 
 def guest_agent_version(lib_directory: Path, environ: Mapping[str, str]) -> str:
-    """Returns the version of the agent, which is not asked: that takes a second and can fail.
+    """Returns the version of the agent without calling it, which takes a second and can fail.
 
-    The agent runs the newest version that it finds: one that it has downloaded to ``Lib.Dir``, or the
-    installed one, which it names in the environment of its commands. A download that it has given up on is
-    taken for running all the same.
+    The agent runs the newest version that it finds. It has downloaded that to ``Lib.Dir``, or it is the
+    installed one, which the environment of its commands names. A download that the agent has given up
+    on counts as well.
     """
     versions = [environ.get(_AGENT_VARIABLE, "").strip()]
     with suppress(OSError):
@@ -73,7 +73,7 @@ def guest_agent_version(lib_directory: Path, environ: Mapping[str, str]) -> str:
 
 
 def os_version(os_release: Path) -> str:
-    """Returns ``<NAME>-<VERSION>`` of os-release(5); the name alone where there is no version (Arch)."""
+    """Returns ``<NAME>-<VERSION>`` of os-release(5), or the name alone if there is no version (Arch)."""
     try:
         lines = os_release.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -87,10 +87,10 @@ def os_version(os_release: Path) -> str:
 
 
 def running_workloads(proc: Path = Path("/proc"), *, limit_seconds: float = _SCAN_LIMIT_SECONDS) -> list[str]:
-    """Returns which databases occur in the command line of any process but this one.
+    """Returns which databases occur in the command line of any other process.
 
-    Blocking: at most `limit_seconds`; what was found until then is returned. The command line lies in the
-    memory of its process, and a process that hangs in a page fault makes everybody wait who wants to read it.
+    Blocking: at most `limit_seconds`. Returns what was found until then. A command line lies in the memory of
+    its process. If that process hangs in a page fault, the read hangs too.
     """
     found: set[str] = set()
     scan = threading.Thread(target=_scan, args=(proc, found), name="workloads", daemon=True)
@@ -114,7 +114,7 @@ def _scan(proc: Path, found: set[str]) -> None:
 
 
 def _command_lines(proc: Path) -> Iterator[bytes]:
-    # This process is left out: its arguments are the handler's own, and may name a database.
+    # Skip this process: its arguments are those of the handler, and may contain the name of a database.
     own = str(os.getpid())
     try:
         with os.scandir(proc) as entries:
@@ -122,7 +122,7 @@ def _command_lines(proc: Path) -> Iterator[bytes]:
     except OSError:
         return
     for process in processes:
-        # A process may end at any moment: its file is then gone, or cannot be read any more.
+        # A process may end at any moment. Its file is then missing or unreadable.
         with suppress(OSError):
             descriptor = os.open(f"{process}/cmdline", os.O_RDONLY | os.O_CLOEXEC)
             try:

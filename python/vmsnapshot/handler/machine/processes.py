@@ -1,4 +1,4 @@
-"""Names of processes that a reused process id does not fool, and their end."""
+"""Identifies processes even if their ids are reused, and ends them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ _KILL_LIMIT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class ProcessName:
-    """A process of one boot of this machine."""
+    """Identifies a process of one boot of this machine."""
 
     pid: int
     start_ticks: int
-    """When it was started, in the kernel's ticks since boot (field 22 of ``/proc/PID/stat``)."""
+    """Its start time in the kernel's ticks since boot (field 22 of ``/proc/PID/stat``)."""
     boot_id: str
 
     def is_alive(self) -> bool:
-        """Whether it still exists; a zombie does not."""
+        """Returns whether the process still exists. A zombie does not count."""
         return self.boot_id == _boot_id() and _start_ticks(self.pid) == self.start_ticks
 
     def end(self, *, patience_seconds: float) -> bool:
-        """Asks it to end and waits; kills it when that takes too long. True if it ended by itself.
+        """Sends SIGTERM, waits, and kills the process if that takes too long.
 
-        Blocking: `patience_seconds`, and a few seconds more for one that has to be killed.
+        Returns True if the process ended by itself.
+
+        Blocking: `patience_seconds`, and a few seconds more if it has to be killed.
         """
         self.ask_to_end()
         if self.wait(patience_seconds):
@@ -43,12 +45,12 @@ class ProcessName:
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Sends SIGKILL, and waits a little; what it has frozen its watchdog thaws."""
+        """Sends SIGKILL, and waits a little. The watchdog thaws what the process has frozen."""
         self._signal(signal.SIGKILL)
         self.wait(_KILL_LIMIT_SECONDS)
 
     def wait(self, limit_seconds: float) -> bool:
-        """Waits until it is gone; false at the limit."""
+        """Waits until the process has ended. Returns False at the limit."""
         until = time.monotonic() + limit_seconds
         while self.is_alive():
             if time.monotonic() >= until:
@@ -63,7 +65,7 @@ class ProcessName:
 
 
 def name_of(pid: int) -> ProcessName | None:
-    """Returns the name of a process that runs now; none if there is no such."""
+    """Returns the identity of a running process, or `None` if there is no such process."""
     start_ticks = _start_ticks(pid)
     return None if start_ticks is None else ProcessName(pid, start_ticks, _boot_id())
 
@@ -80,6 +82,7 @@ def _start_ticks(pid: int) -> int | None:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    # The command's name, in parentheses, may hold anything; the fields after the last `)` do not.
+    # The name of the command, in parentheses, may contain any character. The fields after the last `)` may
+    # not.
     fields = stat.rpartition(b")")[2].split()
     return None if fields[0] in (b"Z", b"X") else int(fields[19])

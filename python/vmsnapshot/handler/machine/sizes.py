@@ -1,11 +1,11 @@
-"""How much the disks of a backup hold: ``totalUsedSizeInBytes``, by which a backup is billed.
+"""Computes how much data the disks of a backup contain: ``totalUsedSizeInBytes``, the base of the billing.
 
-What df would say of every filesystem on a local block device, without df: one row a device, used = (blocks -
-free blocks) x fragment size. Which rows count is chapter 2.6 of the extension's contract. Nothing else is
-looked at: a network share or a FUSE filesystem whose other side is gone hangs whoever asks for its size, so
-these are named by type and not measured.
+The result is that of df for every filesystem on a local block device, without df: one row per device, and
+used = (blocks - free blocks) x fragment size. Chapter 2.6 of the extension's contract defines which rows
+count. A network share or a FUSE filesystem without its other side hangs the caller that asks for its size.
+Therefore these are only named by type and not measured.
 
-btrfs and ZFS count as nothing, as they always have in Azure Backup: counting them is the service's decision.
+btrfs and ZFS do not count, as always in Azure Backup. The service would have to decide to count them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from vmsnapshot.handler.machine.disks import Disks, is_on_block_device
 from vmsnapshot.handler.settings.wire import OS_DISK_LUN, Pair, Settings
 
 DEFAULT_LIMIT_SECONDS = 5.0
-"""How long `compute` may take; it takes milliseconds unless a filesystem hangs."""
+"""How long `compute` may take. It takes milliseconds unless a filesystem hangs."""
 
 _SHARE_TYPES = frozenset({"fuse", "fuseblk", "nfs", "nfs4", "cifs", "smb3", "smbfs"})
-# Of the same kind, but not what `networkFSTypePresentInMount` asks for.
+# These do not count either, but `networkFSTypePresentInMount` does not include them.
 _OTHER_UNCOUNTED_TYPES = frozenset(
     {
         *("overlay", "overlayfs", "aufs", "lustre", "secfs2", "zfs", "btrfs", "iso9660"),
-        # The contract does not name these, and would count them; what they hold is on another machine.
+        # The contract does not name these, and would count them. Their data is on another machine.
         *("9p", "afs", "ceph", "virtiofs"),
     }
 )
@@ -40,22 +40,22 @@ _OS_MOUNT_POINTS = frozenset({"/", "/boot/efi"})
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the report says of sizes."""
+    """The sizes in the report."""
 
     total_used_bytes: int
     failed: bool
-    """``isSizeComputationFailed``: the total is 0 or, where only the LUNs are unknown, that of all disks."""
+    """``isSizeComputationFailed``: the total is 0 or, if only the LUNs are unknown, that of all disks."""
     telemetry: tuple[Pair, ...]
     why: str = ""
-    """One sentence on why it failed, for the log."""
+    """Why it failed, for the log."""
 
 
 class _NotMeasuredError(Exception):
-    """A filesystem whose size cannot be told: so neither can the sum."""
+    """The size of a filesystem is not known, and thus the sum is not known either."""
 
 
 class _Sum(enum.Enum):
-    """What a row is added to."""
+    """The sum that a row is added to."""
 
     USED = enum.auto()
     TEMPORARY = enum.auto()
@@ -66,7 +66,7 @@ class _Sum(enum.Enum):
 
 @dataclass(frozen=True)
 class _Row:
-    """One row of df: a device, with all its mounts that can be seen."""
+    """One row of df: a device with all its visible mounts."""
 
     mounts: tuple[Mount, ...]
 
@@ -91,22 +91,22 @@ def compute(
     only_local: bool,
     limit_seconds: float = DEFAULT_LIMIT_SECONDS,
 ) -> Sizes:
-    """Computes what the disks of the job hold. Whatever goes wrong is in the answer; nothing is raised.
+    """Computes how much data the disks of the job contain. Never raises: a failure is part of the result.
 
-    With `only_local` (``onlyLocalFilesystems``) network shares are not named either.
+    With `only_local` (``onlyLocalFilesystems``), network shares are not named either.
 
-    Blocking: at most `limit_seconds`. A filesystem that hangs for longer keeps a thread of this process
-    waiting, and the process cannot end before the kernel lets that thread go.
+    Blocking: at most `limit_seconds`. If a filesystem hangs for longer, a thread of this process waits for
+    it, and the process cannot end before the kernel finishes that call.
     """
     facts = (*_billing_type(settings), *network_shares(mounts))
     try:
         return _compute(settings, mounts, disks, facts, only_local, limit_seconds)
-    except Exception as error:  # The report is worth more than its size, whatever this is.
+    except Exception as error:  # The report is more important than its size, whatever this error is.
         return Sizes(0, True, facts, f"could not compute the used size: {_cause(error)}")
 
 
 def network_shares(mounts: Iterable[Mount]) -> tuple[Pair, ...]:
-    """Returns ``networkFSTypePresentInMount``, if there is a FUSE, NFS or SMB mount."""
+    """Returns ``networkFSTypePresentInMount`` if there is a FUSE, NFS or SMB mount."""
     is_present = any(_is_share(mount.filesystem_type) for mount in mounts)
     return (Pair("networkFSTypePresentInMount", "True"),) if is_present else ()
 
@@ -146,7 +146,7 @@ def _compute(
         *_kib("loopDevicesSize", totals[_Sum.LOOP]),
         *_kib("totalsdSize", sum(used_bytes[row.device] for row in on_sd)),
     )
-    why = "" if luns is None or luns else "could not tell the LUN of any disk"
+    why = "" if luns is None or luns else "could not find the LUN of any disk"
     return Sizes(totals[_Sum.USED], bool(why), telemetry, why)
 
 
@@ -159,7 +159,7 @@ def _rows(mounts: Sequence[Mount]) -> list[_Row]:
 
 
 def _luns(settings: Settings, mounts: Sequence[Mount], disks: Disks) -> Mapping[str, int] | None:
-    """The LUN of each disk; none where they do not matter, because all disks count."""
+    """Returns the LUN of each disk, or `None` if all disks count and the LUNs do not matter."""
     are_needed = settings.disks.luns and settings.disks.any_disk_excluded
     return disks.luns_by_disk(mounts) if are_needed else None
 
@@ -167,7 +167,7 @@ def _luns(settings: Settings, mounts: Sequence[Mount], disks: Disks) -> Mapping[
 def _sum_of(
     row: _Row, settings: Settings, disks: Disks, luns: Mapping[str, int] | None, only_os_disk: bool
 ) -> _Sum | None:
-    """What `row` is added to; none for what is not measured. The rules are in the contract's order."""
+    """Returns the sum of `row`, or `None` if it is not measured. The rules have the order of the contract."""
     mount = row.mounts[0]
     if _is_uncounted(row.filesystem_type):
         return None
@@ -177,14 +177,14 @@ def _sum_of(
         return None
     if disks.is_on_resource_disk(mount) and not only_os_disk:
         return _Sum.TEMPORARY
-    # The file of a loop device lies on a filesystem that has a row of its own.
+    # The file of a loop device lies on a filesystem with its own row.
     if disks.is_on_loop_device(mount):
         return _Sum.LOOP
     if any(mount_point.startswith(_GLUSTER_SNAPSHOTS) for mount_point in row.mount_points):
         return _Sum.GLUSTER
     if only_os_disk:
         return _Sum.USED if "/" in row.mount_points else None
-    # Where no disk's LUN can be told, everything counts, and the report says that the size is not right.
+    # If no LUN is known, everything counts, and the report marks the size as failed.
     return _Sum.USED if not luns or _is_included(row, settings.disks.luns, disks, luns) else None
 
 
@@ -200,17 +200,17 @@ def _measure(rows: Sequence[_Row], limit_seconds: float) -> dict[str, int]:
     measurement.start()
     measurement.join(limit_seconds)
     if measurement.is_alive():
-        raise _NotMeasuredError(f"`{measurement.under_way}` gave no answer within {limit_seconds:g} s")
+        raise _NotMeasuredError(f"`{measurement.under_way}` did not answer within {limit_seconds:g} s")
     if measurement.why:
         raise _NotMeasuredError(measurement.why)
     return measurement.used_bytes
 
 
 class _Measurement(threading.Thread):
-    """Asks one filesystem after another. A thread, because the call itself has no limit.
+    """Asks one filesystem after another. In a thread, because the call itself has no limit.
 
-    One that hangs is not to be expected: ext4, xfs and vfat answer from memory, also when they are frozen or
-    their disk is gone. Whatever hangs makes the answer incomplete: there is no use in a thread for each.
+    No filesystem should hang: ext4, xfs and vfat answer from memory, even if they are frozen or their disk is
+    gone. If one hangs, the result is incomplete anyway, so a thread per filesystem would not help.
     """
 
     def __init__(self, rows: Sequence[_Row]) -> None:
@@ -224,7 +224,7 @@ class _Measurement(threading.Thread):
         try:
             for row in self._rows:
                 self.used_bytes[row.device] = self._used_bytes_of(row)
-        except Exception as error:  # Whoever waits for this thread has to know.
+        except Exception as error:  # The waiting thread reports it.
             self.why = f"`{self.under_way}`: {_cause(error)}"
 
     def _used_bytes_of(self, row: _Row) -> int:
@@ -233,23 +233,23 @@ class _Measurement(threading.Thread):
             used_bytes = _used_bytes(mount)
             if used_bytes is not None:
                 return used_bytes
-        # Unmounted since: df would have no row for it.
+        # Unmounted meanwhile. df would have no row for it.
         return 0
 
 
 def _used_bytes(mount: Mount) -> int | None:
-    """What the filesystem holds; none if it is no longer mounted there.
+    """Returns how many bytes the filesystem uses, or `None` if it is no longer mounted there.
 
     Raises:
-        OSError: the filesystem gives no answer.
-        ValueError: it gives one that cannot be.
+        OSError: the call failed.
+        ValueError: the answer is impossible.
     """
     try:
         descriptor = os.open(mount.mount_point, os.O_PATH | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        # A mount that is gone since mountinfo was read would have the filesystem below it counted twice.
+        # If the mount has vanished meanwhile, the filesystem below it would count twice.
         device = os.fstat(descriptor).st_dev
         if f"{os.major(device)}:{os.minor(device)}" != mount.device:
             return None
@@ -257,7 +257,7 @@ def _used_bytes(mount: Mount) -> int | None:
     finally:
         os.close(descriptor)
     if answer.f_bfree > answer.f_blocks:
-        raise ValueError("it claims to have more free blocks than blocks")
+        raise ValueError("it has more free blocks than blocks")
     return (answer.f_blocks - answer.f_bfree) * answer.f_frsize
 
 
@@ -281,7 +281,7 @@ def _is_uncounted(filesystem_type: str) -> bool:
 
 
 def _is_named(row: _Row, only_local: bool) -> bool:
-    # What df takes for remote (gnulib, mountlist.c): `host:path` and `//host/share`.
+    # Remote as df defines it (gnulib, mountlist.c): `host:path` and `//host/share`.
     source = row.mounts[0].source
     is_remote = ":" in source or source.startswith(("//", "\\\\"))
     return _is_uncounted(row.filesystem_type) and not (only_local and is_remote)

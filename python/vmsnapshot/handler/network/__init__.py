@@ -1,10 +1,10 @@
-"""What the handler sends and receives, outside the window.
+"""Sends and receives everything outside the window.
 
-background      the event loop on which all of it runs, beside the worker's main thread
-proxies         which HTTP proxy is used for a blob
-connections     the two of them, with the host's address: what a worker reaches others with
-host            PreSnapshot, and what DoSnapshot sends and answers
-guest           what comes before and after the requests that the engine sends to the blobs
+background      the event loop for all of it, in a thread beside the worker's main thread
+proxies         chooses the HTTP proxy for a blob
+connections     the event loop, the proxies and the host's address in one value
+host            calls PreSnapshot, builds DoSnapshot and reads its answer
+guest           asks for encryption settings, and reports on each disk from the engine's results
 blob_writer     writes one blob
-uploads         the status and log blobs of one job
+uploads         writes the status blob and the log blob of one job
 """

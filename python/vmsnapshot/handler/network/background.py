@@ -1,11 +1,12 @@
-"""Runs what waits for the network beside the worker's main thread: uploads, and calls to the host.
+"""Runs uploads and calls to the host on an event loop beside the worker's main thread.
 
-The worker's main thread is synchronous: it keeps the order of the job and calls the engine. Everything here
-is for before and after the window. Whoever opens the window waits for, or cancels, what was submitted: a
-thread that wants the interpreter does not belong into it.
+The worker's main thread is synchronous. It does the steps of the job in order, and calls the engine.
+Everything here runs before or after the window. Before the window, the worker waits for everything that it
+submitted, or cancels it: no other thread of Python may run in the window.
 
-aiohttp and the Azure SDK take most of a second to import, which a command of the agent does not have: they,
-and asyncio, are imported when a background is entered or used, never together with a module.
+aiohttp and the Azure SDK take most of a second to import, which is too long for a command of the agent.
+Therefore they, and asyncio, are imported when a background is entered or used, and never when a module is
+imported.
 """
 
 from __future__ import annotations
@@ -26,32 +27,32 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 Session = Callable[[], "aiohttp.ClientSession"]
-"""Gives the HTTP session that all calls share, inside a coroutine: `Background.session`."""
+"""`Background.session`: returns the HTTP session that all calls share. Call it inside a coroutine."""
 
-# How long the end waits for what was cancelled and for open connections, and then for the thread.
+# How long `__exit__` waits for cancelled coroutines and open connections, and then for the thread.
 _END_LIMIT_SECONDS = 3.0
 _JOIN_LIMIT_SECONDS = 2.0
 
 
 class Background:
-    """An event loop in a thread of its own; a context manager.
+    """An event loop in a thread of its own, as a context manager.
 
-    Leaving it cancels what is left, closes all connections and ends the thread, within five seconds. The
-    thread is a daemon: should a coroutine not let itself be cancelled, it does not keep the process.
+    The exit cancels everything that is left, closes all connections and ends the thread, within five seconds.
+    The thread is a daemon, so a coroutine that ignores its cancellation does not keep the process alive.
     """
 
     def __init__(self, *, ca_file: str | None = None) -> None:
-        """`ca_file` is trusted instead of the system's authorities, which ``SSL_CERT_FILE`` can name too."""
+        """`ca_file` replaces the system's certificate authorities. ``SSL_CERT_FILE`` can do so too."""
         self._ca_file = ca_file
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread
         self._session: aiohttp.ClientSession | None = None
 
     def submit(self, coroutine: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
-        """Starts a coroutine; the future has its result, and cancelling the future cancels the coroutine.
+        """Starts a coroutine. The future has its result, and cancelling the future cancels the coroutine.
 
         Raises:
-            RuntimeError: the background has been left.
+            RuntimeError: the context has been exited.
         """
         import asyncio
 
@@ -62,13 +63,13 @@ class Background:
             raise
 
     def warm_up(self) -> concurrent.futures.Future[None]:
-        """Imports what is slow to import, and reads the system's authorities, while the caller goes on."""
+        """Imports the slow modules and reads the system's authorities, while the caller continues."""
         return self.submit(self._warm_up())
 
     def session(self) -> aiohttp.ClientSession:
-        """Returns the one HTTP session, so that connections are used again; only for coroutines of `submit`.
+        """Returns the shared HTTP session, which reuses connections. Only for coroutines of `submit`.
 
-        It takes no proxy from the environment: `proxies` decides that, and each call says which it uses.
+        The session ignores the proxies of the environment. `proxies` chooses one, and each call names it.
         """
         if self._session is None:
             import ssl
@@ -78,7 +79,7 @@ class Background:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=self._ca_file)),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                # The Azure SDK decompresses by itself; nobody else is asked to compress.
+                # The Azure SDK decompresses by itself. No other request asks for compression.
                 auto_decompress=False,
                 trust_env=False,
             )
@@ -112,7 +113,7 @@ class Background:
         import asyncio
 
         self.session()
-        # A host call that was submitted meanwhile needs no more than that: let it begin.
+        # A call to the host that was submitted meanwhile needs only the session. Let it begin.
         await asyncio.sleep(0)
         importlib.import_module("azure.storage.blob.aio")
 
@@ -123,9 +124,9 @@ class Background:
         for task in left:
             task.cancel()
         if left:
-            # Less than the limit of the whole, so that connections are closed even then.
+            # Less than the whole limit, so that there is time to close the connections.
             await asyncio.wait(left, timeout=_END_LIMIT_SECONDS / 2)
         if self._session is not None:
             await self._session.close()
-            # aiohttp's own advice: a TLS connection is closed a turn or two of the loop later.
+            # As aiohttp recommends: a TLS connection needs one or two more iterations of the loop to close.
             await asyncio.sleep(0.05)

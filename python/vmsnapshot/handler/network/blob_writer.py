@@ -1,10 +1,10 @@
 """Writes the blobs that Azure Backup reads: the status of a job, and its log. Chapter 12.1 of the contract.
 
-The service makes these blobs, and gives a SAS for each; this file never makes one. It does not know what it
-writes: the documents are `status`'s and `log`'s. It runs in a `background`, and never inside the window.
+The service creates these blobs and sends a SAS for each. This module never creates one, and it does not
+interpret what it writes. It runs in a `background`, and never inside the window.
 
-No exception leaves it but cancellation, and no signature is in what it says: a blob that cannot be written
-must not change what a job comes to.
+It raises nothing except cancellation, because a blob that cannot be written must not change the outcome of a
+job. No text that it returns contains a signature.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from vmsnapshot.handler.network.background import Session
 
-# The oldest version that the SDK can speak, and always could since 12.0. Its own choice is the newest, which
-# a sovereign cloud, a private endpoint or an emulator may not know yet (Azurite answers 400 then). Nothing
-# that is done here is younger. The signature does not depend on it: that goes by the `sv` of the SAS.
+# The oldest version that the SDK supports, since 12.0. By default the SDK uses the newest one. A sovereign
+# cloud, a private endpoint or an emulator may not support that yet (Azurite answers 400). This module needs
+# nothing newer. The signature does not depend on this version, but on the `sv` of the SAS.
 API_VERSION = "2019-02-02"
 
 WRITE_LIMIT_SECONDS = 20.0
@@ -35,7 +35,7 @@ READ_LIMIT_SECONDS = 10.0
 _PAGE_BYTES = 512
 # The service's limit for one write of pages.
 _CHUNK_BYTES = 4 * 1024 * 1024
-# The end of a log that is kept, where the blob is no longer than that.
+# How much of the end of a log is written, unless the blob is longer.
 _LOG_LIMIT_BYTES = 10 * 1024 * 1024
 _REPORT_LIMIT_BYTES = 256 * 1024
 _SOCKET_LIMIT_SECONDS = 10.0
@@ -45,28 +45,28 @@ _TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class WriteResult:
-    """What became of one write; `reason` says why nothing was written, without a secret."""
+    """The result of one write. `reason` is why nothing was written, without a secret."""
 
     written: bool
     reason: str | None = None
     failed: bool = False
-    """Whether that is an error: a blob that was left alone on purpose is none."""
+    """Whether this is an error. Leaving a blob alone on purpose is not."""
     room_bytes: int | None = None
-    """What a page blob can hold, if the text did not fit and the blob cannot grow."""
+    """The size of a page blob, if the text did not fit and the blob cannot grow."""
 
 
 class BlobWriter:
-    """Writes one blob, again and again, each time the whole of it.
+    """Writes one blob several times, completely each time.
 
-    A block blob that holds something when this process first sees it is never written: another run, perhaps
-    on the machine that this one is a restored copy of, has put its result there. A page blob has a size, but
-    no content that could be told from none, so it always counts as empty.
+    If a block blob is not empty when this process first sees it, it is never written. Another run has written
+    its result there, for example on the machine that this one was restored from. A page blob always has a
+    size, and its content cannot be distinguished from none. Therefore it always counts as empty.
     """
 
     def __init__(
         self, uri: SasUri, *, session: Session, proxy: str | None = None, may_cut_front: bool = False
     ) -> None:
-        """`may_cut_front`: the text is a log, of which the end will do where the blob cannot hold it all."""
+        """`may_cut_front`: the text is a log. If the blob is too small, its end is enough."""
         self._uri = uri
         self._session = session
         self._proxy = proxy
@@ -78,16 +78,16 @@ class BlobWriter:
     async def write(
         self, text: bytes, *, may_replace: bool = False, limit_seconds: float = WRITE_LIMIT_SECONDS
     ) -> WriteResult:
-        """Writes `text` in place of what the blob holds; one write at a time, in the order of the calls.
+        """Replaces the content of the blob by `text`. One write at a time, in the order of the calls.
 
-        `may_replace` writes a block blob that holds something: the caller knows what it is.
+        `may_replace` allows replacing the content of a block blob. The caller knows that content.
 
         Blocking: `limit_seconds` at most, with up to three tries.
         """
         import asyncio
 
         if self._turn is None:
-            # Not before: up to Python 3.9 a lock belongs to the loop of the thread that makes it.
+            # Not earlier: up to Python 3.9, a lock belongs to the loop of the thread that creates it.
             self._turn = asyncio.Lock()
         self._content_is_ours |= may_replace
         try:
@@ -112,14 +112,14 @@ class BlobWriter:
 
     async def _write(self, text: bytes) -> WriteResult:
         async with _client(self._uri, self._session, self._proxy) as blob:
-            # A HEAD: it needs no more permission than a GET, and brings no content along.
+            # A HEAD request. It needs the same permission as a GET, and transfers no content.
             properties = await blob.get_blob_properties()
             kind = getattr(properties.blob_type, "value", None)
             if kind == "BlockBlob":
                 return await self._write_block_blob(blob, properties, text)
             if kind == "PageBlob":
                 return await self._write_page_blob(blob, properties.size or 0, text)
-            return self._failed(f"it is neither a block nor a page blob, but {kind}")
+            return self._failed(f"it is neither a block blob nor a page blob, but {kind}")
 
     async def _write_block_blob(
         self, blob: BlobClient, properties: BlobProperties, text: bytes
@@ -130,24 +130,24 @@ class BlobWriter:
 
         self._content_is_foreign |= (properties.size or 0) > 0
         if self._content_is_foreign and not self._content_is_ours:
-            return WriteResult(False, f"left `{self._uri}` alone: it held another run's result already")
+            return WriteResult(False, f"left `{self._uri}` alone: it already has the result of another run")
         try:
             await blob.upload_blob(
                 text,
                 overwrite=True,
-                # What is there now and nothing else: a blob that was deleted meanwhile is not made anew, and
-                # what somebody, or an earlier write of ours that was given up, has put there is not replaced.
+                # Replace only the version that was seen. A blob that was deleted meanwhile is not created
+                # again. Content that another program has written meanwhile is not replaced.
                 etag=properties.etag or "*",
                 match_condition=MatchConditions.IfNotModified,
-                # A PUT sets it anew; the service's reader may go by what it set itself.
+                # A PUT sets the type again, and the reader may depend on the type that the service has set.
                 content_settings=ContentSettings(content_type=properties.content_settings.content_type),
             )
         except HttpResponseError as error:
-            # After a server's fault nobody knows whether it was written; a refusal says that it was not.
+            # After an error of the server the blob may have been written. After a refusal it was not.
             self._content_is_ours |= (error.status_code or 500) >= 500
             raise
         except BaseException:
-            # No answer, or cancelled: it may have been written.
+            # No answer, or cancelled. The blob may have been written.
             self._content_is_ours = True
             raise
         self._content_is_ours = True
@@ -166,7 +166,7 @@ class BlobWriter:
                 if _judge(error)[1]:
                     raise
                 if not self._may_cut_front or not size_bytes:
-                    # Half a status is none, and it is better to leave the one that is there.
+                    # Half a status is useless. Leave the one that is there.
                     cause = f"it cannot grow from {size_bytes} to {len(pages)} bytes: {_judge(error)[0]}"
                     return replace(self._failed(cause), room_bytes=size_bytes)
                 pages = _padded(_last_lines(text, size_bytes))
@@ -189,10 +189,10 @@ async def may_be_mended(
     proxy: str | None = None,
     limit_seconds: float = READ_LIMIT_SECONDS,
 ) -> bool | None:
-    """Whether a status blob holds nothing yet, or this task's transitioning report: its worker was killed.
+    """Returns whether the report of a killed worker may be written to the status blob of its task.
 
-    A page blob is looked at as closely: what holds another result is not to be written. None where it cannot
-    be read now.
+    It may if the blob is empty, or has the transitioning report of this task. A page blob is checked in the
+    same way, because the result of another task must stay. Returns `None` if the blob cannot be read now.
 
     Blocking: `limit_seconds` at most.
     """
@@ -209,7 +209,7 @@ async def may_be_mended(
         status = json.loads(text)[0]["status"]
         return bool(status["taskId"] == task_id and status["code"] == "4")
     except (ValueError, LookupError, TypeError, RecursionError):
-        # Whatever it is, it is not ours.
+        # Not a report of ours.
         return False
 
 
@@ -217,7 +217,7 @@ async def _read(uri: SasUri, session: Session, proxy: str | None) -> bytes:
     async with _client(uri, session, proxy) as blob:
         properties = await blob.get_blob_properties()
         if not properties.size:
-            # The service knows no range of nothing.
+            # The service has no range for an empty blob.
             return b""
         stream = await blob.download_blob(offset=0, length=_REPORT_LIMIT_BYTES)
         content: bytes = await stream.readall()
@@ -231,18 +231,18 @@ def _client(uri: SasUri, session: Session, proxy: str | None) -> BlobClient:
     from azure.core.pipeline.transport import AioHttpTransport
     from azure.storage.blob.aio import BlobClient
 
-    # The SDK logs every request and its headers at INFO, into whatever log the process has.
+    # The SDK logs every request with its headers at INFO.
     logging.getLogger("azure").setLevel(logging.CRITICAL + 1)
     parts = urllib.parse.urlsplit(uri.expose())
-    # Where the container ends does not matter here: the SDK puts the two together again.
+    # The end of the container name does not matter, because the SDK joins the two again.
     container, _, name = parts.path.lstrip("/").partition("/")
     proxies: dict[str, Any] = {"proxies": {"http": proxy, "https": proxy}} if proxy else {}
     return BlobClient(
         f"{parts.scheme}://{parts.netloc}",
         urllib.parse.unquote(container),
         urllib.parse.unquote(name),
-        # As a credential it is sent as it is. As a part of the URL the SDK would take it to pieces, leave out
-        # what it does not know, and write the rest its own way.
+        # The SDK sends a credential unchanged. It would parse a signature in the URL, drop unknown parameters
+        # and encode the rest differently.
         credential=AzureSasCredential(parts.query),
         api_version=API_VERSION,
         transport=AioHttpTransport(
@@ -251,10 +251,10 @@ def _client(uri: SasUri, session: Session, proxy: str | None) -> BlobClient:
             connection_timeout=_SOCKET_LIMIT_SECONDS,
             read_timeout=_SOCKET_LIMIT_SECONDS,
         ),
-        # Tries are counted here, and none goes to another host.
+        # This module retries by itself, and it never follows a redirect to another host.
         retry_total=0,
         permit_redirects=False,
-        # Not the interpreter's and the kernel's versions, which the SDK would send.
+        # Without the versions of interpreter and kernel, which the SDK would add.
         base_user_agent="VMSnapshot",
         user_agent_use_env=False,
         **proxies,
@@ -262,7 +262,7 @@ def _client(uri: SasUri, session: Session, proxy: str | None) -> BlobClient:
 
 
 def _judge(error: Exception) -> tuple[str, bool]:
-    """Puts an error into words, and says whether another try may do better."""
+    """Returns the cause in words, and whether another try may succeed."""
     import asyncio
 
     import aiohttp
@@ -271,7 +271,7 @@ def _judge(error: Exception) -> tuple[str, bool]:
     if isinstance(error, HttpResponseError) and error.status_code:
         code = getattr(error.response, "headers", {}).get("x-ms-error-code", "")
         cause = f"the service answered {error.status_code} {redacted(code)[:64]}".rstrip()
-        # Somebody wrote it between our look and our write: look again.
+        # Another program wrote the blob between our HEAD and our PUT. Start again with HEAD.
         was_changed = error.status_code == 412 and code == "ConditionNotMet"
         return cause, was_changed or error.status_code in _TRANSIENT_STATUSES
     origin = getattr(error, "inner_exception", None) or error
@@ -287,5 +287,5 @@ def _last_lines(text: bytes, limit_bytes: int) -> bytes:
     if len(text) <= limit_bytes:
         return text
     tail = text[-limit_bytes:]
-    # From the beginning of a line, where there is one: a line that was cut may begin inside of a character.
+    # From the beginning of a line if there is one, because a cut may be in the middle of a character.
     return tail.partition(b"\n")[2] or tail

@@ -1,4 +1,4 @@
-"""What a worker reaches the host and the blobs with."""
+"""How a worker reaches the host and the blobs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from vmsnapshot.handler.network.proxies import Proxies
 
 @dataclass(frozen=True)
 class Connections:
-    """The ways out of one process, as the configuration and the environment have them."""
+    """The event loop, the proxies and the host's address of one process."""
 
     background: Background
-    """Where everything runs that is sent outside the window."""
+    """Runs everything that is sent outside the window."""
     proxies: Proxies
     host_address: str
-    """The host, as ``HOST`` or ``HOST:PORT``; never through a proxy."""
+    """The host as ``HOST`` or ``HOST:PORT``. Calls to it never use a proxy."""

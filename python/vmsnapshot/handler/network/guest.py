@@ -1,7 +1,8 @@
-"""The guest's own way to the snapshots: one request a blob, sent by the engine inside the window.
+"""Snapshots by the guest: the engine sends one request per blob inside the window.
 
-Here is what comes before and after: the encryption settings of each disk, which are to go with its snapshot,
-and the report on each disk from the engine's outcomes. Chapters 3.2 and 5 of the contract.
+This module has the steps before and after. Before, it asks for the encryption settings of each disk, which
+become metadata of its snapshot. Afterwards it reports on each disk from the engine's outcomes. Chapters 3.2
+and 5 of the contract.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
 ENCRYPTION_SETTINGS_HEADER = "x-ms-meta-DiskEncryptionSettings"
 _METADATA_API_VERSION = "2018-03-28"
-# Without its settings an encrypted disk cannot be restored: worth more than one try.
+# Retry, because an encrypted disk cannot be restored without its settings.
 _PAUSES_SECONDS = (0.2, 0.6)
-# As much as the engine keeps; the status shortens it further where there is no room.
+# The same limit as the engine's. The status shortens messages further if there is no room.
 _ERROR_MESSAGE_LIMIT = 4096
 
 
 class BlobOutcome(Protocol):
-    """What is read of the engine's outcome of one blob; see ``_native.pyi``."""
+    """The part of the engine's outcome of one blob that is read here. See ``_native.pyi``."""
 
     @property
     def uri(self) -> str: ...
@@ -45,10 +46,10 @@ class BlobOutcome(Protocol):
 
 
 def blob_items(outcomes: Iterable[BlobOutcome]) -> tuple[SnapshotItem, ...]:
-    """Makes the report's items from a run's outcomes, one a blob, in their order.
+    """Returns one item of the report per blob, in the order of the outcomes.
 
-    A failed disk keeps its blob's URI. Its message is what the service answered; none if the call itself
-    failed.
+    The item of a failed disk has the URI of its blob. Its message is the answer of the service, or `None` if
+    there was no answer.
     """
     return tuple(_item(outcome) for outcome in outcomes)
 
@@ -56,9 +57,9 @@ def blob_items(outcomes: Iterable[BlobOutcome]) -> tuple[SnapshotItem, ...]:
 async def disk_encryption_settings(
     session: Session, blobs: Sequence[SasUri], *, proxy: str | None, limit_seconds: float = 10.0
 ) -> tuple[str | None, ...]:
-    """Asks for each blob's encryption settings, all at once; raises nothing.
+    """Asks all blobs at once for their encryption settings. Never raises.
 
-    There is one answer a blob, in their order: none where the blob has no settings, or did not answer.
+    Returns one answer per blob, in their order. It is `None` if the blob has no settings or did not answer.
 
     Blocking: `limit_seconds` at most.
     """
@@ -74,7 +75,7 @@ def _item(outcome: BlobOutcome) -> SnapshotItem:
         return SnapshotItem(True, snapshot_uri=outcome.snapshot_uri, error_message="", blob_uri=outcome.uri)
     message = None
     if outcome.http_status is not None:
-        # The body, from which the caller tells one refusal from another; some refusals have none.
+        # The caller distinguishes refusals by the body. Some refusals have none.
         message = redacted(outcome.body or outcome.message or "").lstrip("\ufeff")[:_ERROR_MESSAGE_LIMIT]
     return SnapshotItem(False, error_message=message, blob_uri=outcome.uri)
 
@@ -109,12 +110,12 @@ async def _ask(
 
     uri = blob.expose()
     async with session.get(
-        # As it is: an escape that is written otherwise is another signature.
+        # Unchanged, because a different escaping would invalidate the signature.
         yarl.URL(f"{uri}{'&' if '?' in uri else '?'}comp=metadata", encoded=True),
         headers={"x-ms-date": email.utils.formatdate(usegmt=True), "x-ms-version": _METADATA_API_VERSION},
         allow_redirects=False,
         proxy=proxy,
         timeout=aiohttp.ClientTimeout(total=limit_seconds),
     ) as response:
-        # The headers compare without case, as HTTP has it.
+        # These headers compare case-insensitively, as in HTTP.
         return response.status, response.headers.get(ENCRYPTION_SETTINGS_HEADER) or None

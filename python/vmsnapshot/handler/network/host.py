@@ -1,11 +1,11 @@
-"""Speaks with the host: PreSnapshot before the freeze, and what DoSnapshot sends and answers.
+"""Calls PreSnapshot before the freeze, builds the DoSnapshot request, and reads its answer.
 
-The host takes the snapshots of all disks in one call. That call, DoSnapshot, is sent by the engine inside
-the window: this file only makes its bytes and reads the answer. PreSnapshot it sends itself, before the
-window; its answer tells the host's time, and what the host knows of the disks' encryption. Chapter 6 of the
+The host takes the snapshots of all disks in one call, DoSnapshot. The engine sends it inside the window. This
+module only builds its bytes and reads the answer. PreSnapshot is sent by this module, before the window. Its
+answer has the host's time, and what the host knows about the encryption of the disks. Chapter 6 of the
 contract.
 
-Tokens are in requests and answers. They go into no message and no `repr`.
+Requests and answers contain tokens. No message and no `repr` contains any of them.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     from vmsnapshot.handler.network.background import Session
 
 HOST_DEFAULT = "168.63.129.16"
-"""The platform's own address, the same for every Azure VM."""
+"""The address of the platform. It is the same for every Azure VM."""
 HOST_VARIABLE = "AZURE_GUEST_AGENT_WIRE_PROTOCOL_ADDRESS"
-"""The variable in which the agent names another host, or host and port."""
+"""The variable in which the agent passes another host, with or without a port."""
 PRE_SNAPSHOT_PATH = "/metadata/recsvc/snapshot/presnapshot?api-version=2017-12-01"
 DO_SNAPSHOT_PATH = "/metadata/recsvc/snapshot/dosnapshot?api-version=2017-12-01"
 HEADERS = (
     ("Backup", "true"),
     ("Content-type", "application/json"),
-    # In one word: the host looks for this, and not for the usual header.
+    # In one word. The host expects this header and not the usual one.
     ("UserAgent", "VMSnapshot"),
 )
 CALL_LIMIT_SECONDS = 40.0
 
-# Numbers that telemetry shows in the place of an HTTP status.
+# Numbers that the telemetry has in place of an HTTP status.
 NO_ANSWER = 555
 HOST_SERVICE_NOT_RUNNING = 556
 EMPTY_ANSWER = 557
@@ -51,7 +51,7 @@ _ANSWER_LIMIT_BYTES = 1024 * 1024
 _ERROR_MESSAGE_LIMIT = 4096
 _REMARK_LIMIT_CHARACTERS = 200
 _PAUSE_BEFORE_RETRY_SECONDS = 0.5
-# How the host's own error document begins; observed, and the only sign by which its service is known to run.
+# The beginning of the host's error document, as observed. It is the only sign that the service is running.
 _ERROR_DOCUMENT = b'{ "error"'
 
 # .NET writes seven digits of a second's fraction, and an offset where the time is not UTC.
@@ -64,7 +64,7 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 
 @dataclass(frozen=True)
 class EncryptionDetails:
-    """What the host knows of Azure Disk Encryption on this VM; the flags as they came, for DoSnapshot."""
+    """What the host knows about Azure Disk Encryption on this VM. DoSnapshot returns the flags unchanged."""
 
     is_os_disk_encrypted: Any = None
     are_data_disks_encrypted: Any = None
@@ -73,41 +73,41 @@ class EncryptionDetails:
 
 @dataclass(frozen=True)
 class PreSnapshot:
-    """The host's answer to PreSnapshot, or that there was none."""
+    """The host's answer to PreSnapshot, or the fact that there was none."""
 
     telemetry_status: int
     """The HTTP status, or `NO_ANSWER`, `HOST_SERVICE_NOT_RUNNING`, `EMPTY_ANSWER`, `UNUSABLE_ANSWER`."""
     response_time: datetime.datetime | None = None
-    """The host's clock, UTC, to the second; none unless all six fields were there and made a date."""
+    """The host's time in UTC, to the second. `None` unless all six fields are there and form a date."""
     encryption: EncryptionDetails | None = None
-    """Taken only when details were asked for."""
+    """Only read if details were asked for."""
     error: str | None = None
     """Why the host cannot be used, for the log."""
     remarks: str = ""
-    """What the host says of itself, for the log."""
+    """What the host reports about itself, for the log."""
 
     @property
     def is_ok(self) -> bool:
-        """Whether the host takes snapshots: 200 or 201, with something in the body."""
+        """Whether the host takes snapshots: 200 or 201 with a body."""
         return self.telemetry_status in (200, 201)
 
 
 @dataclass(frozen=True)
 class DoSnapshotAnswer:
-    """The host's answer to DoSnapshot, or that there was none."""
+    """The host's answer to DoSnapshot, or the fact that there was none."""
 
     telemetry_status: int
     """As in `PreSnapshot`."""
     items: tuple[SnapshotItem, ...] = ()
-    """One for each entry of the answer, in its order."""
+    """One item per entry of the answer, in its order."""
     error: str | None = None
-    """Why the answer does not say what became of the disks, for the log; it may well say that all failed."""
+    """Why the answer has no result for the disks, for the log. An answer that all disks failed has one."""
 
 
 def host_address(environ: Mapping[str, str]) -> str:
-    """Returns where the host is, as ``HOST`` or ``HOST:PORT``."""
+    """Returns the address of the host as ``HOST`` or ``HOST:PORT``."""
     named = environ.get(HOST_VARIABLE, "").strip()
-    # Nothing that would turn the address into another URI.
+    # Refuse characters that would change the rest of the URI.
     return named if re.fullmatch(r"[A-Za-z0-9._:\[\]-]+", named) else HOST_DEFAULT
 
 
@@ -120,11 +120,11 @@ async def pre_snapshot(
     details: bool | None,
     limit_seconds: float = CALL_LIMIT_SECONDS,
 ) -> PreSnapshot:
-    """Tells the host that a snapshot is to come; raises nothing.
+    """Announces a snapshot to the host. Never raises.
 
-    `details` asks for what the host knows of the disks, and says whether the job is about encrypted ones;
-    none does not ask. A connection that fails before an answer is tried once more, if `limit_seconds` leaves
-    time: the call changes nothing on the host.
+    `details` asks what the host knows about the disks, and its value is whether the job is about encrypted
+    disks. `None` does not ask. If the connection fails before an answer, the call is repeated once, as far as
+    `limit_seconds` allows. It changes nothing on the host.
 
     Blocking: `limit_seconds` at most.
     """
@@ -144,9 +144,10 @@ async def pre_snapshot(
 def do_snapshot_call(
     settings: Settings, *, pre: PreSnapshot | None, address: str
 ) -> tuple[str, list[tuple[str, str]], bytes]:
-    """Makes DoSnapshot for the engine's host call: URI, headers, body. The body holds the job's token.
+    """Returns URI, headers and body of DoSnapshot, for the engine. The body contains the token of the job.
 
-    `pre` gives what the host said of encryption, which it wants back if the job is about encrypted disks.
+    `pre` has what the host knows about encryption. The host expects it back if the job is about encrypted
+    disks.
     """
     pairs = list(settings.dynamic_configs.pairs())
     metadata = list(settings.backup_metadata)
@@ -169,10 +170,10 @@ def do_snapshot_call(
 
 
 def read_do_snapshot_answer(http_status: int | None, body: bytes) -> DoSnapshotAnswer:
-    """Reads what the host answered to DoSnapshot; `http_status` is none if there was no answer.
+    """Reads the host's answer to DoSnapshot. `http_status` is `None` if there was no answer.
 
-    No entry is dropped: one that cannot be read is a failed disk that says so. ``isSuccessful`` is passed on
-    in the form in which it came, a text or a JSON boolean.
+    No entry is dropped. An entry that cannot be read becomes a failed disk with a message. ``isSuccessful``
+    is passed on unchanged, as a string or as a JSON boolean.
     """
     telemetry_status = _telemetry_status(http_status, body)
     if telemetry_status not in (200, 201):
@@ -210,12 +211,12 @@ async def exchange(
     body: bytes | None,
     limit_seconds: float,
 ) -> tuple[int, bytes]:
-    """Sends one request to the host, with these headers and no others but the necessary; status and answer.
+    """Sends one request to the host, without optional headers, and returns the HTTP status and the answer.
 
-    An answer of more than 1 MiB is cut: it is no JSON then, and nobody reads more of it.
+    An answer of more than 1 MiB is cut. It is then not valid JSON, and counts as unusable.
 
     Raises:
-        aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError: there was no answer.
+        aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError: the host did not answer.
     """
     import aiohttp
 
@@ -249,7 +250,7 @@ def _read_pre_snapshot_answer(http_status: int, body: bytes, *, details_wanted: 
         return PreSnapshot(telemetry_status, error=_why_unusable(telemetry_status))
     document = _json_object(body)
     if document is None:
-        # A host that only says "yes" will do, unless it was asked for more.
+        # A status alone is enough, unless details were asked for.
         return (
             PreSnapshot(UNUSABLE_ANSWER, error=_why_unusable(UNUSABLE_ANSWER))
             if details_wanted
@@ -264,7 +265,7 @@ def _read_pre_snapshot_answer(http_status: int, body: bytes, *, details_wanted: 
 
 
 def _remarks(document: Mapping[str, Any]) -> str:
-    """The three fields that the contract has logged (6.2), as far as they are short texts or numbers."""
+    """Returns the three fields that the contract logs (6.2), if they are short strings or integers."""
     remarks = []
     for key in ("bhsVersion", "nodeId", "result"):
         value = document.get(key)
@@ -328,10 +329,10 @@ def _wire_pairs(pairs: list[Pair]) -> list[dict[str, Any]]:
 
 def _item(entry: Any) -> SnapshotItem:
     if not isinstance(entry, dict):
-        return _unreadable("the host's entry for this disk is no JSON object")
+        return _unreadable("the host's entry for this disk is not a JSON object")
     is_successful = entry.get("isSuccessful")
     if not isinstance(is_successful, (bool, str)):
-        return _unreadable("the host's entry for this disk does not say whether it was successful")
+        return _unreadable("the host's entry for this disk has no valid isSuccessful")
     uri = entry.get("snapshotUri")
     uri = uri if isinstance(uri, str) and uri else None
     message = entry.get("errorMessage")
@@ -355,7 +356,7 @@ def _item(entry: Any) -> SnapshotItem:
 
 
 def _unreadable(why: str) -> SnapshotItem:
-    # A text, as the host itself sends it.
+    # A string, as the host sends it.
     return SnapshotItem("false", error_message=why)
 
 
@@ -370,7 +371,7 @@ def _direct_drive(identifier: Mapping[str, Any]) -> DirectDriveIdentifier:
 
 
 def _unix_ms(creation_time: Any) -> int | None:
-    """Reads a time as the host writes it, to the millisecond, truncated; one without an offset is UTC."""
+    """Reads a time of the host, truncated to milliseconds. A time without an offset is UTC."""
     found = _CREATION_TIME.fullmatch(creation_time.strip()) if isinstance(creation_time, str) else None
     if not found:
         return None

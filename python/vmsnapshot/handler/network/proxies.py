@@ -1,7 +1,7 @@
-"""Decides which HTTP proxy the handler uses for a blob: ``/etc/waagent.conf``, then the environment.
+"""Chooses the HTTP proxy for a blob, from ``/etc/waagent.conf`` or else from the environment.
 
-As the agent does for itself (its ``common/utils/restutil.py``), for it does not put its own proxy into a
-handler's environment. What both have in common with the command line is in `vmsnapshot.proxy`.
+The agent does the same for itself (its ``common/utils/restutil.py``), but it does not pass its proxy on in
+the environment of a handler. `vmsnapshot.proxy` has the part that the command line shares.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ PORT_KEY = "HttpProxy.Port"
 class Proxies:
     """The proxies of this machine.
 
-    ``HttpProxy.Host`` and ``HttpProxy.Port`` win over ``https_proxy`` and ``http_proxy``, whatever the
-    scheme; ``no_proxy`` is honoured for both. A host without a usable port means no proxy at all: the agent
-    does so, and a port guessed here could only be right where the agent itself fails.
+    ``HttpProxy.Host`` and ``HttpProxy.Port`` win over ``https_proxy`` and ``http_proxy`` for every scheme.
+    ``no_proxy`` applies to both. A host without a usable port means no proxy at all, as it does for the
+    agent. A guessed port could only be right on a VM whose agent cannot connect.
     """
 
     def __init__(self, waagent_configuration: Mapping[str, str]) -> None:
         self._proxies = environment_proxies()
         self.warnings: tuple[str, ...] = ()
-        """Sentences for the log."""
+        """Warnings for the log."""
         host, port = (_value_of(waagent_configuration, key) for key in (HOST_KEY, PORT_KEY))
         if not host:
             return
@@ -36,17 +36,17 @@ class Proxies:
             shown = f"[{host}]" if ":" in host else host
             self._proxies.update(dict.fromkeys(("http", "https"), f"http://{shown}:{port}"))
         else:
-            problem = f"{PORT_KEY} is no port" if port else f"there is no {PORT_KEY}"
+            problem = f"{PORT_KEY} is not a port" if port else f"there is no {PORT_KEY}"
             self.warnings = (
-                f"waagent.conf sets {HOST_KEY}, but {problem}: no proxy is used, as by the agent itself",
+                f"waagent.conf sets {HOST_KEY}, but {problem}; like the agent, the extension uses no proxy",
             )
 
     def for_uri(self, uri: SasUri) -> str | None:
-        """Finds the proxy for one blob, as ``http://HOST:PORT``; none to go direct."""
+        """Returns the proxy for one blob as ``http://HOST:PORT``, or `None` for a direct connection."""
         return proxy_for(uri.expose(), self._proxies)
 
 
 def _value_of(configuration: Mapping[str, str], key: str) -> str:
     value = configuration.get(key, "").strip()
-    # The agent's word for "unset".
+    # The agent writes "None" for an unset option.
     return "" if value == "None" else value

@@ -1,4 +1,4 @@
-"""The status and log blobs of one job: written beside other work, never in the window."""
+"""Writes the status blob and the log blob of one job, beside other work and never inside the window."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vmsnapshot.handler.secret import SasUri, described
 from vmsnapshot.handler.settings.wire import Job
 
 StatusText = Callable[[Optional[int]], str]
-"""Gives the report's text, in so many bytes if need be."""
+"""Returns the text of the report. The argument is its maximum in bytes, or `None`."""
 
-# More than the writer's own limit, so that this one is for a writer that is stuck.
+# More than the limit of the writer itself, and thus only for a writer that hangs.
 _LIMIT_SECONDS = 25.0
 
 
 class Uploads:
-    """Writes the blobs of one job, in the order in which they are given."""
+    """Writes the blobs of one job in the order of the calls."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Uploads:
         log: Log,
         is_enabled: bool,
     ) -> None:
-        """With `is_enabled` false (``UploadStatusAndLog``) no blob is read or written."""
+        """If `is_enabled` is false (``UploadStatusAndLog``), no blob is read or written."""
         self._job = job
         self._background = connections.background
         self._proxies = connections.proxies
@@ -43,22 +43,22 @@ class Uploads:
         self._logs = self._writer(job.logs_blob, may_cut_front=True)
         self._under_way: list[concurrent.futures.Future[None]] = []
         self.is_status_told = self._status is None
-        """Whether the last status reached its blob, or the blob is none of ours to write."""
+        """Whether the last status reached its blob, or there is no blob that may be written."""
 
     def begin_status_then_log(self, text: StatusText) -> None:
-        """Begins to write the status blob, and after it the log blob with all lines so far."""
+        """Starts writing the status blob, and then the log blob with all lines so far."""
         self._begin(self._write_status(text), self._write_log())
 
     def begin_log_then_status(self, text: StatusText) -> None:
-        """The same in the other order, which is that of a job that was not begun."""
+        """Starts writing both in the opposite order, which is that of a job that was not started."""
         self._begin(self._write_log(), self._write_status(text))
 
     def mend_status(self, text: str) -> bool:
-        """Writes the status of a job whose worker was killed, if that is what the blob lacks.
+        """Writes the status of a job whose worker was killed, unless the blob has a final one.
 
-        False if the blob is not known to this process, or could not be written.
+        Returns False if this process does not know the blob, or could not write it.
 
-        Blocking: the reader's and the writer's limits.
+        Blocking: the limits of reader and writer.
         """
         uri = self._job.status_blob
         if self._status is None or uri is None:
@@ -76,9 +76,9 @@ class Uploads:
         return result.written
 
     def wait(self) -> None:
-        """Waits for what was begun; raises nothing.
+        """Waits for all started writes. Never raises.
 
-        Blocking: the writers' own limits, 20 s a blob; 50 s for one that is stuck.
+        Blocking: the limits of the writers, 20 s per blob, or 50 s for a writer that hangs.
         """
         under_way, self._under_way = self._under_way, []
         for future in under_way:
@@ -88,7 +88,7 @@ class Uploads:
                 future.cancel()
                 self._fail("a blob was not written in time")
             except Exception as error:
-                # A blob that cannot be written must not change what a job comes to.
+                # A blob that cannot be written must not change the outcome of a job.
                 self._fail(f"a blob was not written: {described(error)}")
 
     def _writer(self, uri: SasUri | None, *, may_cut_front: bool = False) -> BlobWriter | None:
@@ -114,7 +114,7 @@ class Uploads:
         self.is_status_told = False
         result = await self._status.write(text(None).encode())
         if result.room_bytes is not None:
-            # Never cut: a status with shorter error messages is one, its first half is none.
+            # Shorten the error messages instead of cutting the text: half a status is useless.
             result = await self._status.write(text(result.room_bytes).encode())
         self.is_status_told = not result.failed
         self._tell("status", result)
@@ -127,7 +127,7 @@ class Uploads:
         if result.failed:
             self._fail(f"the {name} blob was not written: {result.reason}")
         elif not result.written:
-            self._log.info(f"the {name} blob was left as it is: {result.reason}")
+            self._log.info(f"the {name} blob was not changed: {result.reason}")
 
     def _fail(self, text: str) -> None:
         self._telemetry.set("statusBlobUploadError", "true")

@@ -1,7 +1,7 @@
-"""What Azure Backup is told about a job.
+"""The report that Azure Backup receives about a job.
 
-snapshots       what became of each disk
-outcome         what a job came to
+snapshots       the result per disk
+outcome         the outcome of the job, as codes
 status          the two status documents
-telemetry       the keys and texts that go with them
+telemetry       the additional keys and texts of a report
 """

@@ -1,7 +1,7 @@
-"""What a job came to: from the freezes and the disks' items to the codes that Azure Backup decides by.
+"""The outcome of a job: derives the codes for Azure Backup from the freezes and the results of the disks.
 
-A pure function of what happened; the rules are those of chapters 3.6, 5.2, 7.5 and 7.6 of the contract, with
-its INTENT values. Nothing here sends, waits or writes.
+These are pure functions. The rules are those of chapters 3.6, 5.2, 7.5 and 7.6 of the contract, with its
+INTENT values. Nothing here sends, waits or writes.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from vmsnapshot.handler.settings.wire import Settings
 RATE_EXCEEDED_TEXT = "The rate of snapshot blob calls is exceeded"
 LIMIT_REACHED_TEXT = "The snapshot count against this blob has been exceeded"
 TOO_LATE_MESSAGE = "CRP timeout limit has reached, will not take snapshot."
-# What DoSnapshot's telemetry number says when the host answered 500 without its own error document.
+# The telemetry number of DoSnapshot if the host answered 500 without its own error document.
 HOST_SERVER_ERROR_NUMBER = 556
 
 
 class FreezeResult(enum.Enum):
-    """What became of the freeze of one attempt."""
+    """The result of the freeze of one attempt."""
 
     HELD = "held"
-    """Everything was frozen by us from before the first call until after the last answer."""
+    """This run held everything frozen from before the first call until after the last answer."""
     NOT_WANTED = "not-wanted"
-    """There was nothing to freeze, or the job was not to freeze."""
+    """There was nothing to freeze, or the attempt was made without a freeze."""
     NOT_TRIED = "not-tried"
-    """The attempt ended before its freeze: no blobs, or a server that could not be reached."""
+    """The attempt ended before its freeze: there are no blobs, or no server could be reached."""
     FAILED = "failed"
     TIMED_OUT = "timed-out"
     UNABLE_TO_OPEN = "unable-to-open"
     BROKEN = "broken"
-    """It held at first; the thaw came too late, failed, or was somebody else's: not consistent."""
+    """It held at first, but the thaw was too late, failed, or came from another program. Not consistent."""
 
     @property
     def code(self) -> Code | None:
-        """The code of a freeze that failed; none if it did not."""
+        """The code of a failed freeze, or `None`."""
         return _FREEZE_CODES.get(self)
 
 
@@ -50,7 +50,7 @@ _FREEZE_CODES = {
 
 
 class Path(enum.Enum):
-    """Who took the snapshots; values are telemetry's ``snapshotCreator``."""
+    """Who took the snapshots. The values are those of ``snapshotCreator`` in the telemetry."""
 
     GUEST = "guestExtension"
     HOST = "backupHostService"
@@ -58,39 +58,39 @@ class Path(enum.Enum):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One freeze and the calls made in it."""
+    """One freeze and its calls."""
 
     path: Path
     freeze: FreezeResult
     items: tuple[SnapshotItem, ...] = ()
-    """One a disk, also for those that failed; empty when no result exists."""
+    """One item per disk, including failed disks. Empty if there is no result."""
     is_fallback_of_host: bool = False
-    """The guest's turn in firstHostThenGuest, because PreSnapshot was not OK."""
+    """Whether the guest took over in firstHostThenGuest, because PreSnapshot failed."""
     host_number: int | None = None
     """``hostStatusCodeDoSnapshot``."""
     pre_snapshot_was_ok: bool = False
 
     @property
     def has_all_failed(self) -> bool:
-        """Whether not one snapshot exists."""
+        """Whether no snapshot exists."""
         return not any(item.succeeded for item in self.items)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is reported."""
+    """The outcome of a job, as it is reported."""
 
     is_success: bool
     run_code: Code
     ext_code: Code
     message: str = ""
     items: tuple[SnapshotItem, ...] | None = None
-    """None where no attempt was made."""
+    """`None` if no attempt was made."""
     is_crash_consistent: bool = False
 
     @property
     def is_terminal(self) -> bool:
-        """Whether nothing else follows."""
+        """Whether this is the final report."""
         return self.run_code is not Code.TRANSITIONING
 
 
@@ -110,14 +110,14 @@ ALREADY_PROCESSED = Outcome(
     message=f"Task Id already processed StatusCode.{Code.ALREADY_PROCESSED.shown_as},",
 )
 TOO_LATE = Outcome(is_success=False, run_code=Code.TOO_LATE, ext_code=Code.TOO_LATE, message=TOO_LATE_MESSAGE)
-# Too late only after everything was prepared: an attempt without a result.
+# The job was too late after the preparation. This counts as an attempt without a result.
 TOO_LATE_AFTER_PREPARATION = Outcome(
     is_success=False, run_code=Code.TOO_LATE, ext_code=Code.TOO_LATE, items=()
 )
 
 
 def failed(code: Code, message: str) -> Outcome:
-    """A failure without any attempt at a snapshot."""
+    """Returns the outcome of a job that failed without an attempt at a snapshot."""
     return Outcome(is_success=False, run_code=code, ext_code=code, message=message)
 
 
@@ -128,13 +128,13 @@ CANNOT_START = failed(Code.ERROR, "Failed to call the daemon ")
 
 
 def outcome_of(attempt: Attempt, *, may_be_crash_consistent: bool) -> Outcome:
-    """Judges the attempt that counts: the last one."""
+    """Returns the outcome of the attempt that counts, which is the last one."""
     outcome = _judge(attempt)
     if outcome.is_success or not may_be_crash_consistent or attempt.freeze is FreezeResult.NOT_TRIED:
         return outcome
     if len(attempt.items) != 1 or attempt.has_all_failed:
         return outcome
-    # The freeze failed and its code stays known, or it held and the thaw was late.
+    # Either the freeze failed and the ext code keeps its code, or it held and the thaw was late.
     freeze_code = attempt.freeze.code
     return replace(
         outcome,
@@ -146,7 +146,7 @@ def outcome_of(attempt: Attempt, *, may_be_crash_consistent: bool) -> Outcome:
 
 
 def may_be_crash_consistent(settings: Settings) -> bool:
-    """Whether the job allows a crash-consistent snapshot where the freeze fails (contract 7.6)."""
+    """Returns whether the job allows a crash-consistent snapshot if the freeze fails (contract 7.6)."""
     custom = settings.custom
     return (
         custom.is_managed_vm
@@ -185,7 +185,7 @@ def _freeze_ext_code(attempt: Attempt, freeze_code: Code) -> Code:
 
 
 def _code_of_texts(items: Sequence[SnapshotItem]) -> Code | None:
-    """Looks for the service's two sentences, in item order; the first hit counts."""
+    """Searches the items in order for the two sentences of the service. The first match counts."""
     for item in items:
         message = item.error_message or ""
         if RATE_EXCEEDED_TEXT in message:

@@ -1,4 +1,4 @@
-"""What became of each disk: one item of ``snapshotInfo``, whoever took the snapshot."""
+"""The result per disk: one item of ``snapshotInfo``, from the guest or from the host."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DirectDriveIdentifier:
-    """What identifies the snapshot of an Ultra or Premium v2 disk."""
+    """Identifies the snapshot of an Ultra or Premium v2 disk."""
 
     created_unix_ms: int | None
-    """None where the host gave no usable time."""
+    """`None` if the host sent no valid time."""
     id: str | None
     token: str | None
-    """Opaque, and secret: it goes into the report and nowhere else."""
+    """Opaque and secret. It goes into the report and nowhere else."""
     instant_access_duration_minutes: Any = None
 
     def __repr__(self) -> str:
@@ -23,10 +23,10 @@ class DirectDriveIdentifier:
 
 @dataclass(frozen=True)
 class SnapshotItem:
-    """One disk's outcome, in the form in which it is reported."""
+    """The result of one disk, in the form of the report."""
 
     is_successful: bool | str
-    """As it is reported: a JSON boolean from the guest path, whatever the host sent from the host path."""
+    """A JSON boolean from the guest. From the host, the value that it sent, unchanged."""
     snapshot_uri: str | None = None
     error_message: str | None = None
     blob_uri: str | None = None
@@ -34,7 +34,7 @@ class SnapshotItem:
 
     @property
     def succeeded(self) -> bool:
-        """Whether there is a snapshot: true, or the host's text "true"."""
+        """Whether the snapshot exists: true, or the host's string "true"."""
         return self.is_successful is True or (
             isinstance(self.is_successful, str) and self.is_successful.lower() == "true"
         )

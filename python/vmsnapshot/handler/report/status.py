@@ -1,7 +1,7 @@
-"""The two status documents: the blob report, and the status file that embeds it as text.
+"""Renders the two status documents: the blob report, and the status file that embeds it as text.
 
-Both are made together from the same data (contract, chapter 3). The service's reader is a .NET serializer:
-times are ``\\/Date(ms)\\/`` in the raw text, with each slash escaped. Keys are never left out.
+Both are rendered together from the same data (contract, chapter 3). The service reads them with a .NET
+serializer: times are ``\\/Date(ms)\\/`` in the raw text, with each slash escaped. No key is ever omitted.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from vmsnapshot.handler.report.outcome import Outcome
 from vmsnapshot.handler.report.snapshots import DirectDriveIdentifier, SnapshotItem
 from vmsnapshot.handler.settings.wire import Job
 
-# The agent cuts a larger file to pieces, which destroys the embedded report.
+# The agent truncates parts of a larger file, which destroys the embedded report.
 FILE_LIMIT_CHARACTERS = 131072
-# How far error messages are shortened, step by step, until the file is small enough.
+# The limits to which error messages are shortened, one after another, until the file is small enough.
 _MESSAGE_LIMITS_CHARACTERS = (4096, 1024, 256, 64, 0)
 _TEXT_LIMIT_CHARACTERS = 4096
 
 _DATE = re.compile(r'"/Date\((-?\d+)\)/"')
 
-# Telemetry that is repeated in the message, in this order (contract 3.3).
+# The telemetry that the message repeats, in this order (contract 3.3).
 _TELEMETRY_IN_MESSAGE = ("snapshotCreator", "hostStatusCodePreSnapshot", "hostStatusCodeDoSnapshot")
 
 
 @dataclass(frozen=True)
 class StorageDetails:
-    """How much there is to back up."""
+    """How much data there is to back up."""
 
     partition_count: int = 0
     total_used_bytes: int = 0
@@ -40,24 +40,24 @@ class StorageDetails:
 
 @dataclass(frozen=True)
 class Sender:
-    """Who reports, and how: the same in all reports of one process."""
+    """The fixed part of all reports of one process."""
 
     handler_name: str
     schema_version: str
     machine_id: str = ""
     real_consistency_numbers: bool = False
-    """Whether `snapshotConsistency` says what it means; the service is used to 0 (contract 3.4)."""
+    """Whether `snapshotConsistency` has its real value. The service expects 0 (contract 3.4)."""
 
 
 @dataclass(frozen=True)
 class StatusReport:
-    """All that the two documents say."""
+    """The content of the two documents."""
 
     sender: Sender
     job: Job
     outcome: Outcome
     telemetry: tuple[tuple[str, str], ...]
-    """Keys and values, in order of first setting."""
+    """Keys and values, in the order in which the keys were first set."""
     written_at: datetime.datetime
     """UTC."""
     storage: StorageDetails = StorageDetails()
@@ -65,21 +65,21 @@ class StatusReport:
 
 @dataclass(frozen=True)
 class StatusDocuments:
-    """The texts: `blob` for the status blob, `file` for ``<sequence number>.status``."""
+    """The two texts: `blob` for the status blob, and `file` for ``<sequence number>.status``."""
 
     blob: str
     file: str
 
 
 def render(report: StatusReport, blob_limit_bytes: int | None = None) -> StatusDocuments:
-    """Makes both documents; the file is below the agent's limit whatever the services answered.
+    """Renders both documents. The file is always below the agent's limit, whatever the services answered.
 
-    `blob_limit_bytes` is what the blob can hold, where that is known to be little. Where even the shortest
-    form is longer, the shortest is what is returned.
+    `blob_limit_bytes` is the size of a small blob, or `None`. If even the shortest form is longer, the
+    shortest form is returned.
     """
 
     def fits(documents: StatusDocuments) -> bool:
-        # Both are ASCII.
+        # Both are ASCII, so characters are bytes.
         has_room = blob_limit_bytes is None or len(documents.blob) <= blob_limit_bytes
         return has_room and len(documents.file) < FILE_LIMIT_CHARACTERS
 
@@ -89,8 +89,7 @@ def render(report: StatusReport, blob_limit_bytes: int | None = None) -> StatusD
         documents = _render(_with_items(report, shortened))
         if fits(documents):
             return documents
-    # Only for settings and answers of absurd sizes: a report that says less is better than one that the
-    # agent cuts to pieces.
+    # Only for absurdly long settings and answers. A report with less text is better than a truncated one.
     report = replace(
         report,
         job=replace(
@@ -112,7 +111,7 @@ def _render(report: StatusReport) -> StatusDocuments:
     common = _common(report)
     blob = _dumps([_document(report, common, _blob_time(report.written_at), state, [], _blob_only(report))])
     substatus = [{"code": "0", "name": blob, "status": "success", "formattedMessage": None}]
-    # On a V2 VM a failed run is shown as a success in the portal: the truth is in the embedded report.
+    # On a V2 VM the portal shows a failed run as a success. The embedded report has the real state.
     shown = "success" if report.job.is_v2 and report.outcome.is_terminal else state
     nothing = {"telemetryData": None, "snapshotInfo": None, "vmHealthInfo": None}
     written_at = report.written_at.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -189,7 +188,7 @@ def _consistency(report: StatusReport) -> int:
         return 3
     if not report.sender.real_consistency_numbers or not report.outcome.is_success:
         return 0
-    # 2 would be application consistency, which no run code of this version says.
+    # 2 would be application consistency. No run code of this version means that.
     return 1 if report.outcome.run_code is Code.SUCCESS else 0
 
 

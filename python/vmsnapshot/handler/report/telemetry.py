@@ -1,4 +1,4 @@
-"""What a report says besides the outcome: ``telemetryData``, a list of keys and texts."""
+"""The additional part of a report: ``telemetryData``, a list of keys and texts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class Telemetry:
-    """Keys and texts in the order in which the keys were first set; a key set again takes the new text."""
+    """Keys and texts, in the order in which the keys were first set. Setting one again replaces its text."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
         self._texts = dict(pairs)
@@ -21,7 +21,7 @@ class Telemetry:
 
 
 def duration_text(seconds: float) -> str:
-    """Returns a duration as ``H:MM:SS.ffffff``, always with six digits; no days, and nothing below zero."""
+    """Returns a duration as ``H:MM:SS.ffffff``: always six digits, no days, and never below zero."""
     whole_seconds, microseconds = divmod(max(round(seconds * 1_000_000), 0), 1_000_000)
     minutes, whole_seconds = divmod(whole_seconds, 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,10 +1,10 @@
 """What Azure Backup asks for: the settings of one backup job.
 
-envelope        the settings file, before anything in it is decrypted or understood
-wire            the settings as types that cannot be wrong
-parser          makes those types out of a file's content
-values          what a single value of the JSON is
-job             what can be told of a job from its settings even when they cannot be used
-mode            who takes the snapshots: the guest (blob by blob) or the host (all disks in one call)
+envelope        reads and scrubs the settings file, without decrypting or parsing its content
+wire            the settings as types that are always valid
+parser          makes these types from the content of a file
+values          checks single values of the JSON
+job             what is known of a job even if its settings cannot be used
+mode            chooses who takes the snapshots: the guest (per blob) or the host (all disks in one call)
 protected       decrypts the protected settings
 """

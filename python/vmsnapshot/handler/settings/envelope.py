@@ -1,4 +1,4 @@
-"""The settings file: what it holds before anything in it is decrypted or understood."""
+"""Reads and scrubs the settings file, without decrypting or parsing its content."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from vmsnapshot.handler.settings.values import json_object
 
 @dataclass(frozen=True)
 class Envelope:
-    """What a settings file holds, before anything in it is decrypted or understood."""
+    """The content of a settings file, neither decrypted nor parsed."""
 
     public: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """The public settings; empty when there are none. Not shown: they can hold a token and signatures."""
+    """The public settings, or an empty dict. Not in `repr`: they may contain a token and signatures."""
     protected_text: Secret | None = None
-    """The encrypted settings, base64; there may be none."""
+    """The encrypted settings as base64, or `None`."""
     thumbprint: str | None = None
-    """Names the certificate they are encrypted for, unchecked."""
+    """The thumbprint of the certificate that they are encrypted for. Not validated."""
     problem: str | None = None
-    """Why the file, or a part of it, cannot be used; without values."""
+    """Why the file, or a part of it, cannot be used. Contains no values."""
 
 
 def read_envelope(path: Path) -> Envelope:
-    """Reads a settings file; one that cannot be read or understood gives an empty envelope with a `problem`.
+    """Reads a settings file. If that fails, the envelope is empty and has a `problem`.
 
-    It never fails: whatever the file is, the job it stands for must get a status.
+    This never raises, because the job of the file must get a status in any case.
     """
     try:
         content = read_text(path)
@@ -39,7 +39,7 @@ def read_envelope(path: Path) -> Envelope:
     if content is None:
         return Envelope(problem="there is no settings file")
     if not content:
-        # What an agent writes for a handler that was given no settings.
+        # The agent writes an empty file for a handler without settings.
         return Envelope(problem="the settings file is empty")
     document = json_object(content)
     if document is None:
@@ -54,7 +54,7 @@ def read_envelope(path: Path) -> Envelope:
     if not isinstance(public, (dict, type(None))):
         problem = "publicSettings is not an object"
     elif not isinstance(protected_text, (str, type(None))):
-        problem = "protectedSettings is not a text"
+        problem = "protectedSettings is not a string"
     return Envelope(
         public=public if isinstance(public, dict) else {},
         protected_text=Secret(protected_text) if isinstance(protected_text, str) and protected_text else None,
@@ -64,7 +64,7 @@ def read_envelope(path: Path) -> Envelope:
 
 
 def without_protected_settings(text: str) -> str | None:
-    """Returns a settings file's text without ``protectedSettings``; none where it has none to be found."""
+    """Returns the text of a settings file without ``protectedSettings``, or `None` if it has none."""
     document = json_object(text)
     if document is None:
         return None
@@ -74,24 +74,24 @@ def without_protected_settings(text: str) -> str | None:
     try:
         return json.dumps(document) if holders else None
     except RecursionError:
-        # What the parser just managed can be too deep for the writer.
+        # A nesting that the parser can just read may be too deep for the writer.
         return None
 
 
 def scrub(path: Path) -> bool:
-    """Takes ``protectedSettings`` out of a settings file; a missing or broken one is left alone.
+    """Removes ``protectedSettings`` from a settings file. Leaves a missing or broken file alone.
 
-    Returns False if the file cannot be read or replaced, on a full disk say: worth a line in the log, and no
-    reason not to back up.
+    Returns False if the file cannot be read or replaced, for example on a full disk. The caller logs it, and
+    the backup goes on.
 
-    The file is replaced, not rewritten. An agent that writes it again at this very moment writes the settings
-    of the same number, thus the same ones, so nothing but their protected part can be lost.
+    The file is replaced, not rewritten. If the agent writes it at the same moment, it writes the same
+    settings again, because the number is the same. Only their protected part can be lost.
     """
     try:
         before = read_text(path)
         text = None if before is None else without_protected_settings(before)
         if text is not None:
-            # The public part can hold signatures as well.
+            # Mode 0600, because the public part can contain signatures too.
             write_atomically(path, text, 0o600)
     except OSError:
         return False
@@ -99,7 +99,7 @@ def scrub(path: Path) -> bool:
 
 
 def _handler_settings(document: Mapping[str, Any]) -> list[dict[str, Any] | None]:
-    """The handler settings of each element; none for an element that has none to be understood."""
+    """Returns the handler settings of each element, or `None` for an element without valid ones."""
     elements = document.get("runtimeSettings")
     found = [
         element.get("handlerSettings") if isinstance(element, dict) else None

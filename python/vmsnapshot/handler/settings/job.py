@@ -1,4 +1,4 @@
-"""What can be told of a job from its settings even when they cannot be used: whom to report it to."""
+"""Reads what is known of a job even if its settings cannot be used: enough to report on it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _V2 = "microsoft.compute/virtualmachines"
 
 
 def quick_job(envelope: Envelope) -> Job:
-    """Returns what can be told of the job from the public settings, without a decryption; it never fails."""
+    """Returns what the public settings show of the job, without decryption. Never raises."""
     return job_of(envelope.public, {})
 
 
 def job_of(public: Mapping[str, Any], protected: Mapping[str, Any]) -> Job:
-    """Returns the same from both parts of the settings; where both name a blob, the public one counts."""
+    """Returns the same from both parts of the settings. If both name a blob, the public one counts."""
     ticks = public.get("commandStartTimeUTCTicks")
     return Job(
         task_id=usable_text(public.get("taskId")),

@@ -1,11 +1,11 @@
-"""Who takes a job's snapshots, by the decision table of the extension's contract (6.5)."""
+"""Chooses who takes the snapshots of a job, by the decision table of the extension's contract (6.5)."""
 
 from __future__ import annotations
 
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.settings.wire import Settings, SettingsError, SnapshotMode
 
-# The words are the reference's, which support staff know.
+# The wording of the reference. Support staff know it.
 _NO_LUNS = (
     "Invalid Input. IsAnyDiskExcluded is marked as true but input LUN list received from CRP is empty. "
     "which is not allowed if VM has Direct Drives or if VM has Write Accelerated disks or if VM is a TVM/CVM."
@@ -13,17 +13,17 @@ _NO_LUNS = (
 
 
 def choose_mode(settings: Settings, configured: SnapshotMode | None) -> SnapshotMode:
-    """Returns who takes the snapshots; `configured` is ``SnapshotMethod`` of vmbackup.conf.
+    """Returns who takes the snapshots. `configured` is ``SnapshotMethod`` of vmbackup.conf.
 
     Raises:
-        SettingsError: disks are excluded, none is named, and only the host could take the snapshots.
+        SettingsError: disks are excluded, no disk is named, and only the host could take the snapshots.
     """
     disks = settings.disks
     only_the_host_can = (
         disks.any_write_accelerated_disk or disks.vmgs_blob or disks.any_direct_drive_disk
     )  # rows 5 to 7
     if disks.any_disk_excluded and not disks.luns:
-        # To the host, an empty list is all disks: it would snapshot the excluded ones too.
+        # For the host, an empty list means all disks. It would snapshot the excluded disks too.
         if only_the_host_can:  # row 8
             raise SettingsError(_NO_LUNS, code=Code.INVALID_LUN_LIST, job=settings.job)
         return SnapshotMode.ONLY_GUEST  # row 9

@@ -1,7 +1,7 @@
-"""Parses the settings of one backup job, once, into the types of ``wire``.
+"""Parses the settings of one backup job into the types of ``wire``.
 
-Wire names stop here. Every rule is from chapter 1 of the extension's contract: defaults, what wins over
-what, and which bad value is which code. It neither decrypts (``protected``) nor chooses a mode (``mode``).
+Names of the wire format end here. Every rule comes from chapter 1 of the extension's contract: the defaults,
+the precedence, and the code of each bad value. ``protected`` decrypts, and ``mode`` chooses the mode.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from vmsnapshot.handler.settings.wire import (
 
 
 def parse(envelope: Envelope, protected: Mapping[str, Any]) -> Settings:
-    """Parses the settings of a job; `protected` is empty when there are none or they could not be decrypted.
+    """Parses the settings of a job. `protected` is empty if there are none, or the decryption failed.
 
     Raises:
-        SettingsError: the settings cannot be used, with the codes and the job for the final status.
+        SettingsError: the settings cannot be used. It has the code and the job for the final status.
     """
     public = envelope.public
     parser = _Parser(job_of(public, protected))
@@ -68,7 +68,7 @@ def parse(envelope: Envelope, protected: Mapping[str, Any]) -> Settings:
     )
 
 
-# The reference's words for this code.
+# The reference's wording for this code.
 _UNUSABLE = "required field empty or not correct"
 
 _TEXTS = {
@@ -85,27 +85,27 @@ _DYNAMIC_CONFIGS = {
 
 
 class _Parser:
-    """Parses one job's settings; knows the job that an error has to name, and collects warnings."""
+    """Parses the settings of one job. Collects warnings, and puts the job into each error."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.warnings: list[str] = []
 
     def unusable(self, what: str) -> SettingsError:
-        """The error of input that cannot be used."""
+        """Returns the error for input that cannot be used."""
         return self._error(f"{_UNUSABLE}: {what}", Code.PARAMETERS)
 
     def expect_texts(self, owner: str, settings: Mapping[str, Any]) -> None:
-        """Warns of what should be a text and is not; it was read as missing."""
+        """Warns of values that should be strings and are not. They count as missing."""
         for key in _TEXTS[owner]:
             if settings.get(key) is not None and usable_text(settings.get(key)) is None:
-                self._ignored(f"{owner} {key}", "a text")
+                self._ignored(f"{owner} {key}", "a string")
 
     def object_str(self, owner: str, value: Any) -> dict[str, Any]:
         """Decodes an ``objectStr``."""
         if not isinstance(value, str) or not value:
-            raise self.unusable(f"the {owner} objectStr is missing or not a text")
-        # What follows raises outside the handlers: an error of a decoder holds all that it was given.
+            raise self.unusable(f"the {owner} objectStr is missing or not a string")
+        # Raise outside the exception handlers: the error of a decoder contains the whole input.
         text = _ascii_of_base64(value)
         if text is None:
             raise self.unusable(f"the {owner} objectStr is not base64 of ASCII")
@@ -115,7 +115,7 @@ class _Parser:
         return decoded
 
     def blobs(self, value: Any) -> tuple[SasUri, ...]:
-        """Reads the blob URIs out of the protected ``objectStr``."""
+        """Reads the blob URIs from the protected ``objectStr``."""
         if value is None or value == "":
             return ()
         decoded = self.object_str("protected", value)
@@ -129,14 +129,14 @@ class _Parser:
         blobs = tuple(SasUri(usable_text(uri) or "") for uri in uris)
         for number, blob in enumerate(blobs, start=1):
             if not blob:
-                # It keeps its place: a disk that is left out would not be missed in the result.
-                self.warnings.append(f"entry {number} of blobSASUri is empty or not a text")
+                # The entry stays in the list. Otherwise the result would lack the disk, unnoticed.
+                self.warnings.append(f"entry {number} of blobSASUri is empty or not a string")
         return blobs
 
     def command(self, value: Any) -> Command:
-        """Reads ``commandToExecute``: a word in it decides."""
+        """Reads ``commandToExecute``. A word in it decides."""
         if not isinstance(value, str):
-            raise self._failed("commandToExecute is missing or not a text")
+            raise self._failed("commandToExecute is missing or not a string")
         for command in (Command.INSTALL, Command.SNAPSHOT):
             if command.value in value.lower():
                 return command
@@ -153,25 +153,25 @@ class _Parser:
         return self._pairs("backupMetadata", value)
 
     def snapshot_task_token(self, request: Mapping[str, Any], protected: Mapping[str, Any]) -> Secret:
-        """Reads the token: the protected one counts only where the request lacks the key."""
+        """Reads the token. The protected one counts only if the request lacks the key."""
         owner = request if "snapshotTaskToken" in request else protected
         value = owner.get("snapshotTaskToken")
         if value is not None and usable_text(value) is None:
-            self._ignored("snapshotTaskToken", "a text")
+            self._ignored("snapshotTaskToken", "a string")
         return Secret(usable_text(value) or "")
 
     def included_disks(self, value: Any) -> IncludedDisks:
         """Reads ``includedDisks``."""
         if value is None:
             return IncludedDisks()
-        # To guess which disks are meant could leave some out, or snapshot excluded ones.
+        # No guess: it could omit disks, or snapshot excluded ones.
         if not isinstance(value, dict):
             raise self.unusable("includedDisks is not an object")
         luns = value.get("dataDiskLunList")
         if luns is None:
             luns = []
         if not isinstance(luns, list) or not all(map(is_integer, luns)):
-            raise self.unusable("dataDiskLunList is not a list of whole numbers")
+            raise self.unusable("dataDiskLunList is not a list of integers")
         minutes = value.get("instantAccessDurationMinutes")
         return IncludedDisks(
             luns=(*luns, OS_DISK_LUN) if self._flag(value, "isOSDiskIncluded") else tuple(luns),
@@ -193,25 +193,25 @@ class _Parser:
         for key, setting in self._pairs("dynamicConfigsFromCRP", value or []):
             name = _DYNAMIC_CONFIGS.get(key.lower())
             if name is None:
-                self.warnings.append("dynamicConfigsFromCRP has a key that is not known")
+                self.warnings.append("dynamicConfigsFromCRP has an unknown key")
             else:
                 values[name] = setting
         return DynamicConfigs(**values, is_vmmd_blob_included=disks.vmmd_blob)
 
     def custom_settings(self, public: Any, protected: Any) -> CustomSettings:
-        """Reads ``customSettings``; each key for itself, whichever others there are."""
+        """Reads ``customSettings``. Each key is independent of the others."""
         value = protected if public is None or public == "" else public
         if value is None or value == "":
             return CustomSettings()
         custom = json_object(value) if isinstance(value, str) else None
         if custom is None:
-            raise self._failed("customSettings is not a text that holds a JSON object")
+            raise self._failed("customSettings is not a string with a JSON object")
         mode = custom.get("takeSnapshotFrom")
         if mode is not None and mode not in _MODES:
             self._ignored("takeSnapshotFrom", "a known mode")
         task_id = custom.get("backupTaskId")
         if task_id is not None and usable_text(task_id) is None:
-            self._ignored("backupTaskId", "a text")
+            self._ignored("backupTaskId", "a string")
         luns = custom.get("waDiskLunList")
         if not isinstance(luns, (list, type(None))):
             self._ignored("waDiskLunList", "a list")
@@ -237,11 +237,11 @@ class _Parser:
             ):
                 pairs.append(Pair(entry["Key"], entry["Value"]))
             else:
-                self.warnings.append(f"entry {number} of {owner} is malformed and left out")
+                self.warnings.append(f"entry {number} of {owner} is malformed and ignored")
         return tuple(pairs)
 
     def _flag(self, settings: Mapping[str, Any], key: str) -> bool | None:
-        # A flag counts only as JSON true: the reference takes the text "false" for true.
+        # Only JSON true counts. The reference takes the string "false" for true.
         value = settings.get(key)
         if isinstance(value, bool):
             return value
@@ -251,7 +251,7 @@ class _Parser:
 
     def _integer(self, key: str, value: Any) -> int | None:
         if value is not None and not is_integer(value):
-            self._ignored(key, "a whole number")
+            self._ignored(key, "an integer")
             return None
         number: int | None = value
         return number
@@ -268,7 +268,7 @@ class _Parser:
 
 def _ascii_of_base64(text: str) -> str | None:
     try:
-        # Without `validate`, what is outside the alphabet is passed over.
+        # Without `validate`, characters outside the alphabet are skipped.
         return base64.b64decode(text.encode("ascii", "ignore")).decode("ascii")
     except (binascii.Error, UnicodeDecodeError):
         return None

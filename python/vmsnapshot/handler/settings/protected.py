@@ -1,7 +1,7 @@
-"""Decrypts the protected settings, with the openssl program and the key that the agent put on disk.
+"""Decrypts the protected settings with the openssl program and the key that the agent wrote to disk.
 
-The plain text goes from a pipe into memory and nowhere else: no file, no shell, no argument, and no exception
-holds any of it.
+The plain text goes from a pipe into memory and nowhere else. No file, shell, argument or exception contains
+any of it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from vmsnapshot.handler.secret import Secret
 OPENSSL = "/usr/bin/openssl"
 """The default of the agent's ``OS.OpensslPath``."""
 
-# A decryption takes some 10 ms. The agent kills `enable` after 300 s, and there has to be time for a status.
+# A decryption takes about 10 ms. The limit keeps a worker from hanging if openssl does.
 _LIMIT_SECONDS = 10.0
 
 _THUMBPRINT = re.compile(r"[0-9A-Fa-f]{40}")
 
 
 class ProtectedSettingsError(VmsnapshotError):
-    """The protected settings cannot be had; the job goes on as if there were none.
+    """The protected settings cannot be decrypted. The job continues as if there were none.
 
     Codes: ``bad-thumbprint``, ``no-certificate``, ``no-key``, ``no-openssl``, ``decryption-failed``,
     ``not-json``.
@@ -39,14 +39,14 @@ class ProtectedSettingsError(VmsnapshotError):
 def decrypt(
     protected_text: Secret, thumbprint: str, lib_directory: Path, *, openssl: str = OPENSSL
 ) -> Mapping[str, Any]:
-    """Decrypts ``protectedSettings``, whatever cipher its CMS message names, and returns the object in it.
+    """Decrypts ``protectedSettings`` with the cipher that its CMS message names, and returns its JSON object.
 
     Raises:
-        ProtectedSettingsError: with a code that says which part is missing or does not fit.
+        ProtectedSettingsError: the code shows which part is missing or does not match.
 
     Blocking: ten seconds at most, for openssl.
     """
-    # The thumbprint becomes a file's name.
+    # The thumbprint becomes part of a file name.
     if not _THUMBPRINT.fullmatch(thumbprint):
         raise _error("the thumbprint is not 40 hexadecimal digits", "bad-thumbprint")
     certificate = lib_directory / f"{thumbprint.upper()}.crt"
@@ -58,13 +58,13 @@ def decrypt(
     message = _message(protected_text)
     if not message:
         raise _error("they are not base64", "decryption-failed")
-    # Without -recip openssl hides a wrong key behind a random one, and then one message in 256 "decrypts".
+    # Without -recip, openssl replaces a wrong key by a random one, and then "decrypts" one message in 256.
     plain_text = _output(
         [openssl, "cms", "-decrypt", "-inform", "DER", "-recip", str(certificate), "-inkey", str(key)],
         message,
     )
     settings = _json_object(plain_text)
-    # Also the last defence against a key that does not belong to its certificate.
+    # This also catches a key that does not belong to its certificate.
     if settings is None:
         raise _error("what was decrypted is not a JSON object", "not-json")
     return settings
@@ -78,8 +78,8 @@ def _message(protected_text: Secret) -> bytes:
 
 
 def _output(command: list[str], message: bytes) -> bytes:
-    # What is raised is raised outside the handlers: TimeoutExpired holds the output so far, and an exception
-    # keeps the one that was being handled.
+    # Raise outside the exception handlers. `TimeoutExpired` contains the output so far, and an exception
+    # refers to the one that was being handled.
     result: subprocess.CompletedProcess[bytes] | None = None
     started = True
     try:
@@ -105,15 +105,14 @@ def _output(command: list[str], message: bytes) -> bytes:
 
 
 def _refusal(complaint: bytes) -> ProtectedSettingsError:
-    # The words are those of OpenSSL 1.1.1 and 3; they are not repeated, since they come from a program that
-    # has seen the secret.
+    # The messages of OpenSSL 1.1.1 and 3. They are not repeated, because openssl has seen the secret.
     if b"certificate file" in complaint:
         return _error("openssl could not read the certificate", "no-certificate")
     if b"signing key" in complaint:
         return _error("openssl could not read the key", "no-key")
     if b"unsupported" in complaint or b"disabled for fips" in complaint:
         return _error("openssl does not support their cipher on this machine", "decryption-failed")
-    return _error("openssl refused them: another key, or damaged", "decryption-failed")
+    return _error("openssl refused them: the key is another one, or they are damaged", "decryption-failed")
 
 
 def _environment() -> dict[str, str]:

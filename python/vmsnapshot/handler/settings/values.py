@@ -1,4 +1,4 @@
-"""What a single value of the settings' JSON is."""
+"""Checks single values of the settings' JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that `text` is, if it is one."""
+    """Parses `text`. Returns `None` if it is not a JSON object."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -17,7 +17,7 @@ def json_object(text: str) -> dict[str, Any] | None:
 
 
 def usable_text(value: Any) -> str | None:
-    """The value if it is a text that a file can hold: JSON can name half a surrogate pair, which none can."""
+    """Returns the value if it is a string that UTF-8 can encode. JSON strings may have lone surrogates."""
     if not isinstance(value, str):
         return None
     try:
@@ -28,12 +28,12 @@ def usable_text(value: Any) -> str | None:
 
 
 def is_integer(value: Any) -> bool:
-    """Whether it is a whole number; Python counts true and false among them, JSON does not."""
+    """Returns whether the value is a JSON integer. Python counts `True` and `False` among integers."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_scalar(value: Any) -> bool:
-    """Whether it can be sent on as it came: JSON knows no NaN, and what is nested has no place there."""
+    """Returns whether the value can be forwarded unchanged: it is not nested, and it is not NaN."""
     return (
         value is None
         or isinstance(value, (bool, int, str))

@@ -1,7 +1,7 @@
-"""What Azure Backup asks for, as types that cannot be wrong.
+"""What Azure Backup asks for, as types that are always valid.
 
-Wire names stop at the parser. The defaults, and what each field means, are from chapter 1 of the extension's
-contract.
+Names of the wire format end at the parser. Chapter 1 of the extension's contract defines the defaults and the
+meaning of each field.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ OS_DISK_LUN = -1
 
 
 class Command(enum.Enum):
-    """What ``commandToExecute`` asks for."""
+    """The values of ``commandToExecute``."""
 
     SNAPSHOT = "snapshot"
     INSTALL = "install"
 
 
 class SnapshotMode(enum.Enum):
-    """Who takes the snapshots; values are the wire's."""
+    """Who takes the snapshots. The values are those of the wire format."""
 
     ONLY_GUEST = "onlyGuest"
     FIRST_GUEST_THEN_HOST = "firstGuestThenHost"
@@ -37,7 +37,7 @@ class SnapshotMode(enum.Enum):
 
 
 class Pair(NamedTuple):
-    """One ``{"Key": ..., "Value": ...}`` of the wire; the value is kept as it came."""
+    """One ``{"Key": ..., "Value": ...}`` of the wire format, with its value unchanged."""
 
     key: str
     value: Any
@@ -45,10 +45,10 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class IncludedDisks:
-    """``includedDisks``: which disks the job is about."""
+    """``includedDisks``: the disks of the job."""
 
     luns: tuple[int, ...] = ()
-    """The data disks' LUNs, then `OS_DISK_LUN` if the OS disk is included."""
+    """The LUNs of the data disks, then `OS_DISK_LUN` if the OS disk is included."""
     any_disk_excluded: bool = False
     any_write_accelerated_disk: bool = False
     vmgs_blob: bool = False
@@ -60,7 +60,7 @@ class IncludedDisks:
 
 @dataclass(frozen=True)
 class DynamicConfigs:
-    """``dynamicConfigsFromCRP``: values as they came, for the host; `polling` is our own reading of one."""
+    """``dynamicConfigsFromCRP``, with unchanged values, for the host. `polling` interprets one of them."""
 
     is_snapshot_ttl_enabled: Any = False
     use_mccf_to_fetch_dsas_for_all_disks: Any = False
@@ -70,11 +70,11 @@ class DynamicConfigs:
 
     @property
     def polling(self) -> bool:
-        """Whether the polling service is wanted: the text "false" is false."""
+        """Whether the polling service should run. The string "false" means false."""
         return is_true(self.enable_polling)
 
     def pairs(self) -> tuple[Pair, ...]:
-        """The five settings as the host gets them, in its order and spelling."""
+        """Returns the five settings in the order and spelling that the host expects."""
         return (
             Pair("isSnapshotTtlEnabled", self.is_snapshot_ttl_enabled),
             Pair("useMccfToFetchDsasForAllDisks", self.use_mccf_to_fetch_dsas_for_all_disks),
@@ -89,23 +89,23 @@ class CustomSettings:
     """``customSettings``."""
 
     take_snapshot_from: SnapshotMode | None = None
-    """None when missing, null or unknown."""
+    """`None` if the mode is missing, null or unknown."""
     is_managed_vm: bool = False
     backup_task_id: str | None = None
     write_accelerated_luns: tuple[int, ...] = ()
     can_take_crash_consistent_snapshot: bool | None = None
     backup_retry_count: int | None = None
     is_only_os_disk_backup_enabled: bool | None = None
-    """None when the key is missing: telemetry names the billing type only if it is there."""
+    """`None` if the key is missing. The telemetry has the billing type only if the key is there."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What of a job's settings is needed to report on it; known even when the rest cannot be used."""
+    """What a report needs from the settings of a job. It is known even if the rest cannot be used."""
 
     task_id: str | None = None
     start_ticks: Any = None
-    """``commandStartTimeUTCTicks`` as it came: it is echoed with its JSON type."""
+    """``commandStartTimeUTCTicks``, unchanged: the report repeats it with its JSON type."""
     is_v2: bool = False
     """Whether ``vmType`` is ``microsoft.compute/virtualmachines``."""
     status_blob: SasUri | None = None
@@ -123,26 +123,26 @@ class Settings:
     disks: IncludedDisks = field(default_factory=IncludedDisks)
     dynamic_configs: DynamicConfigs = field(default_factory=DynamicConfigs)
     blobs: tuple[SasUri, ...] = ()
-    """One a disk; empty when the job names none."""
+    """One blob per disk. Empty if the job names none."""
     custom: CustomSettings = field(default_factory=CustomSettings)
     warnings: tuple[str, ...] = ()
-    """What was ignored or replaced, for the log; without values."""
+    """What was ignored or replaced, for the log. Contains no values."""
 
     @property
     def host_task_id(self) -> str | None:
-        """The task id that the host is told."""
+        """The task id for the host."""
         return self.custom.backup_task_id or self.job.task_id
 
     @property
     def start(self) -> datetime.datetime | None:
-        """When the job was to start, UTC; none where the ticks cannot be used for the 140-minute rule."""
+        """The start time of the job in UTC, or `None` if the ticks cannot be used for the 140-minute rule."""
         return instant_of_ticks(self.job.start_ticks)
 
 
 class SettingsError(Exception):
-    """Settings that cannot be used; holds what a final status needs. The message has no secret.
+    """The settings cannot be used. The error has what a final status needs, and no secret.
 
-    `code` is the run code and the ext code: where settings are refused they are the same.
+    `code` is both the run code and the ext code.
     """
 
     def __init__(self, message: str, *, code: Code, job: Job) -> None:
@@ -152,23 +152,24 @@ class SettingsError(Exception):
 
 
 def instant_of_ticks(ticks: Any) -> datetime.datetime | None:
-    """Returns the UTC instant of .NET ticks, 100 ns units since the year 1; none for what is no whole number.
+    """Returns the UTC instant of .NET ticks (100 ns since the year 1), or `None` if they are not an integer.
 
-    A rounded number such as ``6.36458E+17`` is none too: its six digits tell an instant to about 28 hours.
+    A rounded number such as ``6.36458E+17`` gives `None` too, because six digits are only precise to 28
+    hours.
     """
     if isinstance(ticks, str) and re.fullmatch(r"[0-9]{1,32}", ticks.strip()):
         ticks = int(ticks)
     if not is_integer(ticks):
         return None
     try:
-        # What is before the year 1 or after 9999 overflows.
+        # An instant before the year 1 or after 9999 overflows.
         return _YEAR_1 + datetime.timedelta(microseconds=ticks // 10)
     except OverflowError:
         return None
 
 
 def is_true(value: Any) -> bool:
-    """Reads a flag that may be a text: "false", "0", "no" and "" are false whatever their case."""
+    """Reads a flag that may be a string. "false", "0", "no" and "" mean false in any case of letters."""
     if isinstance(value, str):
         return value.strip().lower() not in ("", "false", "0", "no", "none", "null")
     return bool(value)
