@@ -1,8 +1,9 @@
-//! Blobs: the SAS URI that names one, the metadata of a snapshot, and what the service's answer to
+//! Blobs: their SAS URIs, the metadata of their snapshots, and what the service's answer to
 //! Snapshot Blob means.
 //!
-//! The query of a SAS URI is a password, and so may metadata be: no `Debug`, `Display` or error of
-//! this file or those below it shows either. Everything here is a pure function of its arguments.
+//! The query of a SAS URI is a password, and metadata may be secret too. No `Debug`, `Display` or
+//! error of this module or its submodules shows either. Everything here is a pure function of its
+//! arguments.
 
 mod answer;
 mod error;
@@ -18,23 +19,25 @@ pub use sas::{SasUri, START_SKEW};
 
 use std::collections::HashSet;
 
-/// What becomes of a run of which a blob cannot be asked: its URI or SAS is no good, or its server
+/// What a run does about a blob that it cannot use, because its URI or SAS is bad or its server
 /// cannot be reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnUnusable {
-    /// The first such blob ends the preparation.
+    /// The first such blob ends the preparation with an error.
     #[default]
     Refuse,
-    /// The blob is sent nothing and reported as refused; the others are asked.
+    /// The run sends nothing for this blob and reports it as refused. The other blobs get their
+    /// requests.
     Report,
 }
 
 impl OnUnusable {
-    /// Keeps what went wrong with one blob as its result, or ends all with it.
+    /// Returns the error of one blob as that blob's result, or as the error of the whole
+    /// preparation.
     ///
     /// # Errors
     ///
-    /// That of `result`, when it ends all.
+    /// The error of `result`, for [`OnUnusable::Refuse`].
     pub fn keep<Usable, Error>(
         self,
         result: Result<Usable, Error>,
@@ -46,20 +49,19 @@ impl OnUnusable {
     }
 }
 
-/// The blobs that were given so far, none of them twice: same host, port and path, whatever the
-/// scheme and the SAS.
+/// The blobs that were given so far. No blob is in it twice.
 ///
-/// The port is compared only as far as it was not left to the scheme, so that `http://h/b` and
-/// `https://h/b` are one blob.
+/// Two URIs name the same blob if host, port and path are equal; scheme and SAS do not count. The
+/// default port of the scheme counts as no port, so `http://h/b` and `https://h/b` are one blob.
 #[derive(Clone, Debug, Default)]
 pub struct DistinctBlobs(HashSet<(String, Option<u16>, String)>);
 
 impl DistinctBlobs {
-    /// Adds a blob that was not given before.
+    /// Adds a blob.
     ///
     /// # Errors
     ///
-    /// [`BlobError::DuplicateBlob`].
+    /// [`BlobError::DuplicateBlob`] if the blob was given before.
     pub fn add(&mut self, uri: &SasUri) -> Result<(), BlobError> {
         let http = uri.as_http();
         let own_port = (http.port() != http.scheme().default_port()).then_some(http.port());

@@ -1,50 +1,51 @@
-//! The three deadlines of a window, computed once before the first freeze and never again.
+//! The three deadlines of a window. The run computes them once, before the first freeze.
 
 use std::time::Duration;
 
-/// An instant of `CLOCK_MONOTONIC`, in nanoseconds: the clock that two processes share.
+/// An instant of `CLOCK_MONOTONIC`, in nanoseconds. The run and its watchdog share this clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Monotonic(pub u64);
 
 impl Monotonic {
-    /// The instant `budget` later; the end of time if that cannot be represented.
+    /// Returns the instant `budget` later, or the latest instant if that cannot be represented.
     #[must_use]
     pub fn plus(self, budget: Duration) -> Monotonic {
         Monotonic(self.0.saturating_add(nanoseconds(budget)))
     }
 
-    /// How long it is from `earlier` to here; zero if `earlier` is later.
+    /// Returns the time from `earlier` to this instant, or zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Monotonic) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 
-/// The shortest thaw timeout that is accepted: below it the kernel's own scheduling decides.
+/// The shortest thaw timeout that is accepted. A shorter one would depend on kernel scheduling.
 pub const THAW_TIMEOUT_MIN: Duration = Duration::from_millis(10);
 /// The longest thaw timeout that is accepted.
 pub const THAW_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
-/// When the run stops waiting for answers, when it must have thawed, and when the watchdog does.
+/// When the run stops waiting for answers, when it must have thawed, and when the watchdog thaws.
 ///
 /// Invariant: `start < call_by < thaw_by < guard_by`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {
     /// The moment before the first FIFREEZE.
     pub start: Monotonic,
-    /// The run stops waiting, for FIFREEZE and for answers, and starts to thaw.
+    /// The run stops waiting for FIFREEZE and for answers, and starts to thaw.
     pub call_by: Monotonic,
     /// The run stops waiting for its own FITHAW calls and leaves the rest to the watchdog.
     pub thaw_by: Monotonic,
-    /// The watchdog thaws, whatever the run does: `start` plus the thaw timeout.
+    /// The watchdog thaws, no matter what the run does: `start` plus the thaw timeout.
     pub guard_by: Monotonic,
 }
 
 impl Deadlines {
     /// Splits `thaw_timeout`, which lies between [`THAW_TIMEOUT_MIN`] and [`THAW_TIMEOUT_MAX`].
     ///
-    /// A fifth of it, at most 2 s, is kept for our own FITHAW (2 s were measured on a device with
-    /// 2 s a write: FITHAW writes the superblock), and a tenth, at most 500 ms, for the hand-over.
+    /// A fifth of it, at most 2 s, is reserved for our own FITHAW. FITHAW writes the superblock: it
+    /// took 2 s on a device that needs 2 s per write. A tenth, at most 500 ms, is reserved for the
+    /// hand-over to the watchdog.
     #[must_use]
     pub fn new(start: Monotonic, thaw_timeout: Duration) -> Deadlines {
         let guard_by = start.plus(thaw_timeout);
@@ -61,7 +62,7 @@ impl Deadlines {
     }
 }
 
-/// `budget` in nanoseconds; the largest number if it does not fit (584 years).
+/// Returns `budget` in nanoseconds, or the largest number if it does not fit (584 years).
 #[must_use]
 pub fn nanoseconds(budget: Duration) -> u64 {
     u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX)
@@ -74,7 +75,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn deadlines_keep_their_order(start in 0..u64::MAX / 4, timeout_ms in 10_u64..3_600_000) {
+        fn deadlines_are_in_order_for_every_timeout(start in 0..u64::MAX / 4, timeout_ms in 10_u64..3_600_000) {
             let timeout = Duration::from_millis(timeout_ms);
             let deadlines = Deadlines::new(Monotonic(start), timeout);
             prop_assert!(deadlines.start < deadlines.call_by);

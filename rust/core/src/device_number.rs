@@ -1,20 +1,20 @@
-//! The number that names a block device, and a mounted superblock.
+//! The number of a block device or of a mounted superblock.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-/// A device number as mountinfo's third field and sysfs write it: `major:minor`.
+/// A device number, written `major:minor` as in the third field of mountinfo and in sysfs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceNumber {
-    /// The major number; 0 for filesystems without a device of their own (and for btrfs).
+    /// The major number. It is 0 for filesystems without a device of their own, and for btrfs.
     pub major: u32,
     /// The minor number.
     pub minor: u32,
 }
 
-/// The text is not `MAJOR:MINOR`, two decimal numbers.
+/// The text is not two decimal numbers in the form `MAJOR:MINOR`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it is not MAJOR:MINOR")]
 pub struct DeviceNumberError;

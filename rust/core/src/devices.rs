@@ -1,7 +1,9 @@
-//! Block devices and what they are stacked on, as pure data: which filesystem lies below which.
+//! Block devices and the devices they are stacked on, as pure data: which filesystem lies below
+//! which.
 //!
-//! It matters because FIFREEZE of a filesystem whose device is a file on a *frozen* filesystem
-//! hangs, unkillable, until that one is thawed. So what is stacked above must freeze first.
+//! This matters when the device of a filesystem is a file on a *frozen* filesystem. FIFREEZE of the
+//! upper filesystem then hangs until the lower one is thawed, and cannot be killed. So the upper
+//! filesystem must freeze first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -16,19 +18,20 @@ const LOOP_MAJOR: u32 = 7;
 /// One block device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockDevice {
-    /// Its number.
+    /// The device number.
     pub number: DeviceNumber,
-    /// The names it is known by: `/dev/dm-0`, `/dev/mapper/data`.
+    /// All names of the device: `/dev/dm-0`, `/dev/mapper/data`.
     pub names: Vec<String>,
     /// Its directory in sysfs, with all symbolic links resolved.
     pub directory: PathBuf,
-    /// The devices right below it: the disk of a partition, the slaves of dm, md and bcache.
+    /// The devices directly below it: the disk of a partition, the slaves of dm, md and bcache.
     pub parents: Vec<DeviceNumber>,
-    /// The file behind a loop device, as sysfs gives it (with ` (deleted)` after an unlinked one).
+    /// The file behind a loop device, as in sysfs. An unlinked file has ` (deleted)` after its
+    /// name.
     pub backing_file: Option<PathBuf>,
 }
 
-/// All block devices of the machine, and the sets that filesystems with many devices lie on.
+/// All block devices of the machine, and the device set of each filesystem with several devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceGraph {
     devices: BTreeMap<DeviceNumber, BlockDevice>,
@@ -36,7 +39,7 @@ pub struct DeviceGraph {
 }
 
 impl DeviceGraph {
-    /// Makes a graph of `devices` and of the member devices of each btrfs filesystem.
+    /// Makes a graph from `devices` and the member devices of each btrfs filesystem.
     #[must_use]
     pub fn new(devices: Vec<BlockDevice>, btrfs: Vec<BTreeSet<DeviceNumber>>) -> Self {
         let devices = devices
@@ -46,12 +49,12 @@ impl DeviceGraph {
         Self { devices, btrfs }
     }
 
-    /// Returns every block device, by number.
+    /// Returns every block device, ordered by number.
     pub fn block_devices(&self) -> impl Iterator<Item = &BlockDevice> {
         self.devices.values()
     }
 
-    /// Returns the device that is known by `name`.
+    /// Returns the number of the device with the name `name`.
     #[must_use]
     pub fn number_of(&self, name: &str) -> Option<DeviceNumber> {
         let mut devices = self.devices.values();
@@ -60,7 +63,7 @@ impl DeviceGraph {
             .map(|device| device.number)
     }
 
-    /// Returns the names that `number` is known by.
+    /// Returns the names of the device with the number `number`.
     #[must_use]
     pub fn names_of(&self, number: DeviceNumber) -> &[String] {
         self.devices
@@ -77,7 +80,8 @@ impl DeviceGraph {
         if mount.device.major != 0 {
             return BTreeSet::from([mount.device]);
         }
-        // The source of a bcachefs mount lists all its devices, that of a btrfs mount any one.
+        // The source of a bcachefs mount lists all its devices. The source of a btrfs mount names
+        // any one of them.
         let named: BTreeSet<_> = mount
             .source
             .split(':')
@@ -86,8 +90,8 @@ impl DeviceGraph {
         if mount.filesystem_type != "btrfs" {
             return named;
         }
-        // A source that names no device we know (`/dev/root`, a by-uuid link) may be any of them:
-        // taking too many devices only orders more than need be.
+        // A source that names no known device (`/dev/root`, a by-uuid link) may be any btrfs. Too
+        // many devices only add order that is not needed.
         let sets = self
             .btrfs
             .iter()
@@ -98,11 +102,13 @@ impl DeviceGraph {
             .collect()
     }
 
-    /// Returns, for each of `superblocks` (one mount of each), all those that lie below it, at any
-    /// depth. `mounts` is our own mount namespace, in which the paths of backing files count.
+    /// Returns, for each of `superblocks`, all others that lie below it at any depth.
     ///
-    /// What is below itself in a bad input (two loops, each on a file of the other) is left
-    /// unordered, so the answer is always a strict order.
+    /// `superblocks` has one mount per superblock. `mounts` is our own mount namespace; the paths
+    /// of backing files are resolved in it.
+    ///
+    /// A bad input can put a superblock below itself (two loops, each on a file of the other). Such
+    /// superblocks stay unordered, so the answer is always a strict order.
     #[must_use]
     pub fn superblocks_below(
         &self,
@@ -114,7 +120,7 @@ impl DeviceGraph {
         let mut direct: BTreeMap<DeviceNumber, BTreeSet<DeviceNumber>> = BTreeMap::new();
         for upper in &lying {
             let below = direct.entry(upper.superblock).or_default();
-            // A filesystem that shares a device with this one is beside it, not below it.
+            // A filesystem that shares a device with this one is next to it, not below it.
             let lower = lying
                 .iter()
                 .filter(|lower| !lower.directly_on.is_disjoint(&upper.over));
@@ -126,10 +132,10 @@ impl DeviceGraph {
             {
                 match self.file_lies_on(*device, mounts, &tree) {
                     Some(lower) => below.extend(lower),
-                    // We do not know which filesystem the backing file is on: it lies on an
-                    // overlay, or was opened in another mount namespace. Frozen before everything
-                    // that could hold it, the loop cannot hang. What lies on a loop itself is left
-                    // out, for of two such loops each would have to be first.
+                    // The filesystem of the backing file is unknown: the file lies on an overlay,
+                    // or was opened in another mount namespace. If the loop freezes before every
+                    // filesystem that could hold the file, it cannot hang. Filesystems that lie on
+                    // a loop are left out, because two such loops would each have to be first.
                     None => below.extend(
                         lying
                             .iter()
@@ -182,7 +188,8 @@ impl DeviceGraph {
         !lying.directly_on.is_empty() && !devices.any(|number| self.is_loop(*number))
     }
 
-    /// The devices right below `number`, with the one that a loop has as its file.
+    /// Returns the devices directly below `number`, including the block device behind a loop
+    /// device.
     fn parents_of(&self, number: DeviceNumber) -> BTreeSet<DeviceNumber> {
         let Some(device) = self.devices.get(&number) else {
             return BTreeSet::new();
@@ -202,7 +209,8 @@ impl DeviceGraph {
                 .is_some_and(|device| device.backing_file.is_some())
     }
 
-    /// The superblocks that the backing file of loop device `number` may lie on, if that is known.
+    /// Returns the superblocks that the backing file of loop device `number` may lie on. `None` if
+    /// they are unknown.
     fn file_lies_on(
         &self,
         number: DeviceNumber,
@@ -213,8 +221,8 @@ impl DeviceGraph {
         if self.number_of(&path_text(file)).is_some() {
             return Some(BTreeSet::new());
         }
-        // An unlinked file is shown as `/dir/name (deleted)`. Only mounts on the way to it count,
-        // and they are the same with and without that ending.
+        // sysfs shows an unlinked file as `/dir/name (deleted)`. Only the mounts on the way to it
+        // count, and they are the same with and without that suffix.
         let here = tree.way_to(file).last().copied()?;
         let is_in_memory = matches!(
             here.filesystem_type.as_str(),
@@ -223,8 +231,9 @@ impl DeviceGraph {
         if !here.is_on_local_block_device() && !is_in_memory {
             return None;
         }
-        // All mounts above the path, not only the one that is seen there now: another may have
-        // been mounted over the file after the loop was made. One too many only orders.
+        // This takes all mounts above the path, not only the one that is visible there now. Another
+        // filesystem may have been mounted over the file after the loop was set up. One mount too
+        // many only adds order that is not needed.
         let on_the_way = mounts
             .iter()
             .filter(|mount| file.starts_with(&mount.mount_point));
@@ -232,16 +241,16 @@ impl DeviceGraph {
     }
 }
 
-/// Where a superblock lies.
+/// The devices that a superblock lies on.
 struct Lying {
     superblock: DeviceNumber,
     /// Its own devices.
     directly_on: BTreeSet<DeviceNumber>,
-    /// All devices below those.
+    /// All devices below its own devices.
     over: BTreeSet<DeviceNumber>,
 }
 
-/// Everything that can be reached from `start` in one or more steps; circles do no harm.
+/// Returns everything that can be reached from `start` in one or more steps. Cycles are allowed.
 fn reachable(
     start: DeviceNumber,
     next: impl Fn(DeviceNumber) -> BTreeSet<DeviceNumber>,

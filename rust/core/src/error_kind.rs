@@ -1,16 +1,16 @@
-//! What an error is about: what a program decides by, where the code only names the error.
+//! What an error is about. A program decides by this; the error's code only names the error.
 
 use strum::{IntoStaticStr, VariantNames};
 
 use crate::names::stable_names;
 
-/// Who or what has to change for the next try to succeed.
+/// What has to change before another try can succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum ErrorKind {
-    /// The caller: another argument, another SAS or another privilege is needed.
+    /// The call: it needs another argument, another SAS or another privilege.
     Arguments,
-    /// This machine: a file, a table of the kernel, memory, or its configuration.
+    /// This machine: a file, a kernel table, memory, or the configuration.
     System,
     /// The network, or a server on it.
     Network,
@@ -18,7 +18,7 @@ pub enum ErrorKind {
     AnotherRun,
     /// An earlier run left something frozen.
     LeftFrozen,
-    /// The caller ended it.
+    /// The caller ended the run.
     Interrupted,
 }
 
@@ -26,7 +26,7 @@ pub enum ErrorKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum ErrorSubject {
-    /// A blob or the host: it cannot be named, asked or reached.
+    /// A blob or the host: its URI or SAS cannot be used, or it cannot be reached.
     Callee,
     /// The metadata of the snapshots.
     Metadata,

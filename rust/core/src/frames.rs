@@ -1,16 +1,17 @@
-//! The words between a run and its companion processes: fixed-size frames on a packet socket.
+//! The messages between a run and its companion processes: fixed-size frames on a packet socket.
 //!
-//! All that has to be known in a hurry is in the ledger; the frames only hand over descriptors and
-//! say when a step is done.
+//! Everything urgent is in the ledger. The frames only pass descriptors and say when a step is
+//! done.
 
 /// The size of every frame.
 pub const FRAME_BYTES: usize = 12;
 
-/// One word.
+/// One message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// Run to watchdog: the ledger, the lock of the run, its pidfd (if `has_pidfd`) and the
-    /// descriptor of `rcu_expedited` (if `has_rcu`) come with it; `directories` more follow.
+    /// Run to watchdog: this frame carries the ledger, the lock of the run, its pidfd (if
+    /// `has_pidfd`) and the descriptor of `rcu_expedited` (if `has_rcu`). The descriptors of
+    /// `directories` directories follow in other frames.
     Hello {
         /// How many filesystems there are.
         directories: u32,
@@ -19,46 +20,46 @@ pub enum Frame {
         /// Whether a descriptor of `/sys/kernel/rcu_expedited` is among the descriptors.
         has_rcu: bool,
     },
-    /// Run to companion: the next directories' descriptors come with it.
+    /// Run to companion: this frame carries the descriptors of the next directories.
     Directories {
-        /// How many come with this frame.
+        /// How many descriptors this frame carries.
         count: u32,
     },
-    /// Watchdog to run: everything is held, nothing is missing.
+    /// Watchdog to run: the watchdog has received everything.
     Ready {
         /// Whether it runs in a control group of its own.
         own_control_group: bool,
     },
-    /// Run to watchdog: the ledger has a deadline; from here on it holds.
+    /// Run to watchdog: the ledger has a deadline, and it applies from now on.
     Arm,
-    /// Watchdog to run: armed. The only permission to freeze.
+    /// Watchdog to run: the watchdog is armed. Only this frame permits the run to freeze.
     Armed,
     /// Run to watchdog: the window is over.
     Release,
-    /// Watchdog to run: the window is over here too; this is the last word.
+    /// Watchdog to run: the watchdog has ended the window too. This is its last frame.
     Released {
-        /// Peak resident memory.
+        /// The peak resident memory of the watchdog.
         peak_memory_kib: u32,
     },
     /// Companion to run: `syncfs` of a directory returned.
     Synced {
-        /// Which one.
+        /// The index of the directory.
         index: u32,
         /// 0, or the error number.
         errno: u32,
     },
-    /// Companion to run: it could not begin.
+    /// Companion to run: the companion could not begin.
     Failed {
-        /// The error number; 0 if the system gave none.
+        /// The error number, or 0 if the system gave none.
         errno: u32,
     },
 }
 
-/// How many descriptors go with one `Directories` frame (the kernel takes 253 at most).
+/// The most descriptors in one `Directories` frame (the kernel accepts 253 at most).
 pub const DIRECTORIES_PER_FRAME: usize = 128;
 
 impl Frame {
-    /// The frame's bytes.
+    /// Returns the bytes of the frame.
     #[must_use]
     pub fn encode(self) -> [u8; FRAME_BYTES] {
         let (kind, first, second) = match self {
@@ -88,7 +89,7 @@ impl Frame {
         bytes
     }
 
-    /// The frame that `bytes` are; none if they are none.
+    /// Decodes a frame. `None` if `bytes` are not a frame.
     #[must_use]
     pub fn decode(bytes: &[u8]) -> Option<Frame> {
         let bytes: &[u8; FRAME_BYTES] = bytes.try_into().ok()?;

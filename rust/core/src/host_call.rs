@@ -1,14 +1,14 @@
-//! The call to a host that takes the snapshots of a run by itself: one POST, checked before it is sent.
+//! The call to a host that takes the snapshots of a run: one POST, checked before it is sent.
 //!
-//! Its body holds a token, and its answer may: no `Debug`, `Display` or error of this file shows
-//! more of it than the URI without its query.
+//! Its body holds a token, and its answer may hold one. No `Debug`, `Display` or error in this file
+//! shows more of it than the URI without its query.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::uri::{HttpUri, Scheme};
 
-/// The headers that say where a message ends and how it travels: the HTTP side writes them itself.
+/// The headers that frame or route a message. The HTTP client sets them itself.
 const OWN_HEADERS: [&str; 6] = [
     "host",
     "content-length",
@@ -21,14 +21,14 @@ const OWN_HEADERS: [&str; 6] = [
 /// Why a host call cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HostCallError {
-    /// The text is not an absolute HTTP URI; nothing of it is repeated.
+    /// The text is not an absolute HTTP URI. The error repeats no part of it.
     #[error("could not read the URI of the host call: {0}")]
     BadUri(&'static str),
     /// A header cannot be sent.
     #[error("could not use header {position} of the host call: {cause}")]
     BadHeader {
-        /// Its place among the headers; the first is 1. Its name is not repeated: name and value
-        /// may have been swapped.
+        /// Its position among the headers; the first is 1. The error does not repeat the name,
+        /// because name and value may have been swapped.
         position: usize,
         /// What is wrong with it.
         cause: &'static str,
@@ -55,7 +55,7 @@ pub struct HostCall {
 }
 
 impl HostCall {
-    /// Checks URI and headers. Names are sent with their case kept.
+    /// Checks the URI and the headers. Header names are sent in the case they were given in.
     ///
     /// # Errors
     ///
@@ -83,13 +83,13 @@ impl HostCall {
         })
     }
 
-    /// Returns where it goes.
+    /// Returns the URI that the call goes to.
     #[must_use]
     pub fn uri(&self) -> &HttpUri {
         &self.uri
     }
 
-    /// Returns the request target: the path, at least `/`, and the query.
+    /// Returns the request target: the path (`/` if it is empty) and the query.
     #[must_use]
     pub fn target(&self) -> String {
         let path = match self.uri.path() {
@@ -102,7 +102,7 @@ impl HostCall {
         }
     }
 
-    /// Returns the caller's headers, names and values.
+    /// Returns the names and values of the caller's headers.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
         self.headers
             .iter()
@@ -115,7 +115,7 @@ impl HostCall {
         &self.body
     }
 
-    /// Returns how long an answer is waited for, if the window lasts so long.
+    /// Returns how long the run waits for an answer. The end of the window may cut this short.
     #[must_use]
     pub fn time_limit(&self) -> Duration {
         self.time_limit
@@ -128,8 +128,10 @@ impl fmt::Debug for HostCall {
     }
 }
 
-/// Says whether the call may be made once more in the same window after an answer of `status`: only
-/// these two say that nothing was begun. A second call makes a second set of snapshots.
+/// Returns whether the call may be repeated in the same window after an answer of `status`.
+///
+/// Only 429 and 503 say that the host began nothing. A repeated call could otherwise make a second
+/// set of snapshots.
 ///
 /// *In the window*: allowed.
 #[must_use]
@@ -137,21 +139,22 @@ pub fn may_retry_in_window(status: u16) -> bool {
     matches!(status, 429 | 503)
 }
 
-/// Says whether an answer of `status` means that there is no snapshot: the host understood, and said
-/// no. Another failure (500, a gateway's 502) leaves open how far it came.
+/// Returns whether an answer of `status` means that there is no snapshot: the host understood the
+/// call and refused it. After any other failure (500, a gateway's 502) a snapshot may exist.
 #[must_use]
 pub fn is_refusal(status: u16) -> bool {
     matches!(status, 300..=499 | 503)
 }
 
-/// RFC 9110, 5.1 and 5.5: a token, and visible ASCII with spaces between.
+/// Returns what is wrong with a header. RFC 9110, 5.1 and 5.5: the name is a token, and the value
+/// is visible ASCII with spaces between.
 fn why_bad(name: &str, value: &str) -> Option<&'static str> {
     let is_token_byte =
         |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if name.is_empty() || !name.bytes().all(is_token_byte) {
-        Some("its name is not one of a header")
+        Some("its name is not a valid header name")
     } else if OWN_HEADERS.contains(&name.to_ascii_lowercase().as_str()) {
-        Some("it is one that is written for every call")
+        Some("vmsnapshot sets this header itself")
     } else if !value.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         Some("its value is not printable ASCII")
     } else {
@@ -174,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn host_call_keeps_its_target_byte_for_byte() {
+    fn host_call_target_is_the_path_and_query_byte_for_byte() {
         for (uri, target) in [
             ("http://168.63.129.16/a/b?c=d%20e", "/a/b?c=d%20e"),
             ("http://h:8080/a", "/a"),
@@ -192,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn host_call_that_cannot_be_made_is_refused_without_repeating_it() {
+    fn host_call_that_is_invalid_is_refused_without_repeating_its_text() {
         for (uri, headers) in [
             ("", [("Backup", "true")]),
             ("https://h/secret", [("Backup", "true")]),
@@ -213,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn host_call_is_made_again_only_when_nothing_can_have_been_begun() {
+    fn host_call_is_repeated_only_when_the_host_began_nothing() {
         for status in 100..600 {
             let may_retry = may_retry_in_window(status);
             assert_eq!(may_retry, [429, 503].contains(&status), "{status}");

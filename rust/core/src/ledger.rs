@@ -1,9 +1,9 @@
 //! The ledger: what a run and its watchdog know of each filesystem, in memory that both map.
 //!
-//! It is a file on tmpfs (`/run/vmsnapshot/<run>.ledger`), so that announcing a freeze is one store
-//! into memory (no system call, no wake-up, inside the window), and so that what was frozen can
-//! still be read when both processes are gone. Every field is an atomic: any bytes are a valid
-//! ledger, and nothing a damaged file holds can be more than wrong.
+//! It is a file on tmpfs (`/run/vmsnapshot/<run>.ledger`) for two reasons. Inside the window, the
+//! run announces a freeze with one store into memory: no system call, no wake-up. And when both
+//! processes are gone, the file still shows what was frozen. Every field is an atomic, so any bytes
+//! are a valid ledger: a damaged file can hold wrong values, but reading it is always safe.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -17,18 +17,19 @@ use crate::names::stable_names;
 
 /// The first eight bytes of a ledger. The last one is the version of the layout.
 ///
-/// A ledger outlives the program that wrote it, and an update may bring another layout. So every
-/// version keeps these seven bytes, a page for the header and one per filesystem, and at the start of
-/// such a page its state (1 and 2 mean that it may be frozen) and, 8 bytes in, its device number.
+/// A ledger outlives the program that wrote it, and an update may bring another layout. So some
+/// parts are the same in every version: the first seven bytes, one page for the header, and one
+/// page per filesystem. The page of a filesystem starts with its state (1 and 2 mean that it may be
+/// frozen), and its device number is at byte 8.
 pub const MAGIC: [u8; 8] = *b"vmsnapL1";
-/// The most filesystems of one run: each costs the watchdog a page, a descriptor and a thread.
+/// The most filesystems in one run. Each costs the watchdog a page, a descriptor and a thread.
 pub const FILESYSTEMS_MAX: usize = 1024;
-/// The bytes of a mount point that the ledger keeps; recovery goes by device number, not by path.
+/// The most bytes of a mount point in the ledger. Recovery uses the device number, not the path.
 pub const MOUNT_POINT_MAX: usize = 4096 - 64;
-/// The bytes of a run's name.
+/// The most bytes of a run's name.
 pub const RUN_ID_MAX: usize = 64;
 
-/// Where a filesystem is between planned and thawed.
+/// The state of a filesystem, from planned to thawed.
 ///
 /// ```text
 ///            announce            frozen              thaw
@@ -39,45 +40,46 @@ pub const RUN_ID_MAX: usize = 64;
 ///  Revoked               Refused           ThawedByAnother
 /// ```
 ///
-/// A thaw may also follow `Announced` directly: FIFREEZE freezes before its caller can say so.
+/// A thaw may also follow `Announced` directly: FIFREEZE freezes before its caller can record it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromRepr, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 #[repr(u32)]
 pub enum FreezeState {
-    /// Nothing was done to it.
+    /// The run has done nothing to it yet.
     Planned = 0,
-    /// FIFREEZE is being called, or was and its caller never came back: it may be frozen by us.
+    /// FIFREEZE is in progress, or its caller ended before it returned: we may have frozen it.
     Announced = 1,
-    /// FIFREEZE succeeded: it is frozen by us.
+    /// FIFREEZE succeeded: we have frozen it.
     Frozen = 2,
-    /// FIFREEZE failed: it is not frozen by us, and must not be thawed by us.
+    /// FIFREEZE failed: we have not frozen it, and we must not thaw it.
     Refused = 3,
-    /// It may not be frozen any more: the run or the watchdog has ended the window.
+    /// The run or the watchdog has ended the window: it must no longer be frozen.
     Revoked = 4,
     /// The run's FITHAW thawed it.
     ThawedByRun = 5,
     /// The watchdog's FITHAW thawed it.
     ThawedByWatchdog = 6,
-    /// It was frozen by us, and FITHAW found it thawed.
+    /// We had frozen it, and our FITHAW found it thawed.
     ThawedByAnother = 7,
-    /// `vmsnapshot thaw` thawed it, both processes being gone.
+    /// `vmsnapshot thaw` thawed it after both processes had ended.
     ThawedByOperator = 8,
 }
 
 impl FreezeState {
-    /// Whether our freeze may hold it: the only states in which we may call FITHAW.
+    /// Returns whether our freeze may be in force. We may call FITHAW only in these states.
     #[must_use]
     pub fn may_be_frozen(self) -> bool {
         matches!(self, FreezeState::Announced | FreezeState::Frozen)
     }
 
     fn from_raw(raw: u32) -> FreezeState {
-        // A damaged ledger can hold any number: "do not thaw" is the safe reading of nonsense.
+        // A damaged ledger can hold any number. "Do not thaw" is the safe meaning of an unknown
+        // one.
         FreezeState::from_repr(raw).unwrap_or(FreezeState::Planned)
     }
 }
 
-/// Who calls FITHAW.
+/// The program that calls FITHAW.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Thawer {
     /// The run.
@@ -97,13 +99,13 @@ pub enum FireReason {
     ParentGone = 1,
     /// `guard_by` has passed.
     Deadline = 2,
-    /// The run ended and left something that was not known to be thawed.
+    /// The run ended and left a filesystem that was not known to be thawed.
     Told = 3,
 }
 
 stable_names!(FreezeState, FireReason);
 
-/// One filesystem: a page of its own, so that a ledger is a header and an array.
+/// One filesystem. It is one page long, so that a ledger is a header and an array.
 #[repr(C, align(4096))]
 pub struct Entry {
     state: AtomicU32,
@@ -122,7 +124,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Names the filesystem, before the ledger is shared.
+    /// Sets the device number and the mount point. The run calls this before it shares the ledger.
     pub fn name(&self, device: DeviceNumber, mount_point: &Path) {
         self.major.store(device.major, Ordering::Relaxed);
         self.minor.store(device.minor, Ordering::Relaxed);
@@ -130,7 +132,7 @@ impl Entry {
         store_bytes(&self.mount_point, &self.mount_point_length, bytes);
     }
 
-    /// mountinfo's major:minor.
+    /// Returns major:minor as in mountinfo.
     #[must_use]
     pub fn device(&self) -> DeviceNumber {
         DeviceNumber {
@@ -139,68 +141,72 @@ impl Entry {
         }
     }
 
-    /// The mount point, cut at [`MOUNT_POINT_MAX`] bytes.
+    /// Returns the mount point, truncated to [`MOUNT_POINT_MAX`] bytes.
     #[must_use]
     pub fn mount_point(&self) -> Vec<u8> {
         load_bytes(&self.mount_point, &self.mount_point_length)
     }
 
-    /// Where it is.
+    /// Returns the state.
     #[must_use]
     pub fn state(&self) -> FreezeState {
         FreezeState::from_raw(self.state.load(Ordering::SeqCst))
     }
 
-    /// The error number of a FIFREEZE that failed; 0 if it did not.
+    /// Returns the error number of the FIFREEZE that failed, or 0 if it did not fail.
     #[must_use]
     pub fn freeze_errno(&self) -> u32 {
         self.freeze_errno.load(Ordering::Relaxed)
     }
 
-    /// The error number of the last FITHAW that failed; 0 if none did.
+    /// Returns the error number of the last FITHAW that failed, or 0 if none failed.
     #[must_use]
     pub fn thaw_errno(&self) -> u32 {
         self.thaw_errno.load(Ordering::Relaxed)
     }
 
-    /// When FIFREEZE was called.
+    /// Returns when FIFREEZE was called.
     #[must_use]
     pub fn announced_at(&self) -> Option<Monotonic> {
         instant(&self.announced_ns)
     }
 
-    /// When FIFREEZE returned.
+    /// Returns when FIFREEZE returned.
     #[must_use]
     pub fn freeze_returned_at(&self) -> Option<Monotonic> {
         instant(&self.freeze_returned_ns)
     }
 
-    /// When FITHAW was called last.
+    /// Returns when FITHAW was called last.
     #[must_use]
     pub fn thaw_called_at(&self) -> Option<Monotonic> {
         instant(&self.thaw_called_ns)
     }
 
-    /// When it was thawed, or found thawed.
+    /// Returns when our FITHAW thawed it or found it thawed.
     #[must_use]
     pub fn thawed_at(&self) -> Option<Monotonic> {
         instant(&self.thawed_ns)
     }
 
-    /// Says that FIFREEZE is about to be called. False if it must not be: the window is over.
+    /// Records that FIFREEZE is about to be called.
+    ///
+    /// Returns false if it must not be called, because the window is over.
     #[must_use]
     pub fn announce(&self, now: Monotonic) -> bool {
         self.announced_ns.store(now.0, Ordering::Relaxed);
         let may_be_called = self.step(FreezeState::Planned, FreezeState::Announced);
         if !may_be_called {
-            // FIFREEZE is not called, and so the report must not have an instant of the call.
+            // FIFREEZE will not be called, so the report must not have the time of a call.
             self.announced_ns.store(0, Ordering::Relaxed);
         }
         may_be_called
     }
 
-    /// Says that FIFREEZE succeeded. False if it came too late: somebody has called it thawed, so
-    /// nobody but the caller is going to thaw it, and the caller has to do that at once.
+    /// Records that FIFREEZE succeeded.
+    ///
+    /// Returns false if it returned too late: the ledger already said that the filesystem is
+    /// thawed, so neither the run nor the watchdog will thaw it. The caller must thaw it at once.
     #[must_use]
     pub fn frozen(&self, now: Monotonic) -> bool {
         self.freeze_returned_ns.store(now.0, Ordering::Relaxed);
@@ -210,7 +216,7 @@ impl Entry {
         FreezeState::from_raw(before) == FreezeState::Announced
     }
 
-    /// Says that FIFREEZE failed: nobody of ours may thaw it from here on.
+    /// Records that FIFREEZE failed. From now on neither the run nor the watchdog may thaw it.
     pub fn refuse(&self, now: Monotonic, errno: u32) {
         self.freeze_errno.store(errno, Ordering::Relaxed);
         self.freeze_returned_ns.store(now.0, Ordering::Relaxed);
@@ -222,22 +228,25 @@ impl Entry {
         self.step(FreezeState::Planned, FreezeState::Revoked);
     }
 
-    /// Says that FIFREEZE was announced but is known never to have frozen it: its caller is gone,
-    /// or came back by a panic, and FITHAW answered EINVAL.
+    /// Records that FIFREEZE was announced but did not freeze the filesystem.
+    ///
+    /// This is known when the caller of FIFREEZE has ended or panicked and FITHAW answered EINVAL.
     pub fn never_frozen(&self) {
         self.step(FreezeState::Announced, FreezeState::Revoked);
     }
 
-    /// Says that FITHAW is about to be called.
+    /// Records that FITHAW is about to be called.
     pub fn thawing(&self, now: Monotonic) {
         self.thaw_called_ns.store(now.0, Ordering::Relaxed);
     }
 
-    /// Says that `thawer`'s FITHAW succeeded: exactly one FITHAW succeeds for a freeze, so this
-    /// also corrects a `find_thawed` that another process wrote between that call and this line.
+    /// Records that `thawer`'s FITHAW succeeded.
     ///
-    /// If our FIFREEZE has failed meanwhile, what was thawed was somebody else's freeze: that is
-    /// kept, for the report.
+    /// Exactly one FITHAW succeeds per freeze. So this also overrides a `find_thawed` that another
+    /// process recorded between that FITHAW and this call.
+    ///
+    /// If our FIFREEZE has failed in the meantime, the FITHAW undid another program's freeze. The
+    /// ledger records that for the report.
     pub fn thawed(&self, thawer: Thawer, now: Monotonic) {
         let state = match thawer {
             Thawer::Run => FreezeState::ThawedByRun,
@@ -258,31 +267,33 @@ impl Entry {
         }
     }
 
-    /// Says that a FITHAW of ours succeeded and thawed a freeze that was not ours.
+    /// Records that our FITHAW undid a freeze that was not ours.
     pub fn undo_another(&self) {
         self.undid_another.store(1, Ordering::SeqCst);
     }
 
-    /// Whether a FITHAW of ours undid a freeze that was not ours.
+    /// Returns whether our FITHAW undid a freeze that was not ours.
     #[must_use]
     pub fn undid_another(&self) -> bool {
         self.undid_another.load(Ordering::SeqCst) == 1
     }
 
-    /// Says that FITHAW found a filesystem thawed that we had frozen.
+    /// Records that we had frozen the filesystem and our FITHAW found it thawed.
     pub fn find_thawed(&self, now: Monotonic) {
         if self.step(FreezeState::Frozen, FreezeState::ThawedByAnother) {
             self.thawed_ns.store(now.0, Ordering::Relaxed);
         }
     }
 
-    /// Says the same of an entry whose layout is another version's: nothing but its state is written.
+    /// Records that `vmsnapshot thaw` thawed a filesystem in another version's ledger.
+    ///
+    /// It writes only the state, because the rest of that layout is unknown.
     pub fn thawed_for_another_version(&self) {
         self.state
             .store(FreezeState::ThawedByOperator as u32, Ordering::SeqCst);
     }
 
-    /// Keeps the error number of a failed FITHAW.
+    /// Records the error number of a failed FITHAW.
     pub fn thaw_failed(&self, errno: u32) {
         self.thaw_errno.store(errno, Ordering::Relaxed);
     }
@@ -294,20 +305,20 @@ impl Entry {
     }
 }
 
-/// Whether the file of a ledger can be understood.
+/// How much of a ledger file this version can read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// It is a ledger of this version.
     Own,
-    /// It is a ledger of another version: only states and device numbers can be read.
+    /// It is a ledger of another version. Only states and device numbers can be read.
     OfAnotherVersion,
-    /// Its run has not named it yet, and so has frozen nothing.
+    /// The run has not written its name yet, so it has frozen nothing.
     Unfinished,
-    /// It is no ledger.
+    /// It is not a ledger.
     Unknown,
 }
 
-/// What a ledger says of the run as a whole.
+/// What a ledger says about the run as a whole.
 #[repr(C, align(4096))]
 pub struct Header {
     magic: AtomicU64,
@@ -326,17 +337,17 @@ pub struct Header {
     run_id: [AtomicU8; RUN_ID_MAX],
 }
 
-/// A process, named so that a reused process id is not taken for it.
+/// A process. The start time distinguishes it from a later process with the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessName {
     /// The process id.
     pub pid: u32,
-    /// Field 22 of `/proc/PID/stat`: when it was started, in clock ticks since boot.
+    /// Field 22 of `/proc/PID/stat`: when the process started, in clock ticks since boot.
     pub start_ticks: u64,
 }
 
 impl Header {
-    /// Names the run, before the ledger is shared.
+    /// Sets the name and the process of the run. The run calls this before it shares the ledger.
     pub fn name(&self, run_id: &str, parent: ProcessName) {
         store_bytes(&self.run_id, &self.run_id_length, run_id.as_bytes());
         self.parent_start_ticks
@@ -346,7 +357,7 @@ impl Header {
             .store(u64::from_le_bytes(MAGIC), Ordering::SeqCst);
     }
 
-    /// What the file's first bytes say about it.
+    /// Returns what the first bytes of the file say about its layout.
     #[must_use]
     pub fn layout(&self) -> Layout {
         let [mark @ .., version] = self.magic.load(Ordering::SeqCst).to_le_bytes();
@@ -359,13 +370,13 @@ impl Header {
         }
     }
 
-    /// The run's name.
+    /// Returns the name of the run.
     #[must_use]
     pub fn run_id(&self) -> String {
         crate::text::bytes_text(&load_bytes(&self.run_id, &self.run_id_length))
     }
 
-    /// The process of the run.
+    /// Returns the process of the run.
     #[must_use]
     pub fn parent(&self) -> ProcessName {
         ProcessName {
@@ -374,7 +385,7 @@ impl Header {
         }
     }
 
-    /// The watchdog's process.
+    /// Returns the process of the watchdog.
     #[must_use]
     pub fn watchdog(&self) -> ProcessName {
         ProcessName {
@@ -383,14 +394,14 @@ impl Header {
         }
     }
 
-    /// Says which process watches.
+    /// Sets the process of the watchdog.
     pub fn set_watchdog(&self, watchdog: ProcessName) {
         self.watchdog_start_ticks
             .store(watchdog.start_ticks, Ordering::Relaxed);
         self.watchdog_pid.store(watchdog.pid, Ordering::Relaxed);
     }
 
-    /// Starts the clock: the window begins now, and the watchdog thaws at `guard_by`.
+    /// Records that the window begins now and that the watchdog thaws at `guard_by`.
     pub fn start(&self, now: Monotonic, realtime_ns: u64, guard_by: Monotonic) {
         self.started_monotonic_ns.store(now.0, Ordering::Relaxed);
         self.started_realtime_ns
@@ -398,61 +409,61 @@ impl Header {
         self.guard_by_ns.store(guard_by.0, Ordering::SeqCst);
     }
 
-    /// When the watchdog thaws; none before the run is armed.
+    /// Returns when the watchdog thaws. `None` before the run is armed.
     #[must_use]
     pub fn guard_by(&self) -> Option<Monotonic> {
         instant(&self.guard_by_ns)
     }
 
-    /// The wall clock of an instant of this run, in nanoseconds since the Unix epoch.
+    /// Returns the wall-clock time of an instant of this run, in nanoseconds since the Unix epoch.
     #[must_use]
     pub fn realtime_ns(&self, instant: Monotonic) -> i128 {
         i128::from(self.started_realtime_ns.load(Ordering::Relaxed)) + i128::from(instant.0)
             - i128::from(self.started_monotonic_ns.load(Ordering::Relaxed))
     }
 
-    /// When the window began; none if it has not.
+    /// Returns when the window began. `None` if it has not begun.
     #[must_use]
     pub fn started_at(&self) -> Option<Monotonic> {
         instant(&self.started_monotonic_ns)
     }
 
-    /// Says that the watchdog thaws, and why; the first reason stays.
+    /// Records that the watchdog thaws, and why. A later reason does not replace the first one.
     pub fn fire(&self, reason: FireReason) {
         let _ = self
             .fired
             .compare_exchange(0, reason as u32, Ordering::SeqCst, Ordering::SeqCst);
     }
 
-    /// Why the watchdog thawed, if it did.
+    /// Returns why the watchdog thawed, if it did.
     #[must_use]
     pub fn fired(&self) -> Option<FireReason> {
         FireReason::from_repr(self.fired.load(Ordering::SeqCst))
     }
 
-    /// Says that expedited RCU is about to be switched on, and what to put back.
+    /// Records that the run is about to switch on expedited RCU, and which value to restore.
     pub fn rcu_switched_on(&self, previous: u32) {
         self.rcu_previous.store(previous, Ordering::Relaxed);
         self.rcu_is_owed.store(1, Ordering::SeqCst);
     }
 
-    /// Says that what was read has been put back.
+    /// Records that the previous value is restored.
     pub fn rcu_put_back(&self) {
         self.rcu_is_owed.store(0, Ordering::SeqCst);
     }
 
-    /// Says that grace periods are expedited, whichever program switched it on.
+    /// Records that grace periods are expedited, no matter which program switched this on.
     pub fn set_rcu_expedited(&self) {
         self.rcu_was_expedited.store(1, Ordering::SeqCst);
     }
 
-    /// Whether grace periods were expedited in the window, however it ended.
+    /// Returns whether grace periods were expedited in the window, however the window ended.
     #[must_use]
     pub fn was_rcu_expedited(&self) -> bool {
         self.rcu_was_expedited.load(Ordering::SeqCst) == 1
     }
 
-    /// What has to be put back into `/sys/kernel/rcu_expedited`, if we owe it.
+    /// Returns the value to restore in `/sys/kernel/rcu_expedited`, if this run has to restore it.
     #[must_use]
     pub fn rcu_owed(&self) -> Option<u32> {
         (self.rcu_is_owed.load(Ordering::SeqCst) == 1)
@@ -460,7 +471,7 @@ impl Header {
     }
 }
 
-/// A header and one entry a filesystem, in the order of the plan.
+/// A header and one entry per filesystem, in the order of the plan.
 #[repr(C)]
 pub struct Ledger {
     /// The run.
@@ -470,13 +481,14 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// The size of a ledger of `count` filesystems.
+    /// Returns the size of a ledger with `count` filesystems.
     #[must_use]
     pub fn size_bytes(count: usize) -> usize {
         size_of::<Header>() + count * size_of::<Entry>()
     }
 
-    /// How many filesystems a ledger of `size_bytes` holds; none if no ledger has that size.
+    /// Returns how many filesystems a ledger of `size_bytes` holds. `None` if no ledger has that
+    /// size.
     #[must_use]
     pub fn count_in(size_bytes: usize) -> Option<usize> {
         let entries = size_bytes.checked_sub(size_of::<Header>())?;
@@ -484,7 +496,7 @@ impl Ledger {
         (entries % size_of::<Entry>() == 0 && count <= FILESYSTEMS_MAX).then_some(count)
     }
 
-    /// Whether some filesystem may still be frozen by this run.
+    /// Returns whether a freeze of this run may still be in force on any filesystem.
     #[must_use]
     pub fn may_be_frozen(&self) -> bool {
         self.entries
@@ -492,7 +504,7 @@ impl Ledger {
             .any(|entry| entry.state().may_be_frozen())
     }
 
-    /// Ends the window for every filesystem whose turn has not come.
+    /// Forbids the freeze of every filesystem that was not announced yet.
     pub fn revoke_planned(&self) {
         for entry in &self.entries {
             entry.revoke();
@@ -562,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_is_none_is_read_as_planned() {
+    fn an_unknown_state_is_read_as_planned() {
         assert_eq!(FreezeState::from_raw(8), FreezeState::ThawedByOperator);
         for nonsense in [9, u32::MAX] {
             assert_eq!(FreezeState::from_raw(nonsense), FreezeState::Planned);
@@ -595,7 +607,7 @@ mod tests {
     fn a_failed_thaw_does_not_change_why_the_freeze_was_refused() {
         let entry = entry();
         assert!(entry.announce(NOW));
-        // The watchdog's FITHAW fails while FIFREEZE waits behind another program's freeze.
+        // The watchdog's FITHAW fails while FIFREEZE waits for another program's freeze to end.
         entry.thaw_failed(5);
         entry.refuse(NOW, 16);
         entry.thaw_failed(5);
@@ -603,7 +615,7 @@ mod tests {
     }
 
     #[test]
-    fn a_freeze_that_comes_after_its_thaw_is_called_frozen_and_told_to_its_caller() {
+    fn a_freeze_that_returns_after_its_thaw_is_recorded_as_frozen_and_returns_false() {
         let entry = entry();
         assert!(entry.announce(NOW));
         entry.thawed(Thawer::Watchdog, NOW);
@@ -612,7 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thaw_of_what_another_had_frozen_is_not_called_ours() {
+    fn a_thaw_of_another_programs_freeze_is_not_recorded_as_ours() {
         let entry = entry();
         assert!(entry.announce(NOW));
         entry.refuse(NOW, 16);
@@ -622,7 +634,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fithaw_that_succeeded_has_the_last_word() {
+    fn a_fithaw_that_succeeded_overrides_find_thawed() {
         let entry = entry();
         assert!(entry.announce(NOW));
         assert!(entry.frozen(NOW));
@@ -634,7 +646,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_point_that_is_too_long_is_cut_and_not_lost() {
+    fn a_mount_point_that_is_too_long_is_truncated() {
         let entry = entry();
         let device = DeviceNumber { major: 7, minor: 1 };
         entry.name(device, Path::new(&"a".repeat(MOUNT_POINT_MAX + 5)));

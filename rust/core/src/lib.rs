@@ -1,8 +1,11 @@
-//! Data and rules of a filesystem-consistent snapshot.
+//! The data and the rules of filesystem-consistent snapshots.
 //!
-//! What to freeze, once per superblock and in which order; what a blob request is and what an
-//! answer to it means; the ledger that the run and its watchdog share; and the verdict on the
-//! snapshots. Nothing in this crate does input or output, reads a clock, or is unsafe.
+//! The crate decides what to freeze and in which order, once per superblock. It defines the blob
+//! requests, the meaning of their answers, the ledger that the run and its watchdog share, and the
+//! verdict on the snapshots. Snapshots are filesystem-consistent at best: no application is
+//! quiesced.
+//!
+//! Nothing in this crate does input or output, reads a clock, or is unsafe.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What is mounted on a machine, and on which block devices: read once, asked often.
+//! The mounts and the block devices of a machine, in one snapshot that can be queried many times.
 
 use std::collections::BTreeSet;
 
@@ -7,21 +7,21 @@ use crate::devices::DeviceGraph;
 use crate::mountinfo::{MountEntry, MountNamespace, MountTree};
 use crate::plan::{Plan, PlanError, Selection};
 
-/// The mounts of every namespace that can be seen, and the block devices.
+/// The mounts of every visible namespace, and the block devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     /// The mounts. The first namespace is that of this process.
     pub namespaces: Vec<MountNamespace>,
-    /// The block devices, and what each is stacked on.
+    /// The block devices, and the devices that each is stacked on.
     pub devices: DeviceGraph,
 }
 
-/// One mount of this process's namespace, with what follows from all the others.
+/// One mount of this process's namespace, with facts that depend on the other mounts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount<'a> {
     /// Its line of mountinfo.
     pub entry: &'a MountEntry,
-    /// Whether its mount point leads to it. If not, another mount covers it.
+    /// Whether its mount point leads to it. If it does not, another mount covers it.
     pub is_visible: bool,
     /// The block devices that it lies on directly.
     pub block_devices: BTreeSet<DeviceNumber>,
@@ -49,10 +49,11 @@ impl Machine {
             .collect()
     }
 
-    /// Plans what a run of `selection` would freeze; see [`Plan::make`].
+    /// Plans what a run of `selection` would freeze. See [`Plan::make`].
     ///
     /// # Errors
-    /// As [`Plan::make`].
+    ///
+    /// The same as [`Plan::make`].
     pub fn plan(&self, selection: &Selection) -> Result<Plan, PlanError> {
         Plan::make(&self.namespaces, &self.devices, selection)
     }
@@ -66,7 +67,7 @@ mod tests {
     use crate::mountinfo;
 
     #[test]
-    fn mount_is_visible_unless_another_covers_it_or_a_directory_above_it() {
+    fn mount_is_visible_unless_another_mount_covers_it_or_a_directory_above_it() {
         let mountinfo = b"1 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
             2 1 8:2 / /srv rw - ext4 /dev/sda2 rw\n\
             3 2 8:3 / /srv/a rw - ext4 /dev/sda3 rw\n\

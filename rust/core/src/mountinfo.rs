@@ -1,7 +1,7 @@
-//! What `/proc/PID/mountinfo` says: one entry a mount, and which mount a path leads to.
+//! The content of `/proc/PID/mountinfo`: one entry per mount, and the mount that a path leads to.
 //!
-//! Everything here works on the bytes that the kernel wrote and on nothing else: no mount point is
-//! ever looked at, because a stat of a dead network mount can hang for ever.
+//! This file works only on the bytes that the kernel wrote. It never accesses a mount point,
+//! because a stat of a dead network mount can hang forever.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -14,45 +14,47 @@ use crate::text::bytes_text;
 /// One line of mountinfo, with the octal escapes decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountEntry {
-    /// Names the mount while it exists; unique over all mount namespaces.
+    /// The id of the mount while it exists. It is unique in all mount namespaces.
     pub mount_id: u32,
-    /// The mount that this one is mounted on; may lie outside of what the process can see.
+    /// The id of the mount that this one is mounted on. The process may not be able to see that
+    /// mount.
     pub parent_id: u32,
-    /// Names the superblock: the same for bind mounts, second mounts and btrfs subvolumes.
+    /// The device number of the superblock. Bind mounts, second mounts and btrfs subvolumes share
+    /// it.
     pub device: DeviceNumber,
-    /// The directory or file of the filesystem that is seen at the mount point; `/` is all of it.
+    /// The directory or file of the filesystem that the mount point shows. `/` means all of it.
     pub root: PathBuf,
-    /// Where it is mounted, from the root directory of the process whose mountinfo this is.
+    /// Where it is mounted, relative to the root directory of the process whose mountinfo this is.
     pub mount_point: PathBuf,
     /// The options of this mount, comma separated.
     pub mount_options: String,
-    /// The tagged fields (`shared:1`, `master:2`), of which there is any number.
+    /// The tagged fields (`shared:1`, `master:2`). There may be any number of them.
     pub optional_fields: Vec<String>,
     /// The filesystem type, with its subtype: `ext4`, `fuse.sshfs`.
     pub filesystem_type: String,
-    /// What was mounted: `/dev/sda1`, or any text at all.
+    /// What was mounted: `/dev/sda1`, or any other text.
     pub source: String,
-    /// The options of the superblock, comma separated; the first one is `rw` or `ro`.
+    /// The options of the superblock, comma separated. The first one is `rw` or `ro`.
     pub super_options: String,
 }
 
 impl MountEntry {
-    /// Returns whether the superblock is read-only, whatever this mount of it is.
+    /// Returns whether the superblock is read-only. The mount itself may differ.
     #[must_use]
     pub fn superblock_is_read_only(&self) -> bool {
-        // The kernel (fs/proc_namespace.c, show_mountinfo) writes this word first, always. Later
-        // words are the filesystem's own and may say anything.
+        // The kernel (fs/proc_namespace.c, show_mountinfo) always writes this word first. The
+        // filesystem writes the later words, and they may be anything.
         self.super_options.split(',').next() == Some("ro")
     }
 
-    /// Returns whether the superblock lies on a local block device, decided from this line alone.
+    /// Returns whether the superblock lies on a local block device. Only this line decides.
     #[must_use]
     pub fn is_on_local_block_device(&self) -> bool {
-        // fuseblk has the device number of its disk, but a process of its own answers for it.
+        // fuseblk has the device number of its disk, but a user-space process serves it.
         let is_fuse = self.filesystem_type.starts_with("fuse");
         // btrfs and bcachefs can span devices, so the kernel gives them a number without a device
-        // (major 0). Neither can be mounted from anything but block devices, and their source may
-        // be a name that nobody can resolve (`/dev/root`), so the type decides, not the source.
+        // (major 0). The type decides, not the source: both mount only from block devices, and the
+        // source may be a name that does not resolve (`/dev/root`).
         let spans_devices = matches!(self.filesystem_type.as_str(), "btrfs" | "bcachefs");
         !is_fuse && (self.device.major != 0 || spans_devices)
     }
@@ -61,17 +63,17 @@ impl MountEntry {
 /// The mounts of one mount namespace, as one of its processes sees them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountNamespace {
-    /// A process in it; none for the namespace of our own process.
+    /// A process in the namespace. `None` for the namespace of our own process.
     pub pid: Option<u32>,
     /// Its mounts, in the order of mountinfo.
     pub mounts: Vec<MountEntry>,
 }
 
-/// A line of mountinfo is not as the kernel writes it.
+/// A line of mountinfo does not have the format that the kernel writes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("could not parse line {line} of mountinfo: {cause}")]
 pub struct MountinfoError {
-    /// The number of the line; the first is 1.
+    /// The number of the line. The first is 1.
     pub line: usize,
     /// What is wrong with it.
     pub cause: &'static str,
@@ -81,7 +83,7 @@ pub struct MountinfoError {
 ///
 /// # Errors
 ///
-/// [`MountinfoError`] names the first line that is not as proc(5) has it.
+/// [`MountinfoError`] names the first line that does not have the format of proc(5).
 pub fn parse(mountinfo: &[u8]) -> Result<Vec<MountEntry>, MountinfoError> {
     mountinfo
         .split(|byte| *byte == b'\n')
@@ -97,7 +99,7 @@ pub fn parse(mountinfo: &[u8]) -> Result<Vec<MountEntry>, MountinfoError> {
 }
 
 fn parse_line(line: &[u8]) -> Result<MountEntry, &'static str> {
-    // Fields are parted by exactly one space each: the source of a mount may be empty.
+    // Exactly one space separates two fields, because the source of a mount may be empty.
     let mut fields = line.split(|byte| *byte == b' ');
     let mut next = |missing: &'static str| fields.next().ok_or(missing);
     let mount_id = number(next("no mount id")?).ok_or("the mount id is not a number")?;
@@ -147,8 +149,10 @@ fn text(field: &[u8]) -> Result<String, &'static str> {
     Ok(bytes_text(&unescape(field)?))
 }
 
-/// Decodes `\040` and its like. The kernel escapes the backslash too (`\134`), so one that is not
-/// followed by three octal digits was not written by it.
+/// Decodes octal escapes such as `\040`.
+///
+/// The kernel escapes the backslash too (`\134`), so it never writes a backslash without three
+/// octal digits after it.
 fn unescape(field: &[u8]) -> Result<Vec<u8>, &'static str> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -169,9 +173,9 @@ fn unescape(field: &[u8]) -> Result<Vec<u8>, &'static str> {
     Ok(bytes)
 }
 
-/// Where a path leads among the mounts of one namespace.
+/// The mounts of one namespace as a tree, to find the mount that a path leads to.
 pub(crate) struct MountTree<'a> {
-    /// What is mounted on which mount (none: on one that the process cannot see) at which path.
+    /// The mount at a path of a parent mount. The parent is `None` if the process cannot see it.
     children: HashMap<(Option<u32>, &'a Path), &'a MountEntry>,
 }
 
@@ -180,7 +184,7 @@ impl<'a> MountTree<'a> {
         let ids: std::collections::HashSet<u32> =
             mounts.iter().map(|mount| mount.mount_id).collect();
         let children = mounts.iter().map(|mount| {
-            // The parent of an initial root file system is that mount itself.
+            // An initial root filesystem is its own parent.
             let parent =
                 Some(mount.parent_id).filter(|id| *id != mount.mount_id && ids.contains(id));
             ((parent, mount.mount_point.as_path()), mount)
@@ -190,19 +194,19 @@ impl<'a> MountTree<'a> {
         }
     }
 
-    /// Follows `path` from the root directory as the kernel does and returns the mounts that it
-    /// passes, the last of which is the one that `path` lies on.
+    /// Follows `path` from the root directory as the kernel does, and returns the mounts that it
+    /// passes. `path` lies on the last of them.
     ///
-    /// A mount is hidden exactly when the way to its own mount point does not end on it. That is
-    /// one rule for a mount stacked on its mount point, one on a directory further up, and all
-    /// that lies below either.
+    /// A mount is hidden if and only if the way to its own mount point does not end on it. This one
+    /// rule covers a mount stacked on the same mount point, a mount on a directory further up, and
+    /// everything below either.
     pub(crate) fn way_to(&self, path: &Path) -> Vec<&'a MountEntry> {
         let mut way: Vec<&MountEntry> = Vec::new();
         let mut prefixes: Vec<&Path> = path.ancestors().collect();
         prefixes.reverse();
         for prefix in prefixes {
-            // Mounts can be stacked on one mount point; the kernel goes to the topmost. No way is
-            // longer than the number of mounts, unless the parents in a bad input go in a circle.
+            // Mounts can be stacked on one mount point, and the kernel goes to the topmost. A way
+            // is longer than the number of mounts only if the parents in a bad input form a cycle.
             while let Some(mount) = self
                 .children
                 .get(&(way.last().map(|mount| mount.mount_id), prefix))
@@ -264,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_mount_source_is_kept_apart_from_what_follows() {
+    fn an_empty_mount_source_does_not_shift_the_next_field() {
         let mount = entry(b"1 0 0:9 / /run rw - tmpfs  ro,size=1k");
         assert_eq!(
             (mount.source.as_str(), mount.super_options.as_str()),
@@ -290,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_line_is_named_by_its_number() {
+    fn a_malformed_line_is_reported_by_its_number() {
         let good = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n";
         for bad in [
             "x 0 8:1 / / rw - ext4 /dev/sda1 rw",
@@ -313,13 +317,13 @@ mod tests {
     }
 
     #[test]
-    fn the_superblock_is_read_only_by_its_first_option_only() {
+    fn only_the_first_superblock_option_makes_it_read_only() {
         assert!(entry(b"1 0 8:1 / / rw - ext4 /dev/sda1 ro,x=rw").superblock_is_read_only());
         assert!(!entry(b"1 0 8:1 / / ro - ext4 /dev/sda1 rw,x,ro").superblock_is_read_only());
     }
 
     #[test]
-    fn a_path_leads_through_what_is_mounted_on_the_way() {
+    fn a_path_leads_through_every_mount_on_its_way() {
         let mounts = parse(
             b"1 1 8:1 / / rw - ext4 a rw\n2 1 8:2 / /srv rw - ext4 b rw\n3 2 8:3 / /srv rw - ext4 c rw\n",
         )
@@ -336,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn parents_that_go_in_a_circle_end() {
+    fn way_to_ends_when_the_parents_form_a_cycle() {
         let mounts = parse(b"1 2 8:1 / / rw - ext4 a rw\n2 1 8:2 / / rw - ext4 b rw\n").unwrap();
         assert!(MountTree::new(&mounts).way_to(Path::new("/a")).len() <= 4);
         assert_eq!(mounts[0].mount_id, 1);

@@ -1,15 +1,15 @@
-//! Stable names: one word per variant, the same in JSON, in Python and in the list of all of them.
+//! Stable names: one word per variant, the same in JSON, in Python and in the list of all names.
 
-/// Gives each enum `name`, `NAMES` and its form in JSON, all out of what strum derived from it.
+/// Gives each enum `name`, `NAMES` and its JSON form. strum derives the names from the variants.
 macro_rules! stable_names {
     ($($name:ident),+ $(,)?) => {
         $(
             impl $name {
-                /// The stable names of all variants, in the order of their declaration.
+                /// The stable names of all variants, in declaration order.
                 pub const NAMES: &'static [&'static str] =
                     <Self as strum::VariantNames>::VARIANTS;
 
-                /// Returns its stable name.
+                /// Returns the stable name.
                 #[must_use]
                 pub fn name(self) -> &'static str {
                     self.into()

@@ -5,16 +5,16 @@ use std::path::Path;
 use crate::device_number::DeviceNumber;
 use crate::text::path_text;
 
-/// What a filesystem is known by, for patterns to match against.
+/// The properties of a filesystem that patterns match.
 #[derive(Clone, Debug, Default)]
 pub struct Subject<'a> {
     /// Its mount points.
     pub mount_points: Vec<&'a Path>,
     /// Its type.
     pub filesystem_type: &'a str,
-    /// Its mount source and every other name of the devices it lies on.
+    /// Its mount source, and every name of the devices it lies on.
     pub device_names: Vec<&'a str>,
-    /// mountinfo's number of it and the numbers of the devices it lies on.
+    /// Its number in mountinfo, and the numbers of the devices it lies on.
     pub device_numbers: Vec<DeviceNumber>,
 }
 
@@ -23,18 +23,18 @@ pub struct Subject<'a> {
 /// | pattern | matches |
 /// | --- | --- |
 /// | `/srv`, `/srv/*`, `mount=/srv/**` | mount points; `*`, `?` and `[a-z]` do not cross a `/`, `**` does |
-/// | `/dev/sda1`, `device=/dev/mapper/*` | what lies on that device (or, without prefix, is mounted there) |
-/// | `8:1`, `device=8:1` | the superblock or device of that number |
+/// | `/dev/sda1`, `device=/dev/mapper/*` | filesystems on that device (or, without prefix, mounted at that path) |
+/// | `8:1`, `device=8:1` | the superblock or device with that number |
 /// | `ext4`, `type=ext*` | filesystem types |
 ///
-/// A character of a mount point that is not UTF-8 is written as the plan shows it: `\xff`.
+/// A byte of a mount point that is not UTF-8 is written as the plan shows it: `\xff`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
     text: String,
     target: Target,
 }
 
-/// A pattern has no meaning.
+/// A pattern cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("could not understand pattern `{pattern}`: {cause}")]
 pub struct PatternError {
@@ -58,7 +58,7 @@ impl Pattern {
     ///
     /// # Errors
     ///
-    /// [`PatternError`] says what it is not.
+    /// [`PatternError`] says what is wrong with the text.
     pub fn parse(text: &str) -> Result<Self, PatternError> {
         let target = Target::parse(text).map_err(|cause| PatternError {
             pattern: text.to_owned(),
@@ -76,7 +76,7 @@ impl Pattern {
         &self.text
     }
 
-    /// Returns whether this names one mount point or device rather than any number of them.
+    /// Returns whether this names exactly one mount point or device.
     #[must_use]
     pub fn is_literal(&self) -> bool {
         match &self.target {
@@ -88,7 +88,7 @@ impl Pattern {
         }
     }
 
-    /// Returns the path of a literal pattern that can only be a mount point.
+    /// Returns the path of a literal pattern that can only match a mount point.
     #[must_use]
     pub fn literal_mount_point(&self) -> Option<&Path> {
         match &self.target {
@@ -101,7 +101,7 @@ impl Pattern {
         }
     }
 
-    /// Returns whether this matches any of what `subject` is known by.
+    /// Returns whether this matches any property of `subject`.
     #[must_use]
     pub fn matches(&self, subject: &Subject<'_>) -> bool {
         let is_mounted_at = |glob: &Glob| {
@@ -157,7 +157,7 @@ impl Target {
         if text.starts_with('/') {
             return Ok(Self::Mount(Glob::parse(text)?));
         }
-        // What is left can only be a type, and no type has these in its name.
+        // Anything else can only be a type, and no type has these characters in its name.
         if text.contains(['/', ':', '=']) {
             return Err("it is neither an absolute path, nor MAJOR:MINOR, nor a filesystem type");
         }
@@ -186,12 +186,12 @@ enum Token {
     AnyName,
     /// `**`: any characters.
     AnyPath,
-    /// `**/` after a `/`: any number of whole names, or none: `/a/**/b` matches `/a/b`.
+    /// `**/` after a `/`: any number of whole names, even zero. `/a/**/b` matches `/a/b`.
     AnyDirectories,
 }
 
 impl Token {
-    /// Whether this can be `character`; `*` and its like are not asked.
+    /// Returns whether this matches `character`. `matches` handles `*`, `**` and `**/` itself.
     fn is(&self, character: char) -> bool {
         match self {
             Self::Character(own) => *own == character,
@@ -248,22 +248,24 @@ impl Glob {
             .all(|token| matches!(token, Token::Character(_)))
     }
 
-    /// Matches the whole of `text`, in time proportional to the pattern's length times its own.
+    /// Returns whether this matches all of `text`. The time is proportional to the product of both
+    /// lengths.
     fn matches(&self, text: &str) -> bool {
-        // A mount point can have `[` or `*` in its name; spelled out, it always matches itself.
+        // A mount point can have `[` or `*` in its name. Its exact name always matches it.
         if text == self.text {
             return true;
         }
         let characters: Vec<char> = text.chars().collect();
-        // `matched[i]`: the tokens looked at so far, from the last one on, match characters[i..].
+        // `matched[i]` is true if the tokens processed so far match characters[i..]. The tokens are
+        // processed from the last to the first.
         let mut matched = vec![false; characters.len() + 1];
         if let Some(end) = matched.last_mut() {
             *end = true;
         }
         for token in self.tokens.iter().rev() {
             let mut row = matched.clone();
-            // What the row says of the next character on, and whether a `/` from here on is
-            // followed by a match: all that a token needs to know.
+            // A token needs three facts: the new row and the old row at the next character, and
+            // whether a match follows any `/` from here on.
             let (mut row_after, mut matched_after, mut is_after_slash) = (false, false, false);
             for (index, matched_here) in matched.iter().enumerate().rev() {
                 let character = characters.get(index).copied();
@@ -287,8 +289,9 @@ impl Glob {
     }
 }
 
-/// Parses what follows a `[` and returns the class and what follows it; a `]` right at the start
-/// is a member, as in the shell.
+/// Parses the text after a `[`, and returns the class and the text after it.
+///
+/// A `]` at the very start is a member of the class, as in the shell.
 fn class(text: &str) -> Option<(Token, &str)> {
     let (negated, text) = match text.strip_prefix(['!', '^']) {
         Some(after) => (true, after),
@@ -349,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_literal_path_names_that_mount_point_only() {
+    fn a_literal_path_matches_only_that_mount_point() {
         assert!(names_mount("/srv", "/srv"));
         assert!(names_mount("/srv/", "/srv"));
         assert!(names_mount("/", "/"));
@@ -358,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn one_star_stays_within_a_name() {
+    fn one_star_matches_within_one_name() {
         assert!(names_mount("/srv/*", "/srv/a"));
         assert!(names_mount("/s*v", "/srv"));
         assert!(!names_mount("/srv/*", "/srv/a/b"));
@@ -373,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn two_stars_between_slashes_are_any_number_of_directories() {
+    fn two_stars_between_slashes_match_any_number_of_directories() {
         assert!(names_mount("/a/**/b", "/a/b"));
         assert!(names_mount("/a/**/b", "/a/x/y/b"));
         assert!(!names_mount("/a/**/b", "/a/xb"));
@@ -381,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_mark_and_a_class_are_one_character_that_is_no_slash() {
+    fn a_question_mark_or_a_class_matches_one_character_except_a_slash() {
         assert!(names_mount("/d?", "/dé"));
         assert!(!names_mount("/a?b", "/a/b"));
         assert!(names_mount("/d[0-3x]", "/d2") && names_mount("/d[0-3x]", "/dx"));
@@ -392,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_point_with_pattern_characters_matches_itself_spelled_out() {
+    fn a_mount_point_with_wildcard_characters_is_matched_by_its_exact_name() {
         assert!(names_mount("/a[b]*", "/a[b]*"));
     }
 
@@ -408,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_below_dev_names_a_device_by_any_of_its_names() {
+    fn a_path_below_dev_matches_a_device_by_any_of_its_names() {
         assert!(
             names_device("/dev/mapper/data")
                 && names_device("/dev/dm-0")
@@ -420,19 +423,19 @@ mod tests {
     }
 
     #[test]
-    fn a_path_below_dev_can_be_a_mount_point() {
+    fn a_path_below_dev_can_match_a_mount_point() {
         assert!(names_mount("/dev/shm", "/dev/shm"));
         assert!(!names_mount("device=/dev/shm", "/dev/shm"));
     }
 
     #[test]
-    fn two_numbers_name_a_device() {
+    fn two_numbers_match_a_device() {
         assert!(names_device("254:0") && names_device("device=254:0"));
         assert!(!names_device("254:1"));
     }
 
     #[test]
-    fn a_bare_word_names_a_type() {
+    fn a_bare_word_matches_a_type() {
         assert!(
             names_type("ext4", "ext4")
                 && names_type("ext*", "ext3")
@@ -460,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_without_meaning_is_refused() {
+    fn a_pattern_that_cannot_be_parsed_is_refused() {
         for text in [
             "",
             "type=",
@@ -478,8 +481,8 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_of_many_stars_is_matched_in_no_time() {
-        // With backtracking this would take longer than the machine lasts.
+    fn a_pattern_of_many_stars_is_matched_quickly() {
+        // With backtracking this would practically never end.
         let pattern = format!("/{}b", "*a".repeat(200));
         assert!(!names_mount(&pattern, &format!("/{}", "a".repeat(2000))));
     }

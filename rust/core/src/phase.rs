@@ -8,15 +8,15 @@ use crate::names::stable_names;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum Phase {
-    /// It opens the planned filesystems.
+    /// The run opens the planned filesystems.
     OpenFilesystems,
-    /// It connects to the blobs, to the host, or to both.
+    /// The run connects to the blobs, to the host, or to both.
     Connect,
-    /// It starts the watchdog and the freeze threads.
+    /// The run starts the watchdog and the freeze threads.
     StartWatchdog,
-    /// It writes out dirty data.
+    /// The run writes out dirty data.
     Sync,
-    /// It freezes. From here on the run can no longer be given up.
+    /// The run freezes. From this phase on the caller can no longer cancel it.
     Freeze,
 }
 

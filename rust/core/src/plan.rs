@@ -1,4 +1,4 @@
-//! What to freeze, once per superblock and in which order, and what is left out and why.
+//! What to freeze and in which order, once per superblock, and what to leave out and why.
 
 mod error;
 mod filesystems;
@@ -22,16 +22,17 @@ use crate::text::path_text;
 use levels::levels;
 use superblocks::superblocks;
 
-/// Which filesystems are asked for.
+/// The filesystems that the caller selects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
-    /// When there are any, only what one of these matches is frozen.
+    /// If there are any, the run freezes only filesystems that one of these matches.
     pub include: Vec<Pattern>,
-    /// What one of these matches is not frozen, whatever includes it.
+    /// The run does not freeze a filesystem that one of these matches, even if `include` matches
+    /// it.
     pub exclude: Vec<Pattern>,
-    /// The filesystems with these device numbers are not frozen either.
+    /// The run does not freeze the filesystems with these device numbers either.
     pub excluded_devices: BTreeSet<DeviceNumber>,
-    /// Exclude patterns that have no meaning, where such are passed over.
+    /// Exclude patterns that could not be parsed, if the caller ignores those.
     pub unusable_excludes: Vec<PatternError>,
 }
 
@@ -40,7 +41,7 @@ impl Selection {
     ///
     /// # Errors
     ///
-    /// [`PlanError::BadPattern`] for the first that has no meaning.
+    /// [`PlanError::BadPattern`] for the first pattern that cannot be parsed.
     pub fn parse(include: &[String], exclude: &[String]) -> Result<Self, PlanError> {
         let all = |texts: &[String]| -> Result<Vec<_>, PatternError> {
             texts.iter().map(|text| Pattern::parse(text)).collect()
@@ -52,12 +53,12 @@ impl Selection {
         })
     }
 
-    /// The same, except that exclude patterns without a meaning are passed over and kept in
-    /// `unusable_excludes`.
+    /// Parses include and exclude patterns, and ignores exclude patterns that cannot be parsed. It
+    /// stores those in `unusable_excludes`.
     ///
     /// # Errors
     ///
-    /// [`PlanError::BadPattern`] for the first include pattern that has no meaning.
+    /// [`PlanError::BadPattern`] for the first include pattern that cannot be parsed.
     pub fn parse_leniently(include: &[String], exclude: &[String]) -> Result<Self, PlanError> {
         let mut selection = Self::parse(include, &[])?;
         for text in exclude {
@@ -73,28 +74,29 @@ impl Selection {
 /// What a run will freeze, in freeze order, and what it leaves out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    /// What is frozen, by level, then in the order of mountinfo.
+    /// What the run freezes, ordered by level and then as in mountinfo.
     pub filesystems: Vec<PlannedFilesystem>,
-    /// What is left out, in the order of mountinfo.
+    /// What the run leaves out, in the order of mountinfo.
     pub skipped: Vec<SkippedFilesystem>,
-    /// Exclude patterns that matched nothing: worth a warning, not an error.
+    /// Exclude patterns that matched nothing. They deserve a warning, not an error.
     pub unmatched_excludes: Vec<String>,
-    /// Exclude patterns that have no meaning and were passed over. Not in the JSON: the command line
-    /// refuses them.
+    /// Exclude patterns that could not be parsed and were ignored. They are not in the JSON,
+    /// because the command line refuses them.
     #[serde(skip)]
     pub unusable_excludes: Vec<PatternError>,
 }
 
 impl Plan {
-    /// Works out what to freeze from what is mounted, without looking at any of it.
+    /// Decides what to freeze from the list of mounts. It accesses none of them.
     ///
-    /// The first of `namespaces` is our own. Another one counts only for superblocks that cannot
-    /// be reached in those before it.
+    /// The first of `namespaces` is our own. A later one counts only for superblocks that are
+    /// harder to reach in the namespaces before it.
     ///
     /// # Errors
     ///
-    /// When an include pattern matches nothing, or names one mount that cannot be frozen. An
-    /// exclude pattern that matches nothing is only listed: what it was to keep out is not there.
+    /// [`PlanError`] if an include pattern matches nothing, or names one mount that cannot be
+    /// frozen. An exclude pattern that matches nothing is no error but is listed, because the
+    /// filesystem that it should keep out is not there.
     pub fn make(
         namespaces: &[MountNamespace],
         devices: &DeviceGraph,
@@ -149,8 +151,9 @@ impl Plan {
             if matched.peek().is_none() {
                 return Err(matches_nothing(pattern, namespaces));
             }
-            // Several superblocks can be mounted one over the other at the path that is named. It
-            // is an error only if none of them can be frozen; the last one is what is seen there.
+            // Several superblocks can be mounted on top of each other at a path. It is an error
+            // only if none of them can be frozen. The error names the last one, which is visible
+            // there.
             let mut refused = None;
             for ((superblock, skip), is_excluded) in matched {
                 match skip {
@@ -203,12 +206,13 @@ impl Plan {
                 superblock.planned(levels.get(&superblock.primary.device).copied().unwrap_or(0))
             })
             .collect();
-        // The sort is stable: within a level the order of mountinfo stays.
+        // The sort is stable, so a level stays in the order of mountinfo.
         plan.filesystems.sort_by_key(|filesystem| filesystem.level);
         Ok(plan)
     }
 
-    /// The same with nothing to freeze: what was planned comes last among what is left out.
+    /// Returns this plan with nothing to freeze. The planned filesystems move to the end of
+    /// `skipped`.
     #[must_use]
     pub fn without_filesystems(&self) -> Self {
         let left_out = self.filesystems.iter().map(|planned| SkippedFilesystem {

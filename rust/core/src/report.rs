@@ -1,7 +1,7 @@
 //! The report of a run: plain data with the JSON form that `--json` and `--report` print.
 //!
-//! Instants are text in UTC with `Z`; lengths of time are milliseconds. Nothing that is printed or
-//! is in the JSON holds a secret: URIs are without their query, and bodies of answers are left out.
+//! Instants are text in UTC with `Z`. Lengths of time are in milliseconds. Neither printed text nor
+//! the JSON holds a secret: URIs have no query, and the bodies of answers are left out.
 
 use std::time::Duration;
 
@@ -12,22 +12,23 @@ use crate::ledger::FireReason;
 use crate::names::stable_names;
 use crate::secret::SecretBytes;
 
-/// The version of the JSON document; it grows when a key changes its meaning or goes away.
+/// The version of the JSON document. It grows when a key changes its meaning or is removed.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// How much can be said of the snapshots as a set.
+/// How consistent the snapshots are as a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum Consistency {
-    /// Every planned filesystem was frozen over all snapshots.
+    /// Every planned filesystem was frozen during all snapshots.
     Filesystem,
-    /// All snapshots exist, as after a power failure: not everything was known to be frozen.
+    /// All snapshots exist, but it is not known that everything was frozen: they are as after a
+    /// power failure.
     Crash,
     /// There is no complete set of snapshots.
     None,
 }
 
-/// Why it is not known that everything planned was frozen over all calls.
+/// Why it is not known that everything planned was frozen during all calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum FreezeDoubt {
@@ -37,51 +38,52 @@ pub enum FreezeDoubt {
     FreezeHung,
     /// The watchdog thawed something.
     ThawedByWatchdog,
-    /// Somebody else thawed something during the calls.
+    /// Another program thawed something during the calls.
     ThawedByAnother,
-    /// Somebody else had frozen something.
+    /// Another program had frozen something.
     FrozenByAnother,
     /// FIFREEZE failed.
     FreezeFailed,
-    /// The kernel cannot freeze a filesystem that can be written.
+    /// The kernel cannot freeze a filesystem that is writable.
     NotFreezable,
-    /// The freeze broke off before everything was frozen: the time was up, or the run was stopped.
+    /// The freeze ended before everything was frozen: the time was up, or the run was stopped.
     FreezeLate,
-    /// A fault of this program ended the window.
+    /// A panic of this program ended the window.
     WindowBrokeOff,
     /// The watchdog ended the window.
     WatchdogFired,
-    /// The watchdog was lost, so the window was ended.
+    /// The watchdog was lost, so the run ended the window.
     WatchdogLost,
     /// Nothing was planned.
     NothingFrozen,
 }
 
-/// What became of one filesystem.
+/// The outcome of one filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum FilesystemResult {
-    /// Frozen by us and thawed by us.
+    /// The run froze it and thawed it.
     Thawed,
-    /// Frozen by us, thawed by our watchdog.
+    /// The run froze it, and the watchdog thawed it.
     ThawedByWatchdog,
-    /// Frozen by us, thawed by somebody else while our snapshots were being taken.
+    /// The run froze it, and another program thawed it during the snapshots.
     ThawedByAnother,
-    /// Not frozen: somebody else has frozen it (FIFREEZE answered EBUSY); left alone.
+    /// Not frozen by the run: another program had frozen it (FIFREEZE answered EBUSY).
+    /// The run leaves it alone.
     FrozenByAnother,
     /// Not frozen: FIFREEZE answered EOPNOTSUPP.
     NotFreezable,
     /// Not frozen: FIFREEZE failed.
     FreezeFailed,
-    /// Not frozen: the run ended before its turn.
+    /// Not frozen: the run ended before its turn came.
     NotFrozen,
-    /// FIFREEZE has not returned yet; the watchdog thaws it the moment it does.
+    /// FIFREEZE has not returned yet. The watchdog thaws it as soon as FIFREEZE returns.
     FreezeHung,
-    /// Frozen by us and **still frozen** when the report was made.
+    /// The run froze it, and it was **still frozen** when the report was made.
     NotThawed,
 }
 
-/// Who thawed a filesystem.
+/// The program that thawed a filesystem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum ThawedBy {
@@ -89,14 +91,14 @@ pub enum ThawedBy {
     Run,
     /// The run's watchdog.
     Watchdog,
-    /// Somebody else: another program's FITHAW.
+    /// Another program.
     Another,
 }
 
 /// One filesystem of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FilesystemOutcome {
-    /// Where it is mounted; bytes that are not UTF-8 as `\xNN`.
+    /// Where it is mounted. Bytes that are not UTF-8 appear as `\xNN`.
     pub mount_point: String,
     /// mountinfo's major:minor.
     pub device: String,
@@ -104,118 +106,120 @@ pub struct FilesystemOutcome {
     pub filesystem_type: String,
     /// The freeze level: 0 freezes first and thaws last.
     pub level: u32,
-    /// What became of it.
+    /// The outcome.
     pub outcome: FilesystemResult,
-    /// When FIFREEZE returned, UTC; none if it never did or failed.
+    /// When FIFREEZE returned, UTC. `None` if it never returned or failed.
     pub frozen_at: Option<String>,
     /// How long FIFREEZE took.
     pub freeze_ms: Option<f64>,
     /// When it was thawed, UTC.
     pub thawed_at: Option<String>,
-    /// From the call of FIFREEZE (when writers begin to stall) to the return of FITHAW.
+    /// The time from the call of FIFREEZE (when writers begin to stall) to the return of FITHAW.
     pub frozen_ms: Option<f64>,
-    /// Who thawed it.
+    /// The program that thawed it.
     pub thawed_by: Option<ThawedBy>,
     /// What the system answered, when something failed.
     pub error: Option<String>,
 }
 
-/// What became of one snapshot request.
+/// The outcome of one snapshot request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum BlobResult {
     /// The service answered 201 or 200 and named the snapshot.
     Created,
-    /// There is no snapshot: the service refused, or the request was never sent.
+    /// There is no snapshot: the service refused the request, or the run never sent it.
     Refused,
-    /// The request was sent, and no usable answer came in time: there may be a snapshot.
+    /// The run sent the request, and no usable answer came in time. There may be a snapshot.
     Unknown,
 }
 
 /// One blob of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BlobOutcome {
-    /// The blob's URI without its query (the query is the secret); empty where it could not be read.
+    /// The blob's URI without its query (the query is secret). Empty if the URI could not be
+    /// parsed.
     pub uri: String,
-    /// What became of the request.
+    /// The outcome of the request.
     pub outcome: BlobResult,
-    /// The snapshot's time as the service wrote it, all seven digits: it names the snapshot.
+    /// The snapshot's time as the service wrote it, with all seven digits. It names the snapshot.
     pub snapshot: Option<String>,
     /// The URI of the snapshot, without the SAS.
     pub snapshot_uri: Option<String>,
     /// The HTTP status, when there was an answer.
     pub http_status: Option<u16>,
-    /// The storage error code (`SnapshotCountExceeded`), or ours: `NotSent`, `NoAnswer`,
-    /// `ConnectionLost`, `BadAnswer`, or that of the error that made the blob unusable.
+    /// The storage error code (`SnapshotCountExceeded`) or ours: `NotSent`, `NoAnswer`,
+    /// `ConnectionLost`, `BadAnswer`, or the code of the error that made the blob unusable.
     pub error_code: Option<String>,
-    /// The service's words, or ours.
+    /// The service's message, or ours.
     pub message: Option<String>,
     /// Whether another run may succeed without anything being changed.
     pub retryable: bool,
     /// How many times the request was sent: 0, 1 or 2.
     pub attempts: u32,
-    /// From the moment the request was handed to its connection to the end of the answer.
+    /// The time from when the request was handed to its connection to the end of the answer.
     pub answer_ms: Option<f64>,
-    /// What the service wrote with a refusal (bounded, signatures blotted out).
+    /// The body of the service's refusal (of limited length, without signatures).
     #[serde(skip)]
     pub body: Option<String>,
 }
 
-/// What became of the host call.
+/// The outcome of the host call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum HostCallResult {
-    /// The head of an answer came.
+    /// The head of an answer arrived.
     Answered,
-    /// Nothing of it was written.
+    /// No byte of the request was written.
     NotSent,
-    /// It was written, in part at least, and no answer came in time: there may be snapshots.
+    /// At least part of the request was written, and no answer came in time. There may be
+    /// snapshots.
     Unknown,
 }
 
 /// The host call of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct HostCallOutcome {
-    /// Where it went, without the query.
+    /// The URI of the call, without the query.
     pub uri: String,
-    /// What became of it.
+    /// The outcome.
     pub outcome: HostCallResult,
     /// The HTTP status, when there was an answer.
     pub http_status: Option<u16>,
-    /// The body of the answer, as far as it was kept.
+    /// The body of the answer, up to the size limit.
     #[serde(skip)]
     pub body: SecretBytes,
     /// Whether `body` is the whole body.
     pub body_is_complete: bool,
     /// Why there is no answer: `NotSent`, `NoAnswer`, `ConnectionLost`, `BadAnswer`.
     pub error_code: Option<String>,
-    /// The same in words.
+    /// The same reason as a sentence.
     pub message: Option<String>,
     /// How many times it was sent: 0, 1 or 2.
     pub attempts: u32,
-    /// From the moment it was handed to its connection to the head of the answer.
+    /// The time from when the request was handed to its connection to the head of the answer.
     pub answer_ms: Option<f64>,
 }
 
 /// How the window was run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Mode {
-    /// Whether expedited RCU grace periods were on for the length of the window.
+    /// Whether RCU grace periods were expedited during the window.
     pub rcu_expedited: bool,
-    /// Why not, when they were not.
+    /// Why they were not, if they were not.
     pub rcu_why_not: Option<String>,
     /// Whether filesystems of one level were frozen in parallel.
     pub parallel: bool,
 }
 
-/// What the watchdog says.
+/// What the watchdog did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WatchdogOutcome {
     /// Its process id.
     pub pid: u32,
     /// Why it thawed, if it did.
     pub fired: Option<FireReason>,
-    /// Whether it lived to the end and said so.
+    /// Whether it was alive at the end of the window and confirmed the release.
     pub released: bool,
     /// Whether it runs in a control group of its own.
     pub own_control_group: bool,
@@ -227,34 +231,34 @@ pub struct WatchdogOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum TimelineEventKind {
-    /// The sync before the window had not returned in time.
+    /// The sync before the window did not return in time.
     SyncLate,
     /// The sync before the window failed.
     SyncFailed,
     /// FIFREEZE was called.
     FreezeCalled,
-    /// FIFREEZE returned, with success or without.
+    /// FIFREEZE returned, successfully or not.
     FreezeReturned,
     /// FITHAW was called.
     ThawCalled,
-    /// FITHAW succeeded, or found the filesystem thawed.
+    /// FITHAW succeeded or found the filesystem thawed.
     Thawed,
     /// A request was handed to its connection.
     RequestSent,
-    /// A request was answered, failed or was given up.
+    /// A request was answered, failed, or was abandoned.
     RequestEnded,
-    /// Everything was thawed that the run could thaw.
+    /// The run has thawed everything that it could thaw.
     WindowClosed,
 }
 
 /// One moment of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TimelineEvent {
-    /// From the first FIFREEZE; negative before it.
+    /// The time since the first FIFREEZE. Negative before it.
     pub at_ms: f64,
     /// What happened.
     pub event: TimelineEventKind,
-    /// The mount point, blob or host that it happened to.
+    /// The mount point, blob or host that the event concerns.
     pub subject: Option<String>,
     /// What the system answered, for a sync that failed.
     pub detail: Option<String>,
@@ -265,7 +269,7 @@ pub struct TimelineEvent {
 pub struct Report {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
-    /// Names the run in `/run/vmsnapshot/`.
+    /// The name of the run in `/run/vmsnapshot/`.
     pub run_id: String,
     /// When the window began, UTC.
     pub started_at: String,
@@ -273,15 +277,17 @@ pub struct Report {
     pub consistent: bool,
     /// What the set of snapshots is worth.
     pub consistency: Consistency,
-    /// Why not more, in one sentence; none when it is all that was asked for.
+    /// Why the set is worth no more, in one sentence. `None` if it is all that was asked for.
     pub why: Option<String>,
-    /// Why it is not known that everything planned was frozen over all calls; none if it is.
+    /// Why it is not known that everything planned was frozen during all calls. `None` if it is
+    /// known.
     pub freeze_doubt: Option<String>,
-    /// The stable name of that.
+    /// The stable name of that doubt.
     pub freeze_doubt_code: Option<FreezeDoubt>,
-    /// Whether nothing that we froze is frozen any more.
+    /// Whether everything that the run froze is thawed.
     pub all_thawed: bool,
-    /// From the first FIFREEZE called to the last FITHAW returned; none if nothing was frozen.
+    /// The time from the call of the first FIFREEZE to the return of the last FITHAW. `None` if
+    /// nothing was frozen.
     pub window_ms: Option<f64>,
     /// The hard limit on the window.
     pub thaw_timeout_ms: f64,
@@ -291,11 +297,11 @@ pub struct Report {
     pub filesystems: Vec<FilesystemOutcome>,
     /// The blobs, in the order they were given.
     pub blobs: Vec<BlobOutcome>,
-    /// The host call, when there was one to be made.
+    /// The host call, if the run had one to make.
     pub host_call: Option<HostCallOutcome>,
-    /// The watchdog's word.
+    /// What the watchdog did.
     pub watchdog: WatchdogOutcome,
-    /// What happened when.
+    /// The events of the run, in order of time.
     pub timeline: Vec<TimelineEvent>,
 }
 
@@ -309,7 +315,7 @@ stable_names!(
     TimelineEventKind,
 );
 
-/// An instant as people and programs read it: UTC with microseconds and `Z`.
+/// Returns an instant as text: UTC with microseconds and `Z`.
 #[must_use]
 pub fn utc_text(unix_ns: i128) -> String {
     use time::macros::format_description;
@@ -318,12 +324,13 @@ pub fn utc_text(unix_ns: i128) -> String {
     time::OffsetDateTime::from_unix_timestamp_nanos(unix_ns)
         .ok()
         .and_then(|instant| instant.format(&format).ok())
-        // Only for an instant outside the years -9999 to 9999.
+        // This is only for an instant outside the years -9999 to 9999.
         .unwrap_or_else(|| format!("{unix_ns} ns since 1970"))
 }
 
-/// Returns a length of time in milliseconds, rounded to a microsecond: the clock's readings are no
-/// better, and a report is for reading.
+/// Returns a length of time in milliseconds, rounded to a microsecond.
+///
+/// The clock is no more precise than that, and people read the report.
 #[must_use]
 #[expect(
     clippy::cast_precision_loss,
@@ -354,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn name_is_the_same_in_json_and_in_the_list_of_all() {
+    fn name_is_the_same_in_json_and_in_names() {
         assert_eq!(
             FilesystemResult::NAMES,
             [

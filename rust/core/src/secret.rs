@@ -1,8 +1,8 @@
-//! Text and bytes that must not be printed, and text out of which secrets are taken before it is.
+//! Text and bytes that must not be printed, and the removal of signatures from text that is.
 
 use std::fmt;
 
-/// Text that must not be printed: it has no `Display`, and its `Debug` shows nothing of it.
+/// Text that must not be printed: it has no `Display`, and its `Debug` does not show the text.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretText(String);
 
@@ -13,7 +13,7 @@ impl SecretText {
         Self(text)
     }
 
-    /// Returns the secret, for the one who sends it.
+    /// Returns the secret. Only the code that sends it may call this.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -26,7 +26,7 @@ impl fmt::Debug for SecretText {
     }
 }
 
-/// Bytes that must not be printed: `Debug` shows how many there are.
+/// Bytes that must not be printed: `Debug` shows only their number.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct SecretBytes(pub Vec<u8>);
 
@@ -36,7 +36,9 @@ impl fmt::Debug for SecretBytes {
     }
 }
 
-/// Blots out what follows `sig=`, plain or percent-encoded, in case the service repeats our URI.
+/// Replaces the value of every `sig=`, plain or percent-encoded, with `...`.
+///
+/// The text may come from a service that repeats our URI.
 #[must_use]
 pub fn without_signatures(text: &str) -> String {
     let lower = text.to_ascii_lowercase();
@@ -44,7 +46,7 @@ pub fn without_signatures(text: &str) -> String {
     let mut at = 0;
     while let Some((start, mark)) = next_signature(&lower, at) {
         let secret_start = start + mark.len();
-        // Ends where a query field or a quotation ends; `%26` is an encoded `&`.
+        // The value ends where a query field or a quotation ends; `%26` is an encoded `&`.
         let secret = lower.get(secret_start..).unwrap_or_default();
         let ends = secret.find(|char: char| char.is_whitespace() || "&\"'<>,;)".contains(char));
         let length = [ends, secret.find("%26")]
@@ -83,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_is_blotted_out_up_to_the_end_of_its_field() {
+    fn a_signature_is_replaced_up_to_the_end_of_its_field() {
         for (text, clean) in [
             ("x?SIG=secret&se=1", "x?SIG=...&se=1"),
             ("q=%26sig%3Dsecret%26se%3D2", "q=%26sig%3D...%26se%3D2"),

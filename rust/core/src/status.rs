@@ -1,4 +1,4 @@
-//! What `vmsnapshot status` and `vmsnapshot thaw` say, with its JSON form.
+//! The output of `vmsnapshot status` and `vmsnapshot thaw`, with its JSON form.
 
 use serde::Serialize;
 use strum::{IntoStaticStr, VariantNames};
@@ -11,10 +11,10 @@ use crate::names::stable_names;
 pub struct Status {
     /// What may be frozen now.
     pub frozen: Vec<FrozenFilesystem>,
-    /// Every run that can still be read of: those under way, and those that did not end well
-    /// since the last one.
+    /// Every run whose ledger still exists: the runs in progress, and the runs that did not end
+    /// well since the last one.
     pub runs: Vec<RunStatus>,
-    /// The files in `/run/vmsnapshot` that should be ledgers and cannot be read as such.
+    /// The files in `/run/vmsnapshot` that should be ledgers but cannot be read as ledgers.
     pub unreadable: Vec<UnreadableLedger>,
     /// The machine's setting of expedited RCU.
     pub rcu_expedited: RcuStatus,
@@ -29,17 +29,18 @@ pub struct UnreadableLedger {
     pub why: String,
 }
 
-/// How far a run has come, as far as its ledger and its processes tell.
+/// How far a run has come, according to its ledger and its processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum RunState {
     /// The run or its watchdog is alive, and its deadline has not passed.
     AtWork,
-    /// Its deadline has passed, something may be frozen, and its watchdog is alive and tries to thaw.
+    /// Its deadline has passed and something may be frozen. Its watchdog is alive and tries to
+    /// thaw.
     Late,
-    /// Something may be frozen, and neither the run nor its watchdog is going to thaw it.
+    /// Something may be frozen, and neither the run nor its watchdog will thaw it.
     Abandoned,
-    /// Nothing of it can be frozen any more.
+    /// No freeze of this run can still be in force.
     Over,
     /// Another version of vmsnapshot wrote the ledger, and something may be frozen.
     OfAnotherVersion,
@@ -54,7 +55,7 @@ pub struct FrozenFilesystem {
     pub mount_point: String,
     /// mountinfo's major:minor.
     pub device: String,
-    /// Which run froze it.
+    /// The run that froze it.
     pub run_id: String,
     /// When FIFREEZE was called, UTC.
     pub since: Option<String>,
@@ -65,25 +66,26 @@ pub struct FrozenFilesystem {
 /// One run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RunStatus {
-    /// Its name.
+    /// The name of the run.
     pub run_id: String,
     /// How far it has come.
     pub state: RunState,
-    /// When its window began, UTC; `None` if it has not.
+    /// When its window began, UTC. `None` if it has not begun.
     pub started_at: Option<String>,
-    /// When everything is to be thawed at the latest, UTC; `None` before its window.
+    /// When the watchdog thaws at the latest, UTC. `None` before the window.
     pub thaws_by: Option<String>,
-    /// Its process; `None` if the ledger is another version's, as for the next three.
+    /// Its process id. This field and the next three are `None` if another version wrote the
+    /// ledger.
     pub pid: Option<u32>,
     /// Whether that process exists.
     pub alive: Option<bool>,
-    /// Its watchdog's process.
+    /// The process id of its watchdog.
     pub watchdog_pid: Option<u32>,
     /// Whether that process exists.
     pub watchdog_alive: Option<bool>,
     /// Why the watchdog thawed, if it did: `parent-gone`, `deadline` or `told`.
     pub fired: Option<FireReason>,
-    /// Whether it is over: its watchdog is gone, and nothing of it can be frozen any more.
+    /// Whether it is over: its watchdog has ended, and no freeze of it can still be in force.
     pub finished: bool,
     /// Its filesystems.
     pub filesystems: Vec<RunFilesystem>,
@@ -109,9 +111,9 @@ pub struct RunFilesystem {
 /// The machine's setting of expedited RCU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RcuStatus {
-    /// `/sys/kernel/rcu_expedited`; none if it cannot be read.
+    /// The value of `/sys/kernel/rcu_expedited`. `None` if it cannot be read.
     pub value: Option<u32>,
-    /// The run that has to put it back.
+    /// The run that has to restore it.
     pub held_by: Option<String>,
 }
 
@@ -122,9 +124,9 @@ pub struct ThawResult {
     pub thawed: Vec<Thawed>,
     /// What it could not thaw.
     pub failed: Vec<ThawFailed>,
-    /// What it left to others.
+    /// What it left alone.
     pub left_alone: Vec<ThawLeftAlone>,
-    /// Whether it put `rcu_expedited` back.
+    /// Whether it restored `rcu_expedited`.
     pub rcu_restored: bool,
 }
 
@@ -152,7 +154,7 @@ pub struct ThawFailed {
     pub error: String,
 }
 
-/// Filesystems that somebody else thaws.
+/// Filesystems that `vmsnapshot thaw` left alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ThawLeftAlone {
     /// Where they were mounted.

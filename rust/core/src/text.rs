@@ -1,15 +1,15 @@
-//! Text of things that are bytes to the kernel.
+//! Text for names that the kernel treats as bytes.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Returns `path` as text without losing a byte: what is not UTF-8 is written as `\xNN`.
+/// Returns `path` as text without losing a byte: a byte that is not UTF-8 becomes `\xNN`.
 #[must_use]
 pub fn path_text(path: &Path) -> String {
     bytes_text(path.as_os_str().as_bytes())
 }
 
-/// Returns `bytes` as text without losing a byte: what is not UTF-8 is written as `\xNN`.
+/// Returns `bytes` as text without losing a byte: a byte that is not UTF-8 becomes `\xNN`.
 #[must_use]
 pub fn bytes_text(bytes: &[u8]) -> String {
     use std::fmt::Write;

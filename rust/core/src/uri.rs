@@ -1,11 +1,12 @@
-//! An absolute HTTP or HTTPS URI, read once, kept byte for byte, printed without its query.
+//! An absolute HTTP or HTTPS URI. It is parsed once and stored byte for byte.
 //!
-//! The query may be a password: no `Debug` or `Display` of this file shows it.
+//! The query may be a password: no `Debug` or `Display` in this file shows it.
 
 use std::fmt;
 use std::ops::Range;
 
-/// Longer URIs are refused: services refuse them too, and the HTTP library has a limit of 64 KiB.
+/// The longest URI that is accepted. Services refuse longer ones too, and the HTTP library has a
+/// limit of 64 KiB.
 pub const URI_LIMIT_BYTES: usize = 16 * 1024;
 
 /// The scheme of a URI.
@@ -18,7 +19,7 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// Returns the scheme as a URI has it.
+    /// Returns the scheme as it is written in a URI.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -27,7 +28,7 @@ impl Scheme {
         }
     }
 
-    /// Returns the port of a URI that names none.
+    /// Returns the port that applies when a URI names no port.
     #[must_use]
     pub fn default_port(self) -> u16 {
         match self {
@@ -37,25 +38,26 @@ impl Scheme {
     }
 }
 
-/// An absolute HTTP or HTTPS URI without user name and fragment, of URI characters only.
+/// An absolute HTTP or HTTPS URI. It has no user name and no fragment, and only URI characters.
 ///
-/// Path and query are kept byte for byte. Neither `Display` nor `Debug` shows the query.
+/// Path and query are stored byte for byte. Neither `Display` nor `Debug` shows the query.
 #[derive(Clone)]
 pub struct HttpUri {
     text: String,
     scheme: Scheme,
-    /// In lower case; an IPv6 address with its brackets.
+    /// The host in lower case. An IPv6 address has its brackets.
     host: String,
     port: u16,
     path: Range<usize>,
 }
 
 impl HttpUri {
-    /// Reads a URI, white space around it put aside (some senders put a space in front).
+    /// Parses a URI. White space around it is ignored, because some senders put a space in front.
     ///
     /// # Errors
     ///
-    /// What is wrong with it; nothing of the text is repeated, since any part may be a secret.
+    /// What is wrong with it. The error repeats no part of the text, because any part may be a
+    /// secret.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let text = text.trim();
         if text.is_empty() {
@@ -105,7 +107,7 @@ impl HttpUri {
         self.scheme
     }
 
-    /// Returns the host in lower case; an IPv6 address is without its brackets.
+    /// Returns the host in lower case. An IPv6 address has no brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         let host = self.host.as_str();
@@ -114,19 +116,19 @@ impl HttpUri {
             .unwrap_or(host)
     }
 
-    /// Returns the port, the scheme's own if the URI names none.
+    /// Returns the port, or the default port of the scheme if the URI names no port.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Returns `host:port`, an IPv6 address in brackets: what a proxy's CONNECT names.
+    /// Returns `host:port`, as a CONNECT to a proxy needs it. An IPv6 address is in brackets.
     #[must_use]
     pub fn host_and_port(&self) -> String {
         format!("{}:{}", self.host, self.port)
     }
 
-    /// Returns the value of the `Host` header: the port is left out where it is the scheme's own.
+    /// Returns the value of the `Host` header. It leaves out the default port of the scheme.
     #[must_use]
     pub fn host_header(&self) -> String {
         if self.port == self.scheme.default_port() {
@@ -136,19 +138,19 @@ impl HttpUri {
         }
     }
 
-    /// Returns the path, as it was given; it may be empty.
+    /// Returns the path as it was given. It may be empty.
     #[must_use]
     pub fn path(&self) -> &str {
         self.text.get(self.path.clone()).unwrap_or_default()
     }
 
-    /// Returns what follows the first `?`; it may be empty.
+    /// Returns everything after the first `?`. It may be empty.
     #[must_use]
     pub(crate) fn query(&self) -> &str {
         self.text.get(self.path.end + 1..).unwrap_or_default()
     }
 
-    /// Returns the URI without its query: the part that may be printed.
+    /// Returns the URI without its query. This part may be printed.
     #[must_use]
     pub fn uri_without_query(&self) -> &str {
         self.text.get(..self.path.end).unwrap_or_default()
@@ -167,7 +169,7 @@ impl fmt::Debug for HttpUri {
     }
 }
 
-/// Undoes percent-encoding; none if a `%` is not followed by two hexadecimal digits.
+/// Decodes percent-encoding. `None` if a `%` is not followed by two hexadecimal digits.
 #[must_use]
 pub fn percent_decoded(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
@@ -184,7 +186,7 @@ pub fn percent_decoded(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// RFC 3986: unreserved, reserved and the percent sign.
+/// Returns whether RFC 3986 allows `byte` in a URI: unreserved, reserved, or the percent sign.
 fn is_uri_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~:/?[]@!$&'()*+,;=%".contains(&byte)
 }
@@ -231,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percent_encoding_is_undone_or_refused() {
+    fn percent_encoding_is_decoded_or_refused() {
         assert_eq!(percent_decoded("a%2Bb"), Some(b"a+b".to_vec()));
         for text in ["%", "%2", "%zz"] {
             assert_eq!(percent_decoded(text), None, "{text}");
@@ -240,7 +242,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_can_be_read(text in "\\PC*") {
+        fn parsing_never_panics_on_any_text(text in "\\PC*") {
             let _ = HttpUri::parse(&text);
             let _ = percent_decoded(&text);
         }

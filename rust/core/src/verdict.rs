@@ -1,4 +1,4 @@
-//! What the snapshots of a run are worth: a pure function of what became of its filesystems and its
+//! The verdict on the snapshots of a run: a pure function of the results of its filesystems and
 //! requests, and of how its window ended.
 
 use crate::host_call;
@@ -7,29 +7,29 @@ use crate::report::{
     HostCallOutcome, HostCallResult,
 };
 
-/// How a window ended that did not break off.
+/// How a window ended, unless a panic ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowEnd {
-    /// Whether every filesystem was frozen, and the requests were sent.
+    /// Whether every filesystem was frozen and the requests were sent.
     pub froze_all: bool,
-    /// Whether the watchdog went away while something was frozen.
+    /// Whether the watchdog ended while something was frozen.
     pub watchdog_lost: bool,
 }
 
 /// What the snapshots are worth.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Whether nothing that the run froze is frozen any more.
+    /// Whether everything that the run froze is thawed.
     pub all_thawed: bool,
     /// What the set of snapshots is worth.
     pub consistency: Consistency,
-    /// Why not more.
+    /// Why the set is worth no more. `None` if it is all that was asked for.
     pub why: Option<String>,
-    /// Why it is not known that everything planned was frozen over all requests.
+    /// Why it is not known that everything planned was frozen during all requests.
     pub freeze_doubt: Option<(FreezeDoubt, String)>,
 }
 
-/// Judges a run. `window` is `None` when the window broke off by a panic.
+/// Judges a run. `window` is `None` if a panic ended the window.
 #[must_use]
 pub fn judge(
     window: Option<WindowEnd>,
@@ -51,7 +51,7 @@ pub fn judge(
             doubt,
         )
     } else {
-        // Nothing else that went wrong is as grave, whatever became of the snapshots.
+        // A filesystem that is still frozen is more serious than any failure of the snapshots.
         (Consistency::None, doubt)
     };
     Verdict {
@@ -62,7 +62,7 @@ pub fn judge(
     }
 }
 
-/// Whether it is, or will be when FIFREEZE returns, frozen by us.
+/// Returns whether the run froze it and it is still frozen, or will be when FIFREEZE returns.
 fn is_still_frozen(filesystem: &FilesystemOutcome) -> bool {
     matches!(
         filesystem.outcome,
@@ -70,8 +70,8 @@ fn is_still_frozen(filesystem: &FilesystemOutcome) -> bool {
     )
 }
 
-/// What the set of snapshots is worth once everything is thawed, and why not more: the gravest
-/// reason first.
+/// Returns what the set of snapshots is worth once everything is thawed, and the most serious
+/// reason why it is worth no more.
 fn consistency(
     is_asked: bool,
     froze_all: bool,
@@ -82,13 +82,15 @@ fn consistency(
         (None, None) => (Consistency::Filesystem, None),
         (None, Some(why)) if is_asked => (Consistency::Crash, Some(why)),
         (None, Some(why)) => (Consistency::None, Some(why)),
-        // Nothing was sent, because of the freeze: that is the reason, not the missing answer.
+        // The requests were not sent because the freeze failed. The freeze is the reason, not the
+        // missing answer.
         (Some(_), Some(why)) if !froze_all => (Consistency::None, Some(why)),
         (Some(missing), _) => (Consistency::None, Some(missing)),
     }
 }
 
-/// Why it is not known that everything planned was frozen over all calls; none if it is.
+/// Returns why it is not known that everything planned was frozen during all calls. `None` if it is
+/// known.
 fn freeze_doubt(
     window: Option<WindowEnd>,
     watchdog_fired: bool,
@@ -99,7 +101,7 @@ fn freeze_doubt(
         let (doubt, why) = match window {
             None => (
                 FreezeDoubt::WindowBrokeOff,
-                "the window broke off by a fault of this program",
+                "an internal error of vmsnapshot ended the window",
             ),
             Some(_) if watchdog_fired => {
                 (FreezeDoubt::WatchdogFired, "the watchdog ended the window")
@@ -110,7 +112,7 @@ fn freeze_doubt(
             ),
             Some(window) if !window.froze_all => (
                 FreezeDoubt::FreezeLate,
-                "the freeze broke off before everything was frozen",
+                "the freeze ended before everything was frozen",
             ),
             Some(_) if !filesystems.iter().any(is_thawed) => {
                 (FreezeDoubt::NothingFrozen, "nothing was frozen")
@@ -121,7 +123,7 @@ fn freeze_doubt(
     })
 }
 
-/// The gravest doubt that a filesystem's own outcome gives, if any does.
+/// Returns the most serious doubt that the outcome of a filesystem causes, if any does.
 fn filesystem_doubt(
     filesystems: &[FilesystemOutcome],
     has_ended: bool,
@@ -164,9 +166,10 @@ fn filesystem_doubt(
             "`{mount_point}` could not be frozen: {}",
             worst.error.as_deref().unwrap_or("no reason was given")
         ),
-        // A type that is known to be so is left out of the plan, and so is what nothing can write to.
+        // The plan leaves out types that are known not to be freezable, and read-only filesystems.
+        // So this one is writable.
         FilesystemResult::NotFreezable => format!(
-            "the kernel cannot freeze `{mount_point}` ({}), which can be written",
+            "the kernel cannot freeze `{mount_point}` ({}), which is writable",
             worst.filesystem_type
         ),
         FilesystemResult::NotFrozen | FilesystemResult::Thawed => {
@@ -176,14 +179,15 @@ fn filesystem_doubt(
     Some((doubt, why))
 }
 
-/// The first snapshot, or the host's whole set, that is not known to exist. What a host wrote in a
-/// good answer is for the caller to read.
+/// Returns why a snapshot is not known to exist: the first such blob, or the host's whole set.
+///
+/// The caller reads the body of a successful host answer. It is not judged here.
 fn missing_snapshot(blobs: &[BlobOutcome], host: Option<&HostCallOutcome>) -> Option<String> {
     let blob = (1..)
         .zip(blobs)
         .find(|(_, blob)| blob.outcome != BlobResult::Created)
         .map(|(position, blob)| {
-            // A blob whose URI could not be read has none.
+            // A blob whose URI could not be parsed has an empty URI.
             let name = match blob.uri.as_str() {
                 "" => format!("blob {position} of {}", blobs.len()),
                 uri => uri.to_owned(),
@@ -211,7 +215,7 @@ fn missing_snapshot(blobs: &[BlobOutcome], host: Option<&HostCallOutcome>) -> Op
                 "the host's snapshots are unknown: it answered {status}"
             )),
             (None, HostCallResult::NotSent) => {
-                Some(format!("the host's snapshots were not asked for: {words}"))
+                Some(format!("the host's snapshots were not requested: {words}"))
             }
             (None, HostCallResult::Unknown | HostCallResult::Answered) => {
                 Some(format!("the host's snapshots are unknown: {words}"))
@@ -262,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn doubt_is_the_gravest_of_the_filesystems() {
+    fn doubt_is_the_most_serious_one_of_the_filesystems() {
         let gravest_first = [
             (FilesystemResult::NotThawed, FreezeDoubt::NotThawed),
             (FilesystemResult::FreezeHung, FreezeDoubt::FreezeHung),
@@ -293,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn doubt_without_a_filesystem_to_blame_is_the_windows() {
+    fn doubt_comes_from_the_window_if_no_filesystem_causes_one() {
         let frozen = [FilesystemResult::Thawed, FilesystemResult::Thawed];
         let good = window(true, false);
         for (window_end, watchdog_fired, outcomes, expected) in [
@@ -345,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn snapshots_of_a_host_are_confirmed_by_a_good_answer_and_by_nothing_else() {
+    fn snapshots_of_a_host_are_confirmed_only_by_a_successful_answer() {
         use HostCallResult::{Answered, NotSent, Unknown};
         for (outcome, status, word) in [
             (Answered, Some(200), None),
@@ -356,7 +360,7 @@ mod tests {
             (Answered, Some(500), Some("are unknown: it answered 500")),
             (Answered, Some(504), Some("are unknown: it answered 504")),
             (Unknown, None, Some("are unknown: the words")),
-            (NotSent, None, Some("were not asked for: the words")),
+            (NotSent, None, Some("were not requested: the words")),
         ] {
             let host = host(outcome, status);
             let missing = missing_snapshot(&[], Some(&host));
@@ -386,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_snapshot_is_named_by_the_blobs_uri_or_else_by_its_place() {
+    fn missing_snapshot_is_named_by_the_uri_or_the_position_of_its_blob() {
         for (uri, name) in [("http://host/c/b", "http://host/c/b"), ("", "blob 2 of 2")] {
             let blobs = [
                 blob("http://host/c/b", BlobResult::Created),
@@ -402,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_snapshots_are_worth_is_said_with_the_gravest_reason() {
+    fn consistency_comes_with_the_most_serious_reason() {
         let missing = || Some("missing".to_owned());
         let doubt = || Some("doubt".to_owned());
         for (is_asked, froze_all, missing, doubt, expected, why) in [
@@ -441,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_still_frozen_outranks_whatever_became_of_the_snapshots() {
+    fn filesystem_that_is_still_frozen_outranks_every_snapshot_result() {
         let filesystems = [
             filesystem(FilesystemResult::Thawed),
             filesystem(FilesystemResult::NotThawed),

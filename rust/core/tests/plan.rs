@@ -1,4 +1,4 @@
-//! The rules of the plan, each on a mountinfo as a real machine writes it.
+//! Tests the rules of the plan on mountinfo as a real machine writes it.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -10,7 +10,7 @@ use vmsnapshot_core::devices::{BlockDevice, DeviceGraph};
 use vmsnapshot_core::mountinfo::{self, MountNamespace};
 use vmsnapshot_core::plan::{Plan, PlanError, Selection};
 
-/// A Debian 12 cloud machine: root, EFI partition, the kernel's own, autofs for binfmt_misc.
+/// A Debian 12 cloud machine: root, EFI partition, kernel filesystems, autofs for binfmt_misc.
 const DEBIAN: &str = "\
 21 27 0:20 / /sys rw,nosuid,nodev,noexec,relatime shared:7 - sysfs sysfs rw
 22 27 0:21 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw
@@ -79,7 +79,7 @@ fn plan_on(mountinfo: &str, graph: &DeviceGraph) -> Plan {
     Plan::make(&[own(mountinfo)], graph, &Selection::default()).unwrap()
 }
 
-/// `(mount point, level)` of what is frozen.
+/// Returns `(mount point, level)` of every planned filesystem.
 fn frozen(plan: &Plan) -> Vec<(&str, u32)> {
     plan.filesystems
         .iter()
@@ -100,7 +100,7 @@ fn mount(id: u32, parent: u32, number: &str, root: &str, point: &str, rest: &str
     format!("{id} {parent} {number} {root} {point} rw,relatime - {rest}\n")
 }
 
-/// `/` as ext4 on 8:1, and these.
+/// Returns a mountinfo with `/` as ext4 on 8:1, and `mounts`.
 fn on_root(mounts: &[String]) -> String {
     mount(1, 0, "8:1", "/", "/", "ext4 /dev/sda1 rw") + &mounts.concat()
 }
@@ -168,7 +168,7 @@ fn a_read_only_superblock_is_skipped_but_not_a_read_only_bind() {
 }
 
 #[test]
-fn a_superblock_is_planned_once_by_its_whole_and_shortest_mount() {
+fn a_superblock_is_planned_once_at_its_shortest_mount_point_that_shows_all_of_it() {
     let mountinfo = on_root(&[
         mount(2, 1, "8:17", "/sub", "/a", "ext4 /dev/sdb1 rw"),
         mount(3, 4, "8:17", "/", "/data/long", "ext4 /dev/sdb1 rw"),
@@ -185,7 +185,7 @@ fn a_superblock_is_planned_once_by_its_whole_and_shortest_mount() {
 }
 
 #[test]
-fn btrfs_subvolumes_are_one_superblock_named_by_the_one_nearest_to_the_top() {
+fn btrfs_subvolumes_are_one_superblock_at_the_subvolume_nearest_to_the_top() {
     let mountinfo = "\
 25 26 0:22 /@home /home rw,relatime - btrfs /dev/vda2 rw,subvol=/@home
 26 1 0:22 /@ / rw,relatime - btrfs /dev/vda2 rw,subvol=/@
@@ -199,7 +199,7 @@ fn btrfs_subvolumes_are_one_superblock_named_by_the_one_nearest_to_the_top() {
 }
 
 #[test]
-fn docker_overlays_and_file_binds_do_not_hide_or_double_the_disk_below() {
+fn docker_overlays_and_file_binds_neither_hide_nor_repeat_the_disk_below() {
     let mountinfo = on_root(&[
         mount(
             2,
@@ -247,7 +247,7 @@ fn a_mount_stacked_on_the_same_mount_point_covers_the_one_below() {
 }
 
 #[test]
-fn a_mount_further_up_covers_all_that_is_below_its_mount_point() {
+fn a_mount_further_up_covers_every_mount_below_its_mount_point() {
     let mountinfo = on_root(&[
         mount(2, 1, "8:17", "/", "/a/b", "ext4 /dev/sdb1 rw"),
         mount(3, 2, "8:18", "/", "/a/b/c", "ext4 /dev/sdb2 rw"),
@@ -262,7 +262,7 @@ fn a_mount_further_up_covers_all_that_is_below_its_mount_point() {
 }
 
 #[test]
-fn a_covered_mount_is_passed_over_for_another_of_the_same_superblock() {
+fn a_superblock_with_a_covered_mount_is_planned_at_another_mount() {
     let mountinfo = on_root(&[
         mount(2, 1, "8:17", "/", "/d", "ext4 /dev/sdb1 rw"),
         mount(3, 2, "0:60", "/", "/d", "tmpfs tmpfs rw"),
@@ -275,7 +275,7 @@ fn a_covered_mount_is_passed_over_for_another_of_the_same_superblock() {
 }
 
 #[test]
-fn a_mount_behind_a_network_filesystem_is_not_walked_to_but_one_on_autofs_is() {
+fn a_mount_behind_a_network_filesystem_is_skipped_but_one_on_autofs_is_frozen() {
     let mountinfo = on_root(&[
         mount(2, 1, "0:50", "/", "/home", "nfs4 server:/home rw"),
         mount(3, 2, "8:17", "/", "/home/me/disk", "ext4 /dev/sdb1 rw"),
@@ -314,7 +314,7 @@ fn a_superblock_of_another_namespace_is_opened_through_its_process() {
 }
 
 #[test]
-fn a_superblock_covered_here_is_opened_where_it_is_not() {
+fn a_superblock_that_is_covered_here_is_opened_in_another_namespace() {
     let here = on_root(&[
         mount(2, 1, "8:17", "/", "/data", "ext4 /dev/sdb1 rw"),
         mount(3, 2, "0:60", "/", "/data", "tmpfs tmpfs rw"),
@@ -351,7 +351,7 @@ fn loop_on_loop_on_disk_freezes_from_the_top() {
 }
 
 #[test]
-fn lvm_on_md_on_partitions_of_a_loop_is_above_the_file_of_the_loop() {
+fn lvm_on_md_on_loop_partitions_freezes_before_the_filesystem_of_the_loop_file() {
     let mountinfo = on_root(&[
         mount(2, 1, "8:17", "/", "/images", "ext4 /dev/sdb1 rw"),
         mount(3, 1, "253:0", "/", "/srv", "xfs /dev/mapper/vg-srv rw"),
@@ -398,7 +398,7 @@ fn btrfs_lies_on_all_its_member_devices() {
         frozen(&plan_on(&mountinfo, &graph)),
         [("/pool", 0), ("/images", 1), ("/", 2)]
     );
-    // A source that no device is known by may be any btrfs.
+    // A source that names no known device may be any btrfs.
     let unnamed = mountinfo.replace("btrfs /dev/sdc", "btrfs /dev/disk/by-uuid/1234");
     assert_eq!(
         frozen(&plan_on(&unnamed, &graph)),
@@ -407,7 +407,7 @@ fn btrfs_lies_on_all_its_member_devices() {
 }
 
 #[test]
-fn a_filesystem_that_is_left_out_still_orders_those_above_and_below_it() {
+fn a_filesystem_that_is_left_out_still_orders_the_ones_above_and_below_it() {
     let mountinfo = on_root(&[
         mount(2, 1, "8:17", "/", "/disk", "xfs /dev/sdb1 rw"),
         mount(3, 1, "7:0", "/", "/middle", "ext4 /dev/loop0 rw"),
@@ -419,15 +419,15 @@ fn a_filesystem_that_is_left_out_still_orders_those_above_and_below_it() {
 }
 
 #[test]
-fn a_loop_on_an_unknown_file_freezes_before_all_that_could_hold_it() {
+fn a_loop_on_an_unknown_file_freezes_before_every_filesystem_that_could_hold_it() {
     let mountinfo = on_root(&[
         mount(2, 1, "8:17", "/", "/disk", "xfs /dev/sdb1 rw"),
         mount(3, 1, "0:60", "/", "/merged", "overlay overlay rw"),
         mount(4, 1, "7:0", "/", "/upper", "ext4 /dev/loop0 rw"),
         mount(5, 1, "7:1", "/", "/other", "ext4 /dev/loop1 rw"),
     ]);
-    // 7:0 lies on an overlay, 7:1 on a path of another namespace, and 7:0 is not even in the graph
-    // the second time.
+    // 7:0 lies on an overlay, and 7:1 lies on a path of another namespace. The second graph does
+    // not even have 7:0.
     for graph in [
         loops(&[("7:0", "/merged/a.img"), ("7:1", "somewhere/b.img")]),
         loops(&[("7:1", "/merged/b.img")]),
@@ -441,7 +441,7 @@ fn a_loop_on_an_unknown_file_freezes_before_all_that_could_hold_it() {
 }
 
 #[test]
-fn a_loop_on_memory_is_above_nothing_but_root() {
+fn a_loop_on_memory_freezes_before_root_only() {
     let mountinfo = on_root(&[
         mount(2, 1, "8:17", "/", "/disk", "xfs /dev/sdb1 rw"),
         mount(3, 1, "0:60", "/", "/run", "tmpfs tmpfs rw"),
@@ -452,7 +452,7 @@ fn a_loop_on_memory_is_above_nothing_but_root() {
 }
 
 #[test]
-fn a_loop_over_a_block_device_is_above_what_that_lies_on() {
+fn a_loop_over_a_block_device_freezes_before_what_that_device_lies_on() {
     let mountinfo = on_root(&[
         mount(2, 1, "8:17", "/", "/images", "ext4 /dev/sdb1 rw"),
         mount(3, 1, "7:1", "/", "/upper", "ext4 /dev/loop1 rw"),
@@ -471,7 +471,7 @@ fn a_loop_over_a_block_device_is_above_what_that_lies_on() {
 }
 
 #[test]
-fn root_freezes_before_what_lies_below_it_and_after_all_else() {
+fn root_freezes_before_the_filesystem_below_it_and_after_all_others() {
     let mountinfo = "\
 1 0 7:0 / / rw - ext4 /dev/loop0 rw
 2 1 8:1 / /host rw - ntfs-like /dev/sda1 rw
@@ -482,9 +482,9 @@ fn root_freezes_before_what_lies_below_it_and_after_all_else() {
 }
 
 #[test]
-fn what_lies_below_root_waits_for_all_that_root_waits_for() {
-    // Two wait for nothing, so `/` has more right before it than `/host` does: counting only what
-    // is right before a filesystem would put `/host` first.
+fn a_filesystem_below_root_freezes_after_all_that_freeze_before_root() {
+    // `/data` and `/more` wait for nothing, so `/` has more direct predecessors than `/host`. A
+    // count of direct predecessors only would put `/host` first.
     let mountinfo = "\
 1 0 7:0 / / rw - ext4 /dev/loop0 rw
 2 1 8:1 / /host rw - xfs /dev/sda1 rw
@@ -499,7 +499,7 @@ fn what_lies_below_root_waits_for_all_that_root_waits_for() {
 }
 
 #[test]
-fn devices_that_go_in_a_circle_end() {
+fn planning_ends_when_devices_form_a_cycle() {
     let mountinfo = on_root(&[
         mount(2, 1, "7:0", "/", "/a", "ext4 /dev/loop0 rw"),
         mount(3, 1, "7:1", "/", "/b", "ext4 /dev/loop1 rw"),
@@ -520,7 +520,7 @@ fn devices_that_go_in_a_circle_end() {
 }
 
 #[test]
-fn exclude_wins_over_include_and_says_which_pattern() {
+fn exclude_overrides_include_and_the_reason_names_its_pattern() {
     let plan = plan(DEBIAN, &["ext4"], &["/mnt", "/nowhere", "xfs"]);
     assert_eq!(frozen(&plan), [("/", 0)]);
     let skipped = plan
@@ -533,7 +533,7 @@ fn exclude_wins_over_include_and_says_which_pattern() {
 }
 
 #[test]
-fn exclude_of_a_bind_of_a_directory_leaves_the_filesystem_in() {
+fn exclude_of_a_bind_mount_of_a_directory_does_not_exclude_the_filesystem() {
     let mountinfo = on_root(&[
         mount(2, 1, "8:1", "/var/v", "/v", "ext4 /dev/sda1 rw"),
         mount(3, 1, "8:17", "/", "/data", "ext4 /dev/sdb1 rw"),
@@ -556,7 +556,7 @@ fn include_by_any_mount_point_leaves_the_rest_out() {
 }
 
 #[test]
-fn include_of_what_is_not_there_is_an_error() {
+fn include_that_matches_nothing_is_an_error() {
     for pattern in ["xfs", "/srv/*", "/dev/sdz1", "99:9"] {
         let error = try_plan(DEBIAN, &[pattern], &[]).unwrap_err();
         assert_eq!(
@@ -570,7 +570,7 @@ fn include_of_what_is_not_there_is_an_error() {
 }
 
 #[test]
-fn include_of_a_path_that_is_no_mount_point_names_the_one_it_lies_on() {
+fn include_of_a_path_that_is_not_a_mount_point_hints_at_the_one_it_lies_on() {
     let error = try_plan(DEBIAN, &["/mnt/data"], &[]).unwrap_err();
     assert_eq!(error.code(), "no-such-mount");
     assert_eq!(
@@ -580,7 +580,7 @@ fn include_of_a_path_that_is_no_mount_point_names_the_one_it_lies_on() {
 }
 
 #[test]
-fn include_of_one_mount_that_cannot_be_frozen_is_an_error_but_not_of_many() {
+fn include_of_an_unfreezable_mount_is_an_error_unless_the_pattern_is_a_glob() {
     for pattern in ["/boot/efi", "/run", "/dev/sda15", "8:15"] {
         assert_eq!(
             try_plan(DEBIAN, &[pattern], &[]).unwrap_err().code(),
@@ -599,7 +599,7 @@ fn include_of_one_mount_that_cannot_be_frozen_is_an_error_but_not_of_many() {
 }
 
 #[test]
-fn include_of_an_automounted_disk_is_not_refused_for_the_autofs_below_it() {
+fn include_of_an_automounted_disk_is_accepted_despite_the_autofs_below_it() {
     let mountinfo = on_root(&[
         mount(4, 1, "0:51", "/", "/auto", "autofs systemd-1 rw"),
         mount(5, 4, "8:18", "/", "/auto", "ext4 /dev/sdb2 rw"),
@@ -608,7 +608,7 @@ fn include_of_an_automounted_disk_is_not_refused_for_the_autofs_below_it() {
 }
 
 #[test]
-fn the_plan_in_json_has_text_codes_and_sentences() {
+fn the_plan_in_json_has_mount_points_as_text_and_reasons_as_code_and_sentence() {
     let mountinfo = on_root(&[mount(
         2,
         1,
@@ -635,7 +635,7 @@ fn the_plan_in_json_has_text_codes_and_sentences() {
 }
 
 #[test]
-fn the_plan_without_filesystems_leaves_out_what_it_had_planned_and_says_why() {
+fn the_plan_without_filesystems_skips_each_planned_one_with_a_reason() {
     let planned = plan(DEBIAN, &[], &[]);
     assert_eq!(frozen(&planned), [("/mnt", 0), ("/", 1)]);
     let emptied = planned.without_filesystems();
@@ -653,7 +653,7 @@ fn the_plan_without_filesystems_leaves_out_what_it_had_planned_and_says_why() {
 }
 
 #[test]
-fn excluded_device_is_left_out_and_excludes_without_a_meaning_are_kept_apart() {
+fn excluded_device_is_skipped_and_excludes_that_cannot_be_parsed_are_listed_apart() {
     let excludes = ["/mnt/[".to_owned(), "vfat".to_owned()];
     let mut selection = Selection::parse_leniently(&[], &excludes).unwrap();
     selection.excluded_devices.insert(number("8:16"));

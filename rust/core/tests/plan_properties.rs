@@ -1,4 +1,4 @@
-//! What holds for every plan and every input.
+//! Properties of every plan, for any input.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -12,8 +12,8 @@ use vmsnapshot_core::mountinfo::{self, MountEntry, MountNamespace};
 use vmsnapshot_core::pattern::{Pattern, Subject};
 use vmsnapshot_core::plan::{Plan, Selection};
 
-/// Few values each, so that mounts share superblocks, mount points and parents, and loops lie on
-/// one another, in circles too.
+/// Every field has few values, so that mounts share superblocks, mount points and parents. Loops
+/// lie on one another, and sometimes form a cycle.
 fn device_number() -> impl Strategy<Value = DeviceNumber> {
     (prop_oneof![Just(0), Just(7), Just(8)], 0..6_u32)
         .prop_map(|(major, minor)| DeviceNumber { major, minor })
@@ -29,7 +29,7 @@ fn mount_point() -> impl Strategy<Value = PathBuf> {
     })
 }
 
-/// All mounts of a superblock are of one type; most of these can be frozen.
+/// All mounts of a superblock have one type. Most of these types can be frozen.
 fn filesystem_type(device: DeviceNumber) -> &'static str {
     match (device.major, device.minor) {
         (0, 0 | 1) => "btrfs",
@@ -103,17 +103,17 @@ fn device_graph() -> impl Strategy<Value = DeviceGraph> {
 
 proptest! {
     #[test]
-    fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+    fn mountinfo_parsing_never_panics_on_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
         let _ = mountinfo::parse(&bytes);
     }
 
     #[test]
-    fn nearly_right_lines_are_parsed_or_refused(line in "[0-9]{1,11} [0-9] [0-9:]{1,9} [/a\\\\0-9]{1,9} /[\\\\0-7]{0,9} rw (x |- ){0,3}[a-z ]{0,9}") {
+    fn mountinfo_parsing_never_panics_on_nearly_valid_lines(line in "[0-9]{1,11} [0-9] [0-9:]{1,9} [/a\\\\0-9]{1,9} /[\\\\0-7]{0,9} rw (x |- ){0,3}[a-z ]{0,9}") {
         let _ = mountinfo::parse(line.as_bytes());
     }
 
     #[test]
-    fn any_pattern_is_matched_or_refused(text in "\\PC{0,30}|[/*?\\[\\]!a-]{0,30}", path in "(/[a-]{0,4}){0,5}") {
+    fn pattern_parsing_and_matching_never_panic_on_any_text(text in "\\PC{0,30}|[/*?\\[\\]!a-]{0,30}", path in "(/[a-]{0,4}){0,5}") {
         if let Ok(pattern) = Pattern::parse(&text) {
             let path = PathBuf::from(path);
             let _: bool = pattern.matches(&Subject { mount_points: vec![&path], filesystem_type: "ext4", ..Subject::default() });
@@ -129,7 +129,7 @@ proptest! {
     }
 
     #[test]
-    fn every_superblock_is_either_frozen_or_skipped_and_once(namespaces in namespaces(), graph in device_graph()) {
+    fn every_superblock_is_either_planned_or_skipped_exactly_once(namespaces in namespaces(), graph in device_graph()) {
         let plan = Plan::make(&namespaces, &graph, &Selection::default()).unwrap();
         let mounted: BTreeSet<DeviceNumber> =
             namespaces.iter().flat_map(|namespace| &namespace.mounts).map(|mount| mount.device).collect();
@@ -154,7 +154,7 @@ proptest! {
         let level = |device: DeviceNumber| {
             plan.filesystems.iter().find(|planned| planned.device == device).map(|planned| planned.level)
         };
-        // One mount of each superblock: the one that the plan shows it by, whatever became of it.
+        // One mount per superblock: the one in the plan, frozen or skipped.
         let frozen = plan.filesystems.iter().map(|planned| (planned.device, &planned.mount_point, &planned.source));
         let skipped = plan.skipped.iter().map(|skipped| (skipped.device, &skipped.mount_point, &skipped.source));
         let mounts: Vec<&MountEntry> = namespaces.iter().flat_map(|namespace| &namespace.mounts).collect();

@@ -1,4 +1,4 @@
-//! After the window: makes the report out of the ledger, the answers and the watchdog's word.
+//! Makes the report from the ledger, the answers and the watchdog's outcome, after the window.
 
 mod facts;
 mod filesystems;
@@ -15,7 +15,7 @@ use filesystems::filesystem_outcomes;
 use requests::{blob_outcomes, host_outcome};
 use timeline::timeline;
 
-/// Makes the report.
+/// Makes the report of a run that is over.
 pub(crate) fn make(facts: Facts<'_>) -> Report {
     let filesystems = filesystem_outcomes(&facts);
     let blobs = blob_outcomes(&facts);
@@ -24,8 +24,8 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
         froze_all: record.answers.is_some(),
         watchdog_lost: record.answers == Some(Waiting::WatchdogLost),
     });
-    // From what the report says of each, and not from the ledger again: the watchdog may still be
-    // at work, and the report must not contradict itself.
+    // The verdict uses the outcomes in the report and does not read the ledger again. The watchdog
+    // may still be at work, and the report must not contradict itself.
     let Verdict {
         all_thawed,
         consistency,
@@ -61,7 +61,7 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
 }
 
 fn mode(facts: &Facts<'_>) -> Mode {
-    // From the ledger, which knows it also when the window broke off.
+    // The ledger has this even if a panic ended the window.
     let rcu_expedited = facts.ledger.header.was_rcu_expedited();
     Mode {
         rcu_expedited,

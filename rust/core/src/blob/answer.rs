@@ -18,7 +18,7 @@ pub struct JudgedAnswer {
     pub snapshot: Option<String>,
     /// The storage error code, or `BadAnswer`.
     pub error_code: Option<String>,
-    /// The service's words (bounded, a signature in them blotted out), or ours.
+    /// The service's message (of limited length, without signatures), or ours.
     pub message: Option<String>,
     /// Whether another run may succeed without anything being changed.
     pub retryable: bool,
@@ -26,9 +26,10 @@ pub struct JudgedAnswer {
     pub retry_in_window: bool,
 }
 
-/// Says whether an answer of `status` names a snapshot that exists, in `x-ms-snapshot`: its body is
-/// then nothing to anybody. The service answers 201 (Snapshot Blob, "Status code"); Azure Backup
-/// takes 200 for the same.
+/// Returns whether `status` means that the snapshot exists.
+///
+/// Such an answer names the snapshot in `x-ms-snapshot`, and its body is not needed. The service
+/// answers 201 (Snapshot Blob, "Status code"); Azure Backup accepts 200 as well.
 ///
 /// *In the window*: allowed.
 #[must_use]
@@ -36,7 +37,7 @@ pub fn is_success(status: u16) -> bool {
     matches!(status, 200 | 201)
 }
 
-/// Says whether a request answered with `status` may be sent once more in the same window.
+/// Returns whether a request answered with `status` may be sent once more in the same window.
 ///
 /// *In the window*: allowed.
 #[must_use]
@@ -44,10 +45,10 @@ pub fn may_retry_in_window(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 503)
 }
 
-/// Returns whether an answer leaves open how far the service came, so that there may be a snapshot.
+/// Returns whether an answer leaves open whether there is a snapshot.
 ///
-/// A 5xx status says that the server failed, not that it did nothing. 503 says that it did not begin,
-/// unless the code says that it ran out of time.
+/// A 5xx status says that the server failed, not that it did nothing. A 503 says that the server
+/// did not begin, unless the error code says that it ran out of time.
 ///
 /// *In the window*: allowed.
 #[must_use]
@@ -55,8 +56,8 @@ pub fn leaves_open(status: u16, error_code: Option<&[u8]>) -> bool {
     matches!(status, 500..=502 | 504..=599) || error_code == Some(TIMED_OUT.as_bytes())
 }
 
-/// Judges an answer to Snapshot Blob: its status, the headers `x-ms-snapshot` and
-/// `x-ms-error-code`, and its body, which may be anything, cut off or empty.
+/// Judges an answer to Snapshot Blob by its status, its headers `x-ms-snapshot` and
+/// `x-ms-error-code`, and its body. The body may be anything: truncated, empty, or not XML.
 #[must_use]
 pub fn judge_answer(
     status: u16,
@@ -81,7 +82,7 @@ pub fn judge_answer(
     }
     if !(300..600).contains(&status) {
         return bad_answer(format!(
-            "the service answered {status}, which is no answer to Snapshot Blob"
+            "the service answered {status}, which is not an answer to Snapshot Blob"
         ));
     }
     let error_code = error_code_header.and_then(code_text).or_else(|| {
@@ -107,8 +108,10 @@ pub fn judge_answer(
     }
 }
 
-/// Returns the body of a refusal as text for the one who asked for the snapshots: without a byte
-/// order mark, signatures blotted out, 4 KiB at most; none if there is none.
+/// Returns the body of a refusal as text for the program that asked for the snapshots.
+///
+/// The text has no byte order mark and no signatures, and is 4 KiB long at most. `None` if there is
+/// no text.
 #[must_use]
 pub fn refusal_body(body: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(body);
@@ -135,13 +138,14 @@ fn bad_answer(message: String) -> JudgedAnswer {
 fn status_words(status: u16) -> String {
     match status {
         300..=399 => format!("the service answered {status}, a redirection, which is not followed"),
-        407 => "the proxy asks for a name and a password".to_owned(),
+        407 => "the proxy asks for a user name and a password".to_owned(),
         _ => format!("the service answered {status}"),
     }
 }
 
-/// The service writes `2026-11-22T10:26:21.8190000Z`. The text is put into a URI, so it may hold
-/// nothing but what a time is written with.
+/// Returns the time of a snapshot, which the service writes as `2026-11-22T10:26:21.8190000Z`.
+///
+/// The text becomes part of a URI, so it may contain only the characters of a time.
 fn snapshot_text(header: &[u8]) -> Option<String> {
     let is_time_byte =
         |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b':' | b'.');
@@ -162,8 +166,10 @@ struct Element<'a> {
     is_closed: bool,
 }
 
-/// Finds the first element `name` without an XML parser: the body may be cut off anywhere, and the
-/// service writes its errors without attributes or namespaces.
+/// Finds the first element `name`.
+///
+/// There is no XML parser here because the body may be truncated anywhere. The service writes its
+/// errors without attributes or namespaces.
 fn element<'a>(body: &'a [u8], name: &[u8]) -> Option<Element<'a>> {
     let open = [b"<", name, b">"].concat();
     let close = [b"</", name, b">"].concat();
@@ -186,7 +192,7 @@ fn position(haystack: &[u8], needle: &[u8]) -> Option<usize> {
         .position(|window| window == needle)
 }
 
-/// Returns the first line, without markup's entities, control characters and signatures.
+/// Returns the first line with its XML entities decoded, without control characters and signatures.
 fn message_text(bytes: &[u8]) -> Option<String> {
     let bytes = bytes.trim_ascii_start();
     let line = bytes
@@ -218,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn created_needs_200_or_201_and_the_name_of_the_snapshot() {
+    fn answer_is_created_only_with_200_or_201_and_the_name_of_the_snapshot() {
         for status in [200, 201] {
             let created = judge_answer(status, Some(b"2026-11-22T10:26:21.8190000Z"), None, b"");
             assert_eq!(created.outcome, BlobResult::Created);
@@ -243,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_final_or_may_be_tried_again_as_the_service_says() {
+    fn status_and_code_decide_the_result_and_whether_a_retry_makes_sense() {
         use BlobResult::{Refused, Unknown};
         for (status, header, outcome, retryable, retry_in_window) in [
             (409, "SnapshotOperationRateExceeded", Refused, true, false),
@@ -286,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn error_code_and_message_come_from_the_body_when_no_header_has_them() {
+    fn error_code_and_message_come_from_the_body_without_a_header() {
         let body = b"\xef\xbb\xbf<?xml version=\"1.0\" encoding=\"utf-8\"?><Error><Code>BlobNotFound</Code><Message>The &quot;blob&quot; does not exist.\nRequestId:1\nTime:2</Message></Error>";
         let answer = judge_answer(404, None, None, body);
         assert_eq!(answer.error_code.as_deref(), Some("BlobNotFound"));
@@ -319,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn refusal_body_is_text_without_mark_and_signature_and_bounded() {
+    fn refusal_body_has_no_byte_order_mark_no_signature_and_a_limited_length() {
         assert_eq!(refusal_body(b""), None);
         assert_eq!(refusal_body("\u{feff}".as_bytes()), None);
         assert_eq!(
@@ -327,7 +333,7 @@ mod tests {
             "<Error>\n\u{e4} x?SIG=...&se=1</Error>"
         );
         assert_eq!(refusal_body(b"\xff!").unwrap(), "\u{fffd}!");
-        // A character of two bytes lies across the limit.
+        // A two-byte character crosses the limit.
         let long = format!("x{}", "\u{e4}".repeat(REFUSAL_BODY_LIMIT_BYTES));
         assert_eq!(
             refusal_body(long.as_bytes()).unwrap().len(),
@@ -336,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn message_is_bounded_and_never_repeats_a_signature() {
+    fn message_has_a_limited_length_and_never_repeats_a_signature() {
         for echoed in [
             "see https://h/b?sv=1&amp;sig=secret%2Bx&amp;se=2 now",
             "SIG=secret",
@@ -364,7 +370,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_body_is_text(text in "\\PC*") {
+        fn refusal_body_never_panics_on_any_text(text in "\\PC*") {
             let _ = refusal_body(text.as_bytes());
         }
 

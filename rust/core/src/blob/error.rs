@@ -6,7 +6,7 @@ pub enum BlobError {
     /// The text is not an absolute HTTP or HTTPS URI of a blob.
     #[error("could not read a blob URI: {cause}")]
     BadUri {
-        /// What is wrong with it; nothing of the text is repeated, since any part may be a secret.
+        /// What is wrong with it. It repeats no part of the text, because any part may be a secret.
         cause: &'static str,
     },
     /// The URI has no signature.
@@ -15,7 +15,7 @@ pub enum BlobError {
         /// The URI without its query.
         blob: String,
     },
-    /// The SAS cannot be understood.
+    /// A time in the SAS cannot be parsed.
     #[error("the SAS of blob `{blob}` has a `{field}=` that is not a date and time in UTC")]
     BadSas {
         /// The URI without its query.
@@ -23,7 +23,7 @@ pub enum BlobError {
         /// The field: `se` or `st`.
         field: &'static str,
     },
-    /// The SAS is over.
+    /// The SAS has expired.
     #[error("the SAS of blob `{blob}` expired at {at}")]
     ExpiredSas {
         /// The URI without its query.
@@ -31,12 +31,12 @@ pub enum BlobError {
         /// When it expired, UTC.
         at: String,
     },
-    /// The SAS has not begun.
+    /// The SAS is not valid yet.
     #[error("the SAS of blob `{blob}` is not valid before {at}")]
     SasNotYetValid {
         /// The URI without its query.
         blob: String,
-        /// When it begins, UTC.
+        /// When it becomes valid, UTC.
         at: String,
     },
     /// The SAS does not permit a snapshot.
@@ -75,7 +75,7 @@ impl BlobError {
         }
     }
 
-    /// Returns what the reader can do about it, if anything.
+    /// Returns what the reader can do about the error, if anything.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
@@ -92,13 +92,13 @@ impl BlobError {
             }
             Self::DuplicateBlob { .. } => Some("give each blob once"),
             Self::BadMetadata { .. } => Some(
-                "names are ASCII letters, digits and underscores, values printable ASCII, 8 KiB in all",
+                "names are ASCII letters, digits and underscores; values are printable ASCII; the limit is 8 KiB in all",
             ),
         }
     }
 }
 
-/// The code of the error of `result`, of which no printed form may hold the word `secret`.
+/// Returns the code of the error of `result`. No printed form of the error may contain `secret`.
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 pub(super) fn code<T>(result: Result<T, BlobError>) -> &'static str {

@@ -1,21 +1,23 @@
-//! The metadata of a snapshot. It may hold secrets: no `Debug` or error of this file shows a value.
+//! The metadata of a snapshot. It may hold secrets: no `Debug` or error in this file shows a value.
 
 use std::collections::HashSet;
 use std::fmt;
 
 use super::error::BlobError;
 
-/// How much metadata a blob may have, names and values together (Set Blob Metadata, "8 KiB").
+/// How long all names and values of a blob's metadata may be together (Set Blob Metadata, "8 KiB").
 pub const METADATA_LIMIT_BYTES: usize = 8 * 1024;
 
-/// Checked metadata of a snapshot; `Debug` shows how many pairs there are, and nothing else.
+/// Checked metadata of a snapshot. `Debug` shows only the number of pairs.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Metadata(Vec<(String, String)>);
 
 impl Metadata {
-    /// Checks pairs of name and value: names are C# identifiers of ASCII and unique ignoring case
-    /// (the service treats them so); values are printable ASCII without a space at either end, as a
-    /// header carries no others unharmed.
+    /// Checks pairs of name and value.
+    ///
+    /// Names are ASCII C# identifiers and unique regardless of case, as the service requires.
+    /// Values are printable ASCII without a space at either end, because a header may alter
+    /// anything else.
     ///
     /// # Errors
     ///
@@ -36,7 +38,7 @@ impl Metadata {
                     .bytes()
                     .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
             {
-                // The name is not repeated: name and value may have been swapped.
+                // The error does not repeat the name: name and value may have been swapped.
                 return bad(format!(
                     "the name of pair {} is not an identifier",
                     index + 1
@@ -69,7 +71,7 @@ impl Metadata {
             .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// Says whether there is none.
+    /// Returns whether there are no pairs.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -92,7 +94,7 @@ mod tests {
     use crate::blob::error::code;
 
     #[test]
-    fn metadata_names_are_identifiers_and_values_printable() {
+    fn metadata_needs_identifiers_as_names_and_printable_values() {
         let metadata = Metadata::parse([("RunId", "a b"), ("_x9", "")]).unwrap();
         assert_eq!(
             metadata.pairs().collect::<Vec<_>>(),
@@ -135,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_judged(text in "\\PC*") {
+        fn parsing_never_panics_on_any_text(text in "\\PC*") {
             let _ = Metadata::parse([(text.clone(), text)]);
         }
     }

@@ -1,4 +1,5 @@
-//! The SAS URI of a blob. Its query is a password: no `Debug`, `Display` or error of this file shows it.
+//! The SAS URI of a blob. Its query is a password: no `Debug`, `Display` or error in this file
+//! shows it.
 
 use std::fmt;
 
@@ -9,18 +10,19 @@ use super::error::BlobError;
 use crate::secret::SecretText;
 use crate::uri::{percent_decoded, HttpUri, Scheme};
 
-/// How far a SAS's start may lie ahead of our clock: the service allows for such a difference too.
+/// How far the start of a SAS may lie ahead of our clock. The service tolerates clock skew too.
 pub const START_SKEW: Duration = Duration::minutes(5);
 
 /// The URI of a blob with a shared access signature.
 ///
-/// It has a path and a non-empty `sig=`. Path and query are kept byte for byte, since the signature
-/// covers them. Neither `Display` nor `Debug` shows the query.
+/// It has a path and a non-empty `sig=`. Path and query are stored byte for byte, because the
+/// signature covers them. Neither `Display` nor `Debug` shows the query.
 #[derive(Clone)]
 pub struct SasUri(HttpUri);
 
 impl SasUri {
-    /// Reads a SAS URI, white space around it put aside (some senders put a space in front).
+    /// Parses a SAS URI. White space around it is ignored, because some senders put a space in
+    /// front.
     ///
     /// # Errors
     ///
@@ -40,12 +42,12 @@ impl SasUri {
             });
         }
         if uri.field("comp").is_some() || uri.field("snapshot").is_some() {
-            return bad("its query has a `comp=` or `snapshot=` of its own");
+            return bad("its query already has a `comp=` or `snapshot=`");
         }
         Ok(uri)
     }
 
-    /// Returns the URI as any other: where to connect to.
+    /// Returns the URI to connect to.
     #[must_use]
     pub fn as_http(&self) -> &HttpUri {
         &self.0
@@ -57,13 +59,13 @@ impl SasUri {
         self.0.scheme()
     }
 
-    /// Returns the path, as it was given.
+    /// Returns the path as it was given.
     #[must_use]
     pub fn path(&self) -> &str {
         self.0.path()
     }
 
-    /// Returns the URI without its query: the part that may be printed.
+    /// Returns the URI without its query. This part may be printed.
     #[must_use]
     pub fn uri_without_query(&self) -> &str {
         self.0.uri_without_query()
@@ -81,8 +83,9 @@ impl SasUri {
         format!("{}?snapshot={snapshot}", self.uri_without_query())
     }
 
-    /// Judges, as far as one can without asking the service, whether the SAS permits a snapshot at
-    /// `now`. What the SAS leaves to a stored access policy (`si=`) is not judged.
+    /// Checks whether the SAS permits a snapshot at `now`, as far as its text shows.
+    ///
+    /// A stored access policy (`si=`) may set the same fields. Only the service knows those.
     ///
     /// # Errors
     ///
@@ -151,13 +154,13 @@ impl fmt::Debug for SasUri {
     }
 }
 
-/// Reads the forms a SAS may have: a date, which is its first moment, or a date and a time to the
+/// Parses a time of a SAS: a date, which means its first moment, or a date and a time to the
 /// minute, second or fraction, with `Z` or an offset.
 fn parse_instant(text: &str) -> Option<OffsetDateTime> {
     let text = text.trim();
     let whole = match text.len() {
         10 => format!("{text}T00:00:00Z"),
-        // `YYYY-MM-DDThh:mm` is 16 long; seconds would follow after a colon.
+        // `YYYY-MM-DDThh:mm` has 16 characters. Seconds would follow after a colon.
         _ if !text.get(16..)?.starts_with(':') => {
             format!("{}:00{}", text.get(..16)?, text.get(16..)?)
         }
@@ -167,7 +170,7 @@ fn parse_instant(text: &str) -> Option<OffsetDateTime> {
 }
 
 fn utc_text(instant: OffsetDateTime) -> String {
-    // At either end of time another offset may be out of range; it is then shown as it was given.
+    // At either end of the time range UTC may be out of range. The time then keeps its own offset.
     let instant = instant.checked_to_offset(UtcOffset::UTC).unwrap_or(instant);
     instant
         .format(&Rfc3339)
@@ -191,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn uri_keeps_path_and_query_byte_for_byte() {
+    fn uri_stores_path_and_query_byte_for_byte() {
         let uri = SasUri::parse(URI).unwrap();
         assert_eq!(
             uri.snapshot_target().expose(),
@@ -409,7 +412,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_here_panics_on_any_text(text in "\\PC*", seconds in 0i64..4_000_000_000) {
+        fn parsing_and_checking_never_panic_on_any_text(text in "\\PC*", seconds in 0i64..4_000_000_000) {
             let now = OffsetDateTime::from_unix_timestamp(seconds).unwrap();
             let _ = SasUri::parse(&text);
             let _ = parse_instant(&text);

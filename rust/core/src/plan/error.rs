@@ -19,10 +19,10 @@ pub enum PlanError {
         /// What the system answered.
         cause: std::io::ErrorKind,
     },
-    /// A line of mountinfo is not as the kernel writes it.
+    /// A line of mountinfo does not have the format that the kernel writes.
     #[error(transparent)]
     MalformedMountinfo(#[from] MountinfoError),
-    /// A pattern has no meaning.
+    /// A pattern cannot be parsed.
     #[error(transparent)]
     BadPattern(#[from] PatternError),
     /// An include pattern matches no mounted filesystem.
@@ -39,20 +39,20 @@ pub enum PlanError {
         /// The mount point of the filesystem that the path lies on.
         lies_on: Option<String>,
     },
-    /// An include pattern names one mount by name, and that cannot be frozen.
+    /// An include pattern names exactly one mount, and that mount cannot be frozen.
     #[error("`{pattern}` ({filesystem_type}) cannot be frozen: {reason}")]
     NotFreezable {
         /// The pattern as it was given.
         pattern: String,
         /// The type of the filesystem it names.
         filesystem_type: String,
-        /// Why that cannot be frozen.
+        /// Why it cannot be frozen.
         reason: SkipReason,
     },
 }
 
 impl PlanError {
-    /// The stable name of the error, for programs.
+    /// Returns the stable code of this error.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -65,7 +65,7 @@ impl PlanError {
         }
     }
 
-    /// What has to change for the next try to succeed.
+    /// Returns what has to change before another try can succeed.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -77,7 +77,7 @@ impl PlanError {
         }
     }
 
-    /// What the reader can do about it, when there is something.
+    /// Returns what the reader can do about the error, if anything.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_of_mountinfo_and_patterns_keep_their_words_and_have_a_code() {
+    fn errors_of_mountinfo_and_patterns_have_their_own_text_and_a_code() {
         let malformed = PlanError::from(MountinfoError {
             line: 3,
             cause: "no root",

@@ -8,28 +8,29 @@ use super::skip_reason::SkipReason;
 use crate::device_number::DeviceNumber;
 use crate::text::path_text;
 
-/// One superblock that is to be frozen.
+/// One superblock that the run freezes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PlannedFilesystem {
-    /// Where it is mounted, as people name it (its first whole, visible mount).
+    /// Where it is mounted: the visible mount that shows most of it.
     #[serde(serialize_with = "path_as_text")]
     pub mount_point: PathBuf,
-    /// The path to open it by: `mount_point`, or one below `/proc/PID/root` when it is mounted in
-    /// another mount namespace only.
+    /// The path to open: `mount_point`, or a path below `/proc/PID/root` if it can only be reached
+    /// in another mount namespace.
     #[serde(serialize_with = "path_as_text")]
     pub open_path: PathBuf,
-    /// Every other mount point of the same superblock in the same mount namespace, but for those
+    /// Every other mount point of the same superblock in the same mount namespace, except those
     /// that another mount covers.
     #[serde(serialize_with = "paths_as_text")]
     pub also_mounted_at: Vec<PathBuf>,
-    /// mountinfo's major:minor: what names a superblock (never `st_dev`, which differs on btrfs).
+    /// mountinfo's major:minor, which identifies the superblock. `st_dev` does not: it differs on
+    /// btrfs.
     pub device: DeviceNumber,
-    /// The mount source, as mountinfo has it: `/dev/sda1`.
+    /// The mount source as in mountinfo: `/dev/sda1`.
     pub source: String,
     /// The filesystem type: `ext4`.
     pub filesystem_type: String,
-    /// Freeze order: level 0 freezes first and thaws last; filesystems of one level are
-    /// independent of one another. Levels have no gaps.
+    /// The freeze level. Level 0 freezes first and thaws last. Filesystems of one level do not
+    /// depend on each other. Levels have no gaps.
     pub level: u32,
 }
 
@@ -45,7 +46,7 @@ pub struct SkippedFilesystem {
     pub source: String,
     /// The filesystem type.
     pub filesystem_type: String,
-    /// Why it is left out: in JSON a stable `reason` and a sentence `why`.
+    /// Why it is left out. The JSON has a stable `reason` and a sentence `why`.
     #[serde(flatten)]
     pub reason: SkipReason,
 }

@@ -1,4 +1,4 @@
-//! In which order superblocks freeze: what is stacked above before what it lies on.
+//! The order in which superblocks freeze: a superblock freezes before the one it is stacked on.
 
 use std::collections::BTreeMap;
 
@@ -7,15 +7,17 @@ use crate::device_number::DeviceNumber;
 use crate::devices::DeviceGraph;
 use crate::mountinfo::{MountEntry, MountNamespace};
 
-/// The freeze level of each of `planned`: one more than the highest of all that must freeze before
-/// it, which is what is stacked above it.
+/// Returns the freeze level of each of `planned`.
+///
+/// A level is one more than the highest level among the superblocks that must freeze before it.
+/// Those are the superblocks stacked above it.
 pub(super) fn levels(
     superblocks: &[Superblock<'_>],
     planned: &[&Superblock<'_>],
     namespaces: &[MountNamespace],
     devices: &DeviceGraph,
 ) -> BTreeMap<DeviceNumber, u32> {
-    // All superblocks take part, for one that is not frozen may connect two that are.
+    // All superblocks take part, because one that is not frozen may connect two that are.
     let all: Vec<&MountEntry> = superblocks
         .iter()
         .map(|superblock| superblock.primary)
@@ -29,8 +31,9 @@ pub(super) fn levels(
             .get(&upper)
             .is_some_and(|devices| devices.contains(&lower))
     };
-    // `/` is stalled for as short as can be, for everybody, ourselves included, lives on it: it and
-    // what lies below it wait for all the others, and so it has a level of its own.
+    // Every process depends on `/`, this run included, so `/` must be frozen as briefly as
+    // possible. `/` and the filesystems below it freeze after all others, so `/` has a level of its
+    // own.
     let root = planned
         .iter()
         .find(|superblock| superblock.is_root())
@@ -53,7 +56,7 @@ pub(super) fn levels(
             (*then, before.copied().collect())
         })
         .collect();
-    // In a strict order, whatever comes before X has fewer before it than X has.
+    // In a strict order, a predecessor of X has fewer predecessors than X.
     order.sort_by_key(|(_, before)| before.len());
     let mut levels = BTreeMap::new();
     for (device, before) in order {

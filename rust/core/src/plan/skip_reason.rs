@@ -10,11 +10,11 @@ use crate::device_number::DeviceNumber;
 /// Why a filesystem is not frozen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SkipReason {
-    /// The superblock is read-only: nothing writes to it.
+    /// The superblock is read-only, so nothing writes to it.
     ReadOnly,
     /// The kernel cannot freeze this type (FIFREEZE answers EOPNOTSUPP).
     NotFreezable,
-    /// It has no local block device: network, FUSE, autofs, or memory.
+    /// It is not on a local block device, for example network, FUSE, autofs, or memory.
     NotOnLocalBlockDevice,
     /// An exclude pattern names it.
     Excluded {
@@ -26,19 +26,19 @@ pub enum SkipReason {
         /// mountinfo's major:minor.
         device: DeviceNumber,
     },
-    /// Include patterns were given and none names it.
+    /// Include patterns were given, and none matches it.
     NotIncluded,
     /// Another mount covers every mount point of it, so it cannot be opened.
     Covered,
-    /// The way to every mount point of it leads through a network or FUSE filesystem, which may
-    /// hang whoever passes.
+    /// The way to every mount point of it leads through a network or FUSE filesystem. The run could
+    /// hang there.
     BehindAnother,
-    /// The run is to freeze nothing at all.
+    /// The caller asked the run to freeze nothing.
     FreezeNotWanted,
 }
 
 impl SkipReason {
-    /// The stable name of the reason, for programs.
+    /// Returns the stable code of this reason.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -71,7 +71,7 @@ impl fmt::Display for SkipReason {
             Self::BehindAnother => {
                 "the way to it leads through a network or FUSE filesystem, which could hang"
             }
-            Self::FreezeNotWanted => "the run is to freeze nothing",
+            Self::FreezeNotWanted => "the run was asked to freeze nothing",
         })
     }
 }

@@ -1,5 +1,5 @@
-//! Every mounted superblock once, by the mount that it is best reached through, and whether it can be
-//! frozen at all.
+//! Every mounted superblock once, with the mount that is best to open, and whether it can be frozen
+//! at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,20 +11,20 @@ use crate::devices::DeviceGraph;
 use crate::mountinfo::{MountEntry, MountNamespace, MountTree};
 use crate::pattern::Subject;
 
-/// Types that lie on a block device and that the kernel cannot freeze: their super_operations have
-/// no `freeze_fs` (Linux 6.18). Any type not listed is tried; FIFREEZE has the last word.
+/// Types on a block device that the kernel cannot freeze: their super_operations have no
+/// `freeze_fs` (Linux 6.18). The run tries every other type, and FIFREEZE decides.
 const NOT_FREEZABLE: [&str; 10] = [
     "vfat", "msdos", "exfat", "ntfs3", "iso9660", "udf", "squashfs", "erofs", "cramfs", "romfs",
 ];
 
-/// Types without a block device that a path may lead through without any risk of waiting: the
-/// kernel itself answers for them. autofs is here because it only waits where nothing is mounted.
+/// Types without a block device that a path may lead through without a risk of waiting, because the
+/// kernel itself serves them. autofs is among them because it waits only where nothing is mounted.
 const ANSWERED_BY_THE_KERNEL: [&str; 11] = [
     "tmpfs", "devtmpfs", "ramfs", "rootfs", "overlay", "autofs", "proc", "sysfs", "devpts",
     "cgroup2", "zfs",
 ];
 
-/// How well a mount can be opened; the earlier the better.
+/// How well a mount can be opened. An earlier variant is better.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Reach {
     Open,
@@ -32,16 +32,16 @@ enum Reach {
     Covered,
 }
 
-/// One superblock and its mounts in the namespace that it is best reached through.
+/// One superblock, and its mounts in the namespace where it is best to open.
 pub(super) struct Superblock<'a> {
     pid: Option<u32>,
     pub(super) primary: &'a MountEntry,
     reach: Reach,
-    /// Its mounts that can be reached as well as `primary`, in the order of mountinfo.
+    /// Its mounts with the same reach as `primary`, in the order of mountinfo.
     pub(super) mounts: Vec<&'a MountEntry>,
 }
 
-/// Every superblock once, in the order in which they are first seen.
+/// Returns every superblock once, in the order of their first mounts.
 pub(super) fn superblocks(namespaces: &[MountNamespace]) -> Vec<Superblock<'_>> {
     let mut found: Vec<Superblock<'_>> = Vec::new();
     let mut index_of: BTreeMap<DeviceNumber, usize> = BTreeMap::new();
@@ -52,7 +52,7 @@ pub(super) fn superblocks(namespaces: &[MountNamespace]) -> Vec<Superblock<'_>> 
             by_device.entry(mount.device).or_default().push(mount);
         }
         for mount in &namespace.mounts {
-            // Taken out at its first mount, a superblock is looked at once.
+            // The first mount of a superblock removes it from the map, so each is examined once.
             let Some(mounts) = by_device.remove(&mount.device) else {
                 continue;
             };
@@ -83,7 +83,7 @@ fn reach(mount: &MountEntry, tree: &MountTree<'_>) -> Reach {
     if !std::ptr::eq(*end, mount) {
         return Reach::Covered;
     }
-    // The root filesystem is left out: every path on the machine leads through it, whatever it is.
+    // The root filesystem does not count, because every path on the machine leads through it.
     let is_safe = |passed: &&MountEntry| {
         passed.is_on_local_block_device()
             || ANSWERED_BY_THE_KERNEL.contains(&passed.filesystem_type.as_str())
@@ -107,8 +107,8 @@ impl<'a> Superblock<'a> {
             .filter(|(reach, _)| *reach == best)
             .map(|(_, mount)| mount)
             .collect();
-        // The whole filesystem rather than a directory of it (btrfs: the subvolume nearest to the
-        // top), then the shortest path; of equals the one mounted first.
+        // A mount of the whole filesystem comes before a mount of a directory in it (btrfs: the
+        // subvolume nearest to the top). Then the shortest path wins, then the first mount.
         let length = |path: &Path| path.as_os_str().len();
         let primary = *mounts
             .iter()
@@ -121,8 +121,10 @@ impl<'a> Superblock<'a> {
         })
     }
 
-    /// Its mounts that show as much of it as `primary` does. A bind mount of one of its directories
-    /// is not among them: `--exclude /var/lib/docker/volumes/x` must not leave all of `/` out.
+    /// Returns its mounts that show as much of it as `primary` does.
+    ///
+    /// A bind mount of one of its directories is not among them, because
+    /// `--exclude /var/lib/docker/volumes/x` must not leave out all of `/`.
     pub(super) fn whole(&self) -> Vec<&'a MountEntry> {
         self.mounts
             .iter()
@@ -156,12 +158,13 @@ impl<'a> Superblock<'a> {
         }
     }
 
-    /// Why it cannot be frozen, whatever is asked for.
+    /// Returns why it cannot be frozen, no matter what the caller selects.
     pub(super) fn why_impossible(&self) -> Option<SkipReason> {
         if !self.primary.is_on_local_block_device() {
             Some(SkipReason::NotOnLocalBlockDevice)
         } else if self.primary.superblock_is_read_only() {
-            // Before the type: of a read-only image nothing is lost, of a FAT disk something is.
+            // This check comes before the type. Leaving out a read-only image loses nothing;
+            // leaving out a writable FAT disk does.
             Some(SkipReason::ReadOnly)
         } else if NOT_FREEZABLE.contains(&self.primary.filesystem_type.as_str()) {
             Some(SkipReason::NotFreezable)

@@ -1,4 +1,4 @@
-//! All that is known of a run that is over.
+//! Everything that is known about a run that is over.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,31 +15,32 @@ use crate::callees::Callees;
 use crate::calls::Waiting;
 use crate::companion::sync::Synced;
 
-/// All that is known of a run that is over.
+/// Everything that is known about a run that is over.
 pub(crate) struct Facts<'a> {
     pub(crate) run_id: &'a str,
     pub(crate) plan: &'a Plan,
-    /// The blobs and the host, with what became of their calls.
+    /// The blobs and the host, with the results of their calls.
     pub(crate) callees: &'a Callees,
     pub(crate) thaw_timeout: Duration,
     pub(crate) deadlines: Deadlines,
     pub(crate) ledger: &'a Arc<LedgerFile>,
     pub(crate) synced: &'a [Synced],
     pub(crate) rcu: &'a Rcu,
-    /// None when the window ended in a panic.
+    /// `None` if a panic ended the window.
     pub(crate) record: Option<WindowRecord<Waiting>>,
     pub(crate) watchdog: WatchdogOutcome,
 }
 
 impl Facts<'_> {
-    /// From the first FIFREEZE called to the last FITHAW returned, whoever called it.
+    /// Returns the time from the call of the first FIFREEZE to the return of the last FITHAW,
+    /// whether the run or the watchdog called it.
     pub(super) fn window(&self) -> Option<Duration> {
         let entries = self.ledger.entries.iter();
         let last_thaw = entries.filter_map(Entry::thawed_at).max()?;
         Some(last_thaw.since(self.first_freeze_at()?))
     }
 
-    /// When the first FIFREEZE was called.
+    /// Returns when the first FIFREEZE was called.
     pub(super) fn first_freeze_at(&self) -> Option<Monotonic> {
         self.ledger
             .entries

@@ -1,4 +1,4 @@
-//! What became of each filesystem, from its entry in the ledger.
+//! The outcome of each filesystem, from its entry in the ledger.
 
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::ledger::{Entry, FreezeState};
@@ -13,7 +13,7 @@ use vmsnapshot_sys::Errno;
 
 use super::facts::Facts;
 
-/// The outcome of every planned filesystem, in freeze order.
+/// Returns the outcome of every planned filesystem, in freeze order.
 pub(super) fn filesystem_outcomes(facts: &Facts<'_>) -> Vec<FilesystemOutcome> {
     facts
         .plan
@@ -79,28 +79,28 @@ fn filesystem_outcome(
 fn error_text(outcome: FilesystemResult, entry: &Entry) -> Option<String> {
     match outcome {
         FilesystemResult::ThawedByWatchdog if entry.undid_another() => Some(
-            "a FITHAW of the watchdog, called at the deadline while FIFREEZE waited behind the freeze \
-             of another program, undid that one"
+            "the watchdog's FITHAW undid another program's freeze: at the deadline, FIFREEZE still \
+             waited for that freeze to end"
                 .to_owned(),
         ),
         FilesystemResult::Thawed | FilesystemResult::ThawedByWatchdog => None,
         FilesystemResult::ThawedByAnother => {
-            Some("FITHAW: it was not frozen any more: somebody else thawed it".to_owned())
+            Some("FITHAW: another program had already thawed it".to_owned())
         }
         FilesystemResult::FrozenByAnother if entry.undid_another() => Some(
-            "FIFREEZE: device or resource busy: frozen by somebody else; a FITHAW of ours, called \
-             at the deadline while FIFREEZE waited behind that freeze, undid it"
+            "FIFREEZE: device or resource busy: another program had frozen it; this run's FITHAW \
+             undid that freeze: at the deadline, FIFREEZE still waited for it to end"
                 .to_owned(),
         ),
         FilesystemResult::FrozenByAnother => Some(
-            "FIFREEZE: device or resource busy: frozen or suspended by somebody else".to_owned(),
+            "FIFREEZE: device or resource busy: another program has frozen or suspended it".to_owned(),
         ),
         FilesystemResult::NotFreezable | FilesystemResult::FreezeFailed => {
             Some(format!("FIFREEZE: {}", number_text(entry.freeze_errno())))
         }
-        FilesystemResult::NotFrozen => Some("the run ended before its turn".to_owned()),
+        FilesystemResult::NotFrozen => Some("the run ended before its turn came".to_owned()),
         FilesystemResult::FreezeHung => {
-            Some("FIFREEZE has not returned; the watchdog thaws it when it does".to_owned())
+            Some("FIFREEZE has not returned; the watchdog thaws the filesystem when it does".to_owned())
         }
         FilesystemResult::NotThawed if entry.thaw_errno() == 0 => Some("FITHAW has not returned".to_owned()),
         FilesystemResult::NotThawed => Some(format!("FITHAW: {}", number_text(entry.thaw_errno()))),

@@ -1,4 +1,4 @@
-//! What became of the requests: the blobs' and the host's.
+//! The outcomes of the requests to the blobs and to the host.
 
 use vmsnapshot_core::blob::{self, SasUri};
 use vmsnapshot_core::host_call::HostCall;
@@ -20,7 +20,7 @@ struct NoRecord {
 }
 
 impl NoRecord {
-    /// The stable name, and how many attempts it stands for.
+    /// Returns the stable code, and how many attempts it stands for.
     fn code_and_attempts(&self) -> (&'static str, u32) {
         if self.may_be_sent {
             ("NoAnswer", 1)
@@ -30,17 +30,20 @@ impl NoRecord {
     }
 }
 
-/// What is known of a call.
+/// Returns the record of a call, or why there is none.
 fn record_of<'a>(facts: &Facts<'_>, call: &'a Call) -> Result<&'a CallRecord, NoRecord> {
     let (may_be_sent, message) = match (call, &facts.record) {
         (Call::Ended(record), _) => return Ok(record),
         (Call::Prepared(_), Some(_)) => (
             false,
-            "the request was not sent: not everything could be frozen",
+            "the request was not sent: not every filesystem could be frozen",
         ),
-        (Call::Prepared(_), None) => (false, "the request was not sent: the window broke off"),
-        (Call::Sent, None) => (true, "the window broke off"),
-        (Call::Sent, Some(_)) => (true, "the window ended before there was an answer"),
+        (Call::Prepared(_), None) => (
+            false,
+            "the request was not sent: an internal error ended the window",
+        ),
+        (Call::Sent, None) => (true, "an internal error ended the window"),
+        (Call::Sent, Some(_)) => (true, "the window ended before an answer arrived"),
     };
     Err(NoRecord {
         may_be_sent,
@@ -48,7 +51,7 @@ fn record_of<'a>(facts: &Facts<'_>, call: &'a Call) -> Result<&'a CallRecord, No
     })
 }
 
-/// What became of every blob's request, in the order the blobs were given.
+/// Returns the outcome of every blob's request, in the order the blobs were given.
 pub(super) fn blob_outcomes(facts: &Facts<'_>) -> Vec<BlobOutcome> {
     let outcome = |blob: &Result<(SasUri, Call), Unusable>| match blob {
         Ok((uri, call)) => match record_of(facts, call) {
@@ -68,7 +71,8 @@ pub(super) fn blob_outcomes(facts: &Facts<'_>) -> Vec<BlobOutcome> {
     facts.callees.blobs.each().iter().map(outcome).collect()
 }
 
-/// The outcome of a blob that was sent nothing, because of what the blob or its server is.
+/// Returns the outcome of a blob that got no request, because its URI, its SAS or its server is
+/// unusable.
 fn unusable_outcome(unusable: &Unusable) -> BlobOutcome {
     let error = &unusable.error;
     BlobOutcome {
@@ -86,7 +90,7 @@ fn unusable_outcome(unusable: &Unusable) -> BlobOutcome {
     }
 }
 
-/// What became of the host call, if there was one to be made.
+/// Returns the outcome of the host call, if the run had one to make.
 pub(super) fn host_outcome(facts: &Facts<'_>) -> Option<HostCallOutcome> {
     let (call, state) = facts.callees.host.as_ref()?;
     let record = match record_of(facts, state) {
@@ -150,7 +154,7 @@ fn unanswered(
     }
 }
 
-/// Whether the server may have seen the request, and the failure's stable name.
+/// Returns whether the server may have received the request, and the stable code of the failure.
 fn judge_failure(failure: &SendFailure) -> (bool, &'static str) {
     match failure {
         SendFailure::NotSent { .. } => (false, "NotSent"),
@@ -200,7 +204,7 @@ fn blob_outcome(uri: &SasUri, record: &CallRecord) -> BlobOutcome {
     if record.first_left_open && outcome.outcome == BlobResult::Refused {
         outcome.outcome = BlobResult::Unknown;
         outcome.message = Some(format!(
-            "a first attempt may have made a snapshot; the second was refused: {}",
+            "the first attempt may have created a snapshot; the second was refused: {}",
             outcome.message.as_deref().unwrap_or("no reason was given")
         ));
     }
@@ -247,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn blob_that_was_sent_nothing_is_refused_with_the_code_and_the_words_of_its_error() {
+    fn blob_that_got_no_request_is_refused_with_the_code_and_the_text_of_its_error() {
         let unreachable = unusable(
             "http://host/c/b",
             ConnectError::ConnectFailed {

@@ -1,4 +1,4 @@
-//! What happened when.
+//! The events of a run, in order of time.
 
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::report::{milliseconds, TimelineEvent, TimelineEventKind};
@@ -9,7 +9,7 @@ use super::facts::Facts;
 use crate::calls::Call;
 use crate::companion::sync::Synced;
 
-/// Every moment that is known, in order of time.
+/// Returns every known event of the run, in order of time.
 pub(super) fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
     use TimelineEventKind::{
         FreezeCalled, FreezeReturned, RequestEnded, RequestSent, SyncFailed, SyncLate, ThawCalled,
