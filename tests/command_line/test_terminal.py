@@ -1,4 +1,4 @@
-"""The command on a terminal: what it says to whoever types, and where."""
+"""The command on a terminal: what it prints, and where."""
 
 from __future__ import annotations
 

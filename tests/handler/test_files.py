@@ -1,4 +1,4 @@
-"""Small files are whole whenever somebody reads them."""
+"""Small files are whole at every moment."""
 
 from __future__ import annotations
 

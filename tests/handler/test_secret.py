@@ -1,4 +1,4 @@
-"""Secrets do not print, whoever prints them."""
+"""Secrets do not print, in whatever way they are printed."""
 
 from __future__ import annotations
 

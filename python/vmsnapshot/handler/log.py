@@ -101,7 +101,7 @@ class Log:
         self._add(Level.INFO, text)
 
     def warning(self, text: str) -> None:
-        """Adds a line that somebody should look at, though the run goes on as asked."""
+        """Adds a line that an operator should look at, although the run goes on as asked."""
         self._add(Level.WARNING, text)
 
     def error(self, text: str) -> None:

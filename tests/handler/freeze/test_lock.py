@@ -211,6 +211,6 @@ def test_file_that_cannot_be_opened_is_no_lock(path: Path) -> None:
 
 
 def test_read_only_filesystem_is_no_lock() -> None:
-    # The kernel's own: nobody can make a directory there, not even root.
+    # The kernel's own: not even root can make a directory there.
     with pytest.raises(LockUnavailableError):
         SafeFreezeLock(path=Path("/proc/self/azure/SafeFreezeLock/SafeFreezeLockFile"))

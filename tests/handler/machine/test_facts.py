@@ -123,7 +123,7 @@ def test_a_command_line_that_cannot_be_read_does_not_keep_the_command_waiting(tm
     process(tmp_path, 50, "mysqld")
     blocked = process(tmp_path, 51) / "cmdline"
     blocked.unlink()
-    # Opening a pipe that nobody writes to waits, as reading does for a process that hangs in a page fault.
+    # Opening a pipe without a writer waits, as reading does for a process that hangs in a page fault.
     os.mkfifo(blocked)
     started = time.monotonic()
     try:

@@ -104,7 +104,7 @@ class Freezing:
                     has_thawed = True
                     thaw_leftovers(self.log)
                 elif error.kind == "another-run" and time.monotonic() < until:
-                    # Somebody at the command line: whoever else freezes has the lock.
+                    # A run of the command line. Every other program that freezes has the lock.
                     time.sleep(_RETRY_SECONDS)
                 else:
                     raise
