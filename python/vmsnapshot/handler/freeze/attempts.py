@@ -65,7 +65,7 @@ _DEADLINE_CODES = frozenset({"watchdog-fired", "thawed-by-watchdog"})
 
 
 class EndedEarlyError(Exception):
-    """The job ends without a snapshot, with an outcome of its own."""
+    """The job ends without a snapshot. `outcome` is its outcome."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.message)
