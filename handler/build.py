@@ -1,8 +1,8 @@
 """Builds the extension package: ``python handler/build.py --wheels DIRECTORY --output FILE.zip``.
 
-Puts files together, and compiles nothing: the module is the one that ``make build`` has left in
-python/vmsnapshot, or that of a wheel of ours (``make release``), and what is brought along comes from the
-wheels that requirements.txt pins, which are downloaded once. The same input gives the same zip.
+It only collects files and compiles nothing. The compiled module is the one that ``make build`` has written to
+python/vmsnapshot, or that of our own wheel (``make release``). The bundled packages come from the wheels that
+requirements.txt pins. These are downloaded once. The same input gives the same zip.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ REQUIREMENTS = HANDLER / "requirements.txt"
 PACKAGE = REPOSITORY / "python/vmsnapshot"
 MODULE = PACKAGE / "_native.abi3.so"
 
-# Of a wheel, only what runs on every Python, and what its licence asks to be kept. No compiled module is in
-# this list: one is made for a single version of Python, and of no use to the others.
+# The parts of a wheel that run on every Python, and those that its licence requires. No compiled module is
+# among them, because each works with a single version of Python.
 _KEPT = re.compile(
     r".*\.py|certifi/cacert\.pem|[^/]*\.dist-info/(METADATA|licenses/.*[^/]|LICENSE[^/]*|NOTICE[^/]*)"
 )
 _LEFT_OUT = re.compile(r"certifi/tests/.*|aiohttp/(pytest_plugin|test_utils)\.py")
 
-# Zip knows no time before this one. The agent gives every file the time of unpacking anyway.
+# The earliest time that zip supports. The agent gives every file the time of unpacking anyway.
 _TIME = (1980, 1, 1, 0, 0, 0)
 
 
 def main() -> int:
-    """Builds the package and prints where it is."""
+    """Builds the package and prints its path."""
     parser = argparse.ArgumentParser(description="builds the extension package")
     parser.add_argument("--wheels", type=Path, required=True, help="where downloaded wheels are kept")
     parser.add_argument("--output", type=Path, required=True, help="the zip to write")
@@ -54,23 +54,23 @@ def main() -> int:
 
 
 def pinned_wheels(directory: Path) -> list[Path]:
-    """Returns the wheels that requirements.txt pins; downloads them where ``directory`` lacks one."""
+    """Returns the wheels that requirements.txt pins. Downloads them if ``directory`` lacks one."""
     pinned = set(re.findall(r"--hash=sha256:([0-9a-f]{64})", REQUIREMENTS.read_text()))
     directory.mkdir(parents=True, exist_ok=True)
     if not pinned <= _by_hash(directory).keys():
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         command += ["--require-hashes", "--no-deps", "--only-binary=:all:", "--dest", str(directory)]
-        # The same files on every machine; the hashes choose among those that fit.
+        # The same files on every machine. The hashes choose one of those that match.
         command += ["--python-version", "3.9", "--implementation", "cp", "--abi", "cp39"]
         command += ["--platform", "manylinux2014_x86_64", "--requirement", str(REQUIREMENTS)]
         subprocess.run(command, check=True)
     found = _by_hash(directory)
-    # What an earlier requirements.txt has left in the directory is not used.
+    # Wheels of an earlier requirements.txt are not used.
     return sorted(found[digest] for digest in pinned)
 
 
 def package_files(module: bytes, wheels: list[Path]) -> dict[str, bytes]:
-    """Returns the files of the package by their names in it."""
+    """Returns the files of the package by their names in the zip."""
     files: dict[str, bytes] = {}
     for name, content in _parts(module, wheels):
         if name in files:
@@ -80,14 +80,14 @@ def package_files(module: bytes, wheels: list[Path]) -> dict[str, bytes]:
 
 
 def write_zip(output: Path, files: dict[str, bytes]) -> None:
-    """Writes the zip, replacing an older one only when it is complete."""
+    """Writes the zip. It replaces an older one only after it is complete."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as package:
         for name, content in sorted(files.items()):
             entry = zipfile.ZipInfo(name, _TIME)
             entry.compress_type = zipfile.ZIP_DEFLATED
-            # The agent loses modes, and makes every file executable for its owner. These are for people.
+            # The agent ignores modes, and makes every file executable for its owner. These are for people.
             entry.external_attr = (0o100755 if name == "bin/handler" else 0o100644) << 16
             entry.create_system = 3
             package.writestr(entry, content)
@@ -110,7 +110,7 @@ def _parts(module: bytes, wheels: list[Path]) -> Iterator[tuple[str, bytes]]:
 
 def _tree(directory: Path, name: str) -> Iterator[tuple[str, bytes]]:
     for path in sorted(directory.rglob("*")):
-        # Modules: a developer's tree may have one for another version of Python. Stubs are for type checkers.
+        # No compiled modules: a developer's tree may have one for another Python. No stubs for type checkers.
         is_wanted = path.suffix not in (".so", ".pyc", ".pyi") and path.name != "py.typed"
         if path.is_file() and is_wanted:
             yield f"{name}/{path.relative_to(directory).as_posix()}", path.read_bytes()

@@ -1,7 +1,8 @@
-"""Tells whether this Python can run the extension: exits with 0, or prints why not and exits with 1.
+"""Checks whether this Python can run the extension: exits with 0, or prints why not and exits with 1.
 
-Has to be understood by every Python 3 there may be, so that the answer is "too old" and not a syntax error.
-The compiled modules are loaded, not looked for: one may be there without the system library that it needs.
+Every Python 3 must be able to parse this file, so that the answer is "too old" and not a syntax error. It
+loads the compiled modules instead of searching for them, because the system library of a module may be
+missing.
 """
 
 import sys
@@ -13,12 +14,12 @@ if sys.version_info < (3, 9):  # noqa: UP036 (this is what it is for)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
 try:
-    # A Python that was compiled by hand often lacks these.
+    # A manually compiled Python often lacks these.
     import _ssl  # noqa: F401
     import select  # noqa: F401
     import zlib  # noqa: F401
 
-    # Fails where the C library is older than the one it was built with, or files must not be executed.
+    # Fails if the C library is older than that of the build, or if files must not be executed.
     import vmsnapshot  # noqa: F401
 except Exception as error:
     sys.exit("%s: %s" % (type(error).__name__, error))  # noqa: UP031 (as above)

@@ -1,12 +1,13 @@
-"""Runs one command of the extension with the packages that it brings along.
+"""Runs one command of the extension with its bundled packages.
 
-`bin/handler` starts it, with ``-I -S``: the standard library is the system's, everything else is in ``lib``.
-A process that the handler leaves behind is started in the same way::
+`bin/handler` starts it with ``-I -S``. The standard library is that of the system, and everything else is in
+``lib``. The handler starts its other processes in the same way::
 
     [sys.executable, "-I", "-S", "-X", "utf8", "<base dir>/bin/main.py", "<verb>"]
 
-Bytecode is written by ``install`` only, which therefore imports what the later commands need. Elsewhere an
-import that writes could meet a frozen filesystem, and wait for a thaw that its own process has to ask for.
+Only ``install`` writes bytecode. Therefore it imports everything that later commands need. In other commands,
+an import that writes could block on a frozen filesystem, and wait for a thaw that its own process has to
+start.
 """
 
 from __future__ import annotations

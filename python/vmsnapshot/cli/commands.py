@@ -108,7 +108,7 @@ def _snapshot(parsed: argparse.Namespace) -> int:
             _keep_error(report_file, error)
         raise
     except KeyboardInterrupt:
-        # One that comes as the hold ends must not take the report away.
+        # A signal at the end of the hold must not suppress the report.
         pass
     if finished is None:
         return _interrupted(report_file, as_json=parsed.json)

@@ -121,7 +121,7 @@ def plan_text(plan: Plan, screen: Screen, every: bool = False) -> str:
 
 
 def report_text(report: Report, screen: Screen) -> str:
-    """Describes what a run did and what its snapshots are worth."""
+    """Describes what a run did, and whether its snapshots are consistent."""
     tone = Tone.BAD if not report.all_thawed else Tone.GOOD if report.consistent else Tone.DOUBTFUL
     text = screen.paint(screen.fold(headline(report)), tone) + "\n"
     if report.filesystems:

@@ -93,11 +93,11 @@ class Log:
         self._suspended = False
         self._discarding = False
         self._discarded = 0
-        # Reentrant, so that a signal handler that logs all the same does not wait for itself.
+        # Reentrant, so that a signal handler that logs in spite of the rule does not deadlock.
         self._lock = RLock()
 
     def info(self, text: str) -> None:
-        """Adds a line that says how it goes."""
+        """Adds a line about the progress."""
         self._add(Level.INFO, text)
 
     def warning(self, text: str) -> None:
@@ -105,7 +105,7 @@ class Log:
         self._add(Level.WARNING, text)
 
     def error(self, text: str) -> None:
-        """Adds a line that says why something was not done."""
+        """Adds a line about a failure and its cause."""
         self._add(Level.ERROR, text)
 
     def suspend(self, *, discard: bool = False) -> None:

@@ -67,7 +67,7 @@ _FREEZE_RESULTS: dict[FreezeDoubt | None, tuple[FreezeResult, FreezeResult]] = {
 
 
 class EndedEarlyError(Exception):
-    """The job ends without a snapshot, with an outcome of its own."""
+    """The job ends without a snapshot. `outcome` is its outcome."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.message)
