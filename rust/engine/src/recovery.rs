@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{major, minor, open, Mode, OFlags};
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::device_number::DeviceNumber;
-use vmsnapshot_core::ledger::{Entry, FreezeState, Header, Thawer};
+use vmsnapshot_core::ledger::{Entry, FreezeState, Header, Ledger, Thawer};
 use vmsnapshot_core::mountinfo::MountNamespace;
 use vmsnapshot_core::plan::PlannedFilesystem;
 use vmsnapshot_core::report::utc_text;
@@ -290,6 +290,12 @@ fn why_left_alone(run: &KeptRun) -> Option<String> {
     }
 }
 
+/// Whether no filesystem of the run has been announced so far.
+fn has_not_frozen(ledger: &Ledger) -> bool {
+    let mut entries = ledger.entries.iter();
+    entries.all(|entry| entry.state() == FreezeState::Planned)
+}
+
 /// Returns how far a run has come.
 ///
 /// A living process alone proves nothing, because a service or a program that uses the Python API
@@ -309,9 +315,9 @@ fn run_state(run: &KeptRun) -> RunState {
         .is_none_or(|deadline| clock::monotonic() < deadline);
     let watchdog_is_alive = process::is_alive(header.watchdog());
     match (may_be_frozen, is_in_time, watchdog_is_alive) {
-        // Before its window a run may not have a watchdog yet.
-        (false, _, false)
-            if header.started_at().is_none() && process::is_alive(header.parent()) =>
+        // Before its first freeze a run may not have a watchdog yet, or not any more.
+        (false, true, false)
+            if has_not_frozen(&run.ledger) && process::is_alive(header.parent()) =>
         {
             RunState::AtWork
         }

@@ -187,10 +187,9 @@ impl Session {
 
     /// Syncs, freezes, snapshots, thaws, and reports.
     ///
-    /// *Blocking*: the limits on sync and on connecting, then the thaw timeout. If everything is
-    /// thawed by then, it may take 2 s more for the watchdog's last word, and 1 s, or as long as
-    /// the host call may take, for the bodies of answers. If not, it takes 250 ms more, and the
-    /// report says what is still frozen.
+    /// *Blocking*: the limits on sync and on connecting, 2 s for arming, then the thaw timeout. After
+    /// it, 2 s for the watchdog's last word (250 ms if something is still frozen), 1 s or the limit
+    /// of the host call for the bodies of answers, and 200 ms for the freeze threads to end.
     ///
     /// # Errors
     /// [`PrepareError`], before anything is frozen. Later failures are in the report, because
@@ -284,6 +283,10 @@ impl Session {
         // If the run went as planned, its report says everything and the ledger is not needed.
         if !report.all_thawed || report.watchdog.fired.is_some() || !report.watchdog.released {
             published.keep();
+        }
+        // A FITHAW of the watchdog that has not returned could undo the freeze of the next run.
+        if !report.watchdog.released && process::is_alive(ledger.header.watchdog()) {
+            published.leave_lock_to_watchdog();
         }
         Ok(report)
     }

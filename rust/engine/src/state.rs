@@ -224,6 +224,13 @@ impl Published {
     pub(crate) fn keep(&mut self) {
         self.is_kept = true;
     }
+
+    /// Leaves the lock to a watchdog that is still at work, whatever the ledger says.
+    pub(crate) fn leave_lock_to_watchdog(&mut self) {
+        if let Some(lock) = self.lock.take() {
+            lock.leave_to_watchdog();
+        }
+    }
 }
 
 impl Drop for Published {

@@ -180,8 +180,9 @@ impl<'a> Vigil<'a> {
     fn wait(&self) {
         let limit = if let Some(fired_at) = self.fired_at {
             let tick = decayed(FIRED_TICK, clock::monotonic().since(fired_at));
-            // Once everything is thawed, only the run's last frame is missing.
-            self.watch.ledger.may_be_frozen().then_some(tick)
+            // Once everything is thawed, only the run's last frame is missing. Without a run there is
+            // none to wait for: a worker may have finished since the caller looked.
+            (self.channel.is_none() || self.watch.ledger.may_be_frozen()).then_some(tick)
         } else {
             self.guard_by()
                 .map(|deadline| deadline.since(clock::monotonic()))

@@ -78,7 +78,7 @@ fn filesystem_outcome(
 
 fn error_text(outcome: FilesystemResult, entry: &Entry) -> Option<String> {
     match outcome {
-        FilesystemResult::ThawedByWatchdog if entry.undid_another() => Some(
+        FilesystemResult::Thawed | FilesystemResult::ThawedByWatchdog if entry.undid_another() => Some(
             "the watchdog's FITHAW undid another program's freeze: at the deadline, FIFREEZE still \
              waited for that freeze to end"
                 .to_owned(),

@@ -58,7 +58,9 @@ pub(super) fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
     for (uri, call) in blobs.chain(host) {
         if let Call::Ended(call) = call {
             let subject = Some(uri.to_string());
-            events.push(event(call.sent_at, RequestSent, subject.clone()));
+            if call.attempts > 0 {
+                events.push(event(call.sent_at, RequestSent, subject.clone()));
+            }
             events.push(event(call.ended_at, RequestEnded, subject));
         }
     }
