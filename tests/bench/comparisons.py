@@ -360,7 +360,7 @@ def _stopped(mount_points: Sequence[Path]) -> tuple[int, int]:
             status = _wait_for_status(run.pid, is_all_thawed)
         finally:
             processes.kill(run)
-    deadline_ns = monotonic_ns(status["started_at"]) + int(thaw_timeout_seconds * 1e9)
+    deadline_ns = monotonic_ns(status.started_at) + int(thaw_timeout_seconds * 1e9)
     return deadline_ns, _last_thaw_ns(status)
 
 
