@@ -69,6 +69,20 @@ def test_a_fault_in_the_window_with_standard_error_on_a_frozen_filesystem_does_n
 
 
 @pytest.mark.timeout(360)
+def test_a_filesystem_that_the_kernel_cannot_freeze_puts_the_freeze_in_doubt_and_does_not_end_it(
+    machine: Machine, faulty_run: Path
+) -> None:
+    report = run_with(faulty_run, "eopnotsupp-in-freeze", machine)
+    by_outcome = {filesystem["outcome"]: filesystem for filesystem in report["filesystems"]}
+    assert set(by_outcome) == {"thawed", "not-freezable"}
+    assert (report["all_thawed"], report["consistent"]) == (True, False)
+    assert report["freeze_doubt_code"] == "not-freezable"
+    refused = by_outcome["not-freezable"]
+    assert f"`{refused['mount_point']}` ({refused['filesystem_type']})" in report["freeze_doubt"]
+    machine.assert_rcu_is_back()
+
+
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize("fault", ["panic-in-every-thaw", "eio-in-every-thaw"])
 def test_watchdog_thaws_what_the_run_cannot(machine: Machine, faulty_run: Path, fault: str) -> None:
     report = run_with(faulty_run, fault, machine)

@@ -20,7 +20,7 @@ use crate::mountinfo::{MountNamespace, MountTree};
 use crate::pattern::{Pattern, PatternError, Subject};
 use crate::text::path_text;
 use levels::levels;
-use superblocks::superblocks;
+use superblocks::{superblocks, Superblock};
 
 /// The filesystems that the caller selects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,100 +103,34 @@ impl Plan {
         selection: &Selection,
     ) -> Result<Self, PlanError> {
         let superblocks = superblocks(namespaces);
-        let subjects: Vec<Subject<'_>> = superblocks
+        let mut candidates: Vec<Candidate<'_>> = superblocks
             .iter()
-            .map(|superblock| superblock.subject(devices, &superblock.mounts))
+            .map(|superblock| Candidate {
+                superblock,
+                subject: superblock.subject(devices, &superblock.mounts),
+                skip: superblock.why_impossible(),
+                is_excluded: false,
+            })
             .collect();
-        let mut skip: Vec<Option<SkipReason>> = superblocks
-            .iter()
-            .map(|superblock| superblock.why_impossible())
-            .collect();
-
-        let mut unmatched_excludes: Vec<&Pattern> = selection.exclude.iter().collect();
-        let mut is_excluded = vec![false; superblocks.len()];
-        for ((superblock, skip), is_excluded) in
-            superblocks.iter().zip(&mut skip).zip(&mut is_excluded)
-        {
-            let subject = superblock.subject(devices, &superblock.whole());
-            for pattern in selection
-                .exclude
-                .iter()
-                .filter(|pattern| pattern.matches(&subject))
-            {
-                *is_excluded = true;
-                unmatched_excludes.retain(|unmatched| *unmatched != pattern);
-                skip.get_or_insert_with(|| SkipReason::Excluded {
-                    pattern: pattern.text().to_owned(),
-                });
-            }
-        }
-        for ((superblock, skip), is_excluded) in
-            superblocks.iter().zip(&mut skip).zip(&mut is_excluded)
-        {
-            let device = superblock.primary.device;
-            if selection.excluded_devices.contains(&device) {
-                *is_excluded = true;
-                skip.get_or_insert(SkipReason::ExcludedDevice { device });
-            }
-        }
+        let unmatched_excludes = exclude(&mut candidates, &selection.exclude, devices);
+        exclude_devices(&mut candidates, &selection.excluded_devices);
         for pattern in &selection.include {
-            let mut matched = superblocks
-                .iter()
-                .zip(&skip)
-                .zip(&is_excluded)
-                .zip(&subjects)
-                .filter(|(_, subject)| pattern.matches(subject))
-                .map(|(rest, _)| rest)
-                .peekable();
-            if matched.peek().is_none() {
-                return Err(matches_nothing(pattern, namespaces));
-            }
-            // Several superblocks can be mounted on top of each other at a path. It is an error
-            // only if none of them can be frozen. The error names the last one, which is visible
-            // there.
-            let mut refused = None;
-            for ((superblock, skip), is_excluded) in matched {
-                match skip {
-                    Some(reason) if !is_excluded => refused = Some((superblock, reason)),
-                    _ => {
-                        refused = None;
-                        break;
-                    }
-                }
-            }
-            if let Some((superblock, reason)) = refused.filter(|_| pattern.is_literal()) {
-                return Err(PlanError::NotFreezable {
-                    pattern: pattern.text().to_owned(),
-                    filesystem_type: superblock.primary.filesystem_type.clone(),
-                    reason: reason.clone(),
-                });
-            }
+            check_include(pattern, &candidates, namespaces)?;
         }
         if !selection.include.is_empty() {
-            for (subject, skip) in subjects.iter().zip(&mut skip) {
-                if !selection
-                    .include
-                    .iter()
-                    .any(|pattern| pattern.matches(subject))
-                {
-                    skip.get_or_insert(SkipReason::NotIncluded);
-                }
-            }
+            leave_out_the_rest(&mut candidates, &selection.include);
         }
 
         let mut plan = Self {
-            unmatched_excludes: unmatched_excludes
-                .iter()
-                .map(|pattern| pattern.text().to_owned())
-                .collect(),
+            unmatched_excludes,
             unusable_excludes: selection.unusable_excludes.clone(),
             ..Self::default()
         };
         let mut planned = Vec::new();
-        for (superblock, skip) in superblocks.iter().zip(skip) {
-            match skip {
-                Some(reason) => plan.skipped.push(superblock.skipped(reason)),
-                None => planned.push(superblock),
+        for candidate in candidates {
+            match candidate.skip {
+                Some(reason) => plan.skipped.push(candidate.superblock.skipped(reason)),
+                None => planned.push(candidate.superblock),
             }
         }
         let levels = levels(&superblocks, &planned, namespaces, devices);
@@ -231,6 +165,101 @@ impl Plan {
     }
 }
 
+/// A superblock while the plan is made.
+struct Candidate<'a> {
+    superblock: &'a Superblock<'a>,
+    /// What include patterns match against. It has all mounts of the superblock.
+    subject: Subject<'a>,
+    /// Why it is left out, or `None` as long as no reason is known.
+    skip: Option<SkipReason>,
+    /// Whether the selection excludes it. `skip` may still be another reason.
+    is_excluded: bool,
+}
+
+/// Leaves out what an exclude pattern matches. Returns the patterns that match nothing.
+fn exclude(
+    candidates: &mut [Candidate<'_>],
+    patterns: &[Pattern],
+    devices: &DeviceGraph,
+) -> Vec<String> {
+    let mut unmatched: Vec<&Pattern> = patterns.iter().collect();
+    for candidate in candidates {
+        let superblock = candidate.superblock;
+        let subject = superblock.subject(devices, &superblock.whole());
+        for pattern in patterns.iter().filter(|pattern| pattern.matches(&subject)) {
+            candidate.is_excluded = true;
+            unmatched.retain(|other| *other != pattern);
+            candidate.skip.get_or_insert_with(|| SkipReason::Excluded {
+                pattern: pattern.text().to_owned(),
+            });
+        }
+    }
+    unmatched
+        .iter()
+        .map(|pattern| pattern.text().to_owned())
+        .collect()
+}
+
+/// Leaves out the excluded devices.
+fn exclude_devices(candidates: &mut [Candidate<'_>], excluded: &BTreeSet<DeviceNumber>) {
+    for candidate in candidates {
+        let device = candidate.superblock.primary.device;
+        if excluded.contains(&device) {
+            candidate.is_excluded = true;
+            candidate
+                .skip
+                .get_or_insert(SkipReason::ExcludedDevice { device });
+        }
+    }
+}
+
+/// Checks that an include pattern matches something, and that it can be frozen if the pattern names
+/// one mount.
+fn check_include(
+    pattern: &Pattern,
+    candidates: &[Candidate<'_>],
+    namespaces: &[MountNamespace],
+) -> Result<(), PlanError> {
+    let mut matched = candidates
+        .iter()
+        .filter(|candidate| pattern.matches(&candidate.subject))
+        .peekable();
+    if matched.peek().is_none() {
+        return Err(matches_nothing(pattern, namespaces));
+    }
+    if !pattern.is_literal() {
+        return Ok(());
+    }
+    // Several superblocks can be mounted on top of each other at this path. That is an error only if
+    // none of them can be frozen. The last one is visible there, so the error names it.
+    let mut refused = None;
+    for candidate in matched {
+        match &candidate.skip {
+            Some(reason) if !candidate.is_excluded => refused = Some((candidate, reason)),
+            Some(_) | None => return Ok(()),
+        }
+    }
+    match refused {
+        Some((candidate, reason)) => Err(PlanError::NotFreezable {
+            pattern: pattern.text().to_owned(),
+            filesystem_type: candidate.superblock.primary.filesystem_type.clone(),
+            reason: reason.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Leaves out what no include pattern matches.
+fn leave_out_the_rest(candidates: &mut [Candidate<'_>], include: &[Pattern]) {
+    for candidate in candidates {
+        let subject = &candidate.subject;
+        if !include.iter().any(|pattern| pattern.matches(subject)) {
+            candidate.skip.get_or_insert(SkipReason::NotIncluded);
+        }
+    }
+}
+
+/// Why an include pattern matches nothing.
 fn matches_nothing(pattern: &Pattern, namespaces: &[MountNamespace]) -> PlanError {
     let Some(path) = pattern.literal_mount_point() else {
         return PlanError::PatternMatchesNothing {

@@ -96,31 +96,14 @@ fn freeze_doubt(
     watchdog_fired: bool,
     filesystems: &[FilesystemOutcome],
 ) -> Option<(FreezeDoubt, String)> {
-    let is_thawed = |outcome: &FilesystemOutcome| outcome.outcome == FilesystemResult::Thawed;
-    filesystem_doubt(filesystems, window.is_some()).or_else(|| {
-        let (doubt, why) = match window {
-            None => (
-                FreezeDoubt::WindowBrokeOff,
-                "an internal error of vmsnapshot ended the window",
-            ),
-            Some(_) if watchdog_fired => {
-                (FreezeDoubt::WatchdogFired, "the watchdog ended the window")
-            }
-            Some(window) if window.watchdog_lost => (
-                FreezeDoubt::WatchdogLost,
-                "the watchdog was lost, so the window was ended early",
-            ),
-            Some(window) if !window.froze_all => (
-                FreezeDoubt::FreezeLate,
-                "the freeze ended before everything was frozen",
-            ),
-            Some(_) if !filesystems.iter().any(is_thawed) => {
-                (FreezeDoubt::NothingFrozen, "nothing was frozen")
-            }
-            Some(_) => return None,
-        };
-        Some((doubt, why.to_owned()))
-    })
+    filesystem_doubt(filesystems, window.is_some())
+        .or_else(|| window_doubt(window, watchdog_fired))
+        .or_else(|| not_freezable(filesystems))
+        .or_else(|| {
+            filesystems
+                .is_empty()
+                .then(|| (FreezeDoubt::NothingFrozen, "nothing was frozen".to_owned()))
+        })
 }
 
 /// Returns the most serious doubt that the outcome of a filesystem causes, if any does.
@@ -135,10 +118,9 @@ fn filesystem_doubt(
         FilesystemResult::ThawedByAnother => Some((3, FreezeDoubt::ThawedByAnother)),
         FilesystemResult::FrozenByAnother => Some((4, FreezeDoubt::FrozenByAnother)),
         FilesystemResult::FreezeFailed => Some((4, FreezeDoubt::FreezeFailed)),
-        FilesystemResult::NotFreezable => Some((5, FreezeDoubt::NotFreezable)),
-        FilesystemResult::NotFrozen if has_ended => Some((6, FreezeDoubt::FreezeLate)),
-        FilesystemResult::NotFrozen => Some((6, FreezeDoubt::WindowBrokeOff)),
-        FilesystemResult::Thawed => None,
+        FilesystemResult::NotFrozen if has_ended => Some((5, FreezeDoubt::FreezeLate)),
+        FilesystemResult::NotFrozen => Some((5, FreezeDoubt::WindowBrokeOff)),
+        FilesystemResult::Thawed | FilesystemResult::NotFreezable => None,
     };
     let (_, doubt, worst) = filesystems
         .iter()
@@ -166,17 +148,49 @@ fn filesystem_doubt(
             "`{mount_point}` could not be frozen: {}",
             worst.error.as_deref().unwrap_or("no reason was given")
         ),
-        // The plan leaves out types that are known not to be freezable, and read-only filesystems.
-        // So this one is writable.
-        FilesystemResult::NotFreezable => format!(
-            "the kernel cannot freeze `{mount_point}` ({}), which is writable",
-            worst.filesystem_type
-        ),
-        FilesystemResult::NotFrozen | FilesystemResult::Thawed => {
+        FilesystemResult::NotFrozen | FilesystemResult::Thawed | FilesystemResult::NotFreezable => {
             format!("the run ended before `{mount_point}` was frozen")
         }
     };
     Some((doubt, why))
+}
+
+/// Returns the doubt that the end of the window causes, if it causes one.
+fn window_doubt(window: Option<WindowEnd>, watchdog_fired: bool) -> Option<(FreezeDoubt, String)> {
+    let (doubt, why) = match window {
+        None => (
+            FreezeDoubt::WindowBrokeOff,
+            "an internal error of vmsnapshot ended the window",
+        ),
+        Some(_) if watchdog_fired => (FreezeDoubt::WatchdogFired, "the watchdog ended the window"),
+        Some(window) if window.watchdog_lost => (
+            FreezeDoubt::WatchdogLost,
+            "the watchdog was lost, so the window was ended early",
+        ),
+        Some(window) if !window.froze_all => (
+            FreezeDoubt::FreezeLate,
+            "the freeze ended before everything was frozen",
+        ),
+        Some(_) => return None,
+    };
+    Some((doubt, why.to_owned()))
+}
+
+/// Returns the doubt about the first filesystem that the kernel cannot freeze, if there is one.
+///
+/// It does not end the window, and the calls are made all the same. So whatever did end the window
+/// is more serious.
+fn not_freezable(filesystems: &[FilesystemOutcome]) -> Option<(FreezeDoubt, String)> {
+    let found = filesystems
+        .iter()
+        .find(|filesystem| filesystem.outcome == FilesystemResult::NotFreezable)?;
+    // The plan leaves out types that are known not to be freezable, and read-only filesystems.
+    // So this one is writable.
+    let why = format!(
+        "the kernel cannot freeze `{}` ({}), which is writable",
+        found.mount_point, found.filesystem_type
+    );
+    Some((FreezeDoubt::NotFreezable, why))
 }
 
 /// Returns why a snapshot is not known to exist: the first such blob, or the host's whole set.
@@ -279,7 +293,6 @@ mod tests {
                 FreezeDoubt::ThawedByAnother,
             ),
             (FilesystemResult::FreezeFailed, FreezeDoubt::FreezeFailed),
-            (FilesystemResult::NotFreezable, FreezeDoubt::NotFreezable),
             (FilesystemResult::NotFrozen, FreezeDoubt::FreezeLate),
         ];
         let late = window(false, false);
@@ -322,16 +335,50 @@ mod tests {
                 &frozen,
                 Some(FreezeDoubt::FreezeLate),
             ),
-            (
-                good,
-                false,
-                &[FilesystemResult::NotFreezable],
-                Some(FreezeDoubt::NotFreezable),
-            ),
             (good, false, &[], Some(FreezeDoubt::NothingFrozen)),
         ] {
             assert_eq!(code(window_end, watchdog_fired, outcomes), expected);
         }
+    }
+
+    #[test]
+    fn filesystem_that_cannot_be_frozen_is_the_doubt_only_if_nothing_ended_the_window() {
+        let not_freezable = [FilesystemResult::Thawed, FilesystemResult::NotFreezable];
+        let good = window(true, false);
+        for (window_end, watchdog_fired, outcomes, expected) in [
+            (good, false, &not_freezable[..], FreezeDoubt::NotFreezable),
+            (
+                good,
+                false,
+                &[FilesystemResult::NotFreezable],
+                FreezeDoubt::NotFreezable,
+            ),
+            (
+                window(false, false),
+                false,
+                &[FilesystemResult::NotFreezable, FilesystemResult::NotFrozen],
+                FreezeDoubt::FreezeLate,
+            ),
+            (
+                window(false, false),
+                false,
+                &not_freezable,
+                FreezeDoubt::FreezeLate,
+            ),
+            (
+                window(true, true),
+                false,
+                &not_freezable,
+                FreezeDoubt::WatchdogLost,
+            ),
+            (good, true, &not_freezable, FreezeDoubt::WatchdogFired),
+            (None, false, &not_freezable, FreezeDoubt::WindowBrokeOff),
+        ] {
+            let doubt = code(window_end, watchdog_fired, outcomes);
+            assert_eq!(doubt, Some(expected), "{window_end:?} {outcomes:?}");
+        }
+        let (_, why) = freeze_doubt(good, false, &not_freezable.map(filesystem)).unwrap();
+        assert!(why.contains("`/NotFreezable` (ext4)"), "{why}");
     }
 
     fn host(outcome: HostCallResult, http_status: Option<u16>) -> HostCallOutcome {

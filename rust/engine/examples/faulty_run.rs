@@ -3,12 +3,14 @@
 //!
 //! `panic-in-freeze` and `panic-in-thaw` panic after the real call, once per filesystem.
 //! `panic-in-every-thaw` always panics instead of the call. `eio-in-thaw` fails instead of the
-//! first two calls per filesystem, `eio-in-every-thaw` instead of every call. The program prints
-//! the report as one line of JSON. It takes no snapshot.
+//! first two calls per filesystem, `eio-in-every-thaw` instead of every call.
+//! `eopnotsupp-in-freeze` fails instead of the first FIFREEZE. The program prints the report as one
+//! line of JSON. It takes no snapshot.
 
 use std::collections::HashMap;
 use std::error::Error;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,17 +29,24 @@ enum Fault {
     PanicInEveryThaw,
     EioInThaw,
     EioInEveryThaw,
+    EopnotsuppInFreeze,
 }
 
 /// The real kernel with one fault.
 struct Faulty {
     fault: Fault,
+    /// How often FIFREEZE was called.
+    freezes: AtomicU32,
     /// How often FITHAW was called on each directory.
     thaws: Mutex<HashMap<i32, u32>>,
 }
 
 impl Kernel for Faulty {
     fn freeze(&self, directory: BorrowedFd<'_>) -> Result<(), Errno> {
+        let is_first = self.freezes.fetch_add(1, Ordering::SeqCst) == 0;
+        if self.fault == Fault::EopnotsuppInFreeze && is_first {
+            return Err(Errno::OPNOTSUPP);
+        }
         let result = Linux.freeze(directory);
         assert!(
             self.fault != Fault::PanicInFreeze,
@@ -61,7 +70,10 @@ impl Kernel for Faulty {
             Fault::PanicInEveryThaw => panic!("the fault was asked for"),
             Fault::EioInThaw if count <= 2 => Err(Errno::IO),
             Fault::EioInEveryThaw => Err(Errno::IO),
-            Fault::PanicInFreeze | Fault::PanicInThaw | Fault::EioInThaw => Linux.thaw(directory),
+            Fault::PanicInFreeze
+            | Fault::PanicInThaw
+            | Fault::EioInThaw
+            | Fault::EopnotsuppInFreeze => Linux.thaw(directory),
         }
     }
 
@@ -78,6 +90,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some("panic-in-every-thaw") => Fault::PanicInEveryThaw,
         Some("eio-in-thaw") => Fault::EioInThaw,
         Some("eio-in-every-thaw") => Fault::EioInEveryThaw,
+        Some("eopnotsupp-in-freeze") => Fault::EopnotsuppInFreeze,
         _ => return Err("the first argument names no fault".into()),
     };
     let include: Vec<String> = arguments.map(|path| format!("mount={path}")).collect();
@@ -97,6 +110,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let kernel = Arc::new(Faulty {
         fault,
+        freezes: AtomicU32::new(0),
         thaws: Mutex::new(HashMap::new()),
     });
     let session = prepare_on(kernel, &plan, Asked::default(), options, &mut Silent)?;

@@ -234,6 +234,16 @@ def test_failed_freeze_is_followed_by_calls_without_one_where_the_job_allows_it(
     assert len(engine.prepared) == 2
 
 
+@pytest.mark.parametrize("settings", [SETTINGS, CRASH_CONSISTENT])
+def test_snapshots_beside_what_the_kernel_cannot_freeze_are_reported_and_not_taken_twice(
+    run: Any, settings: Settings
+) -> None:
+    attempt, engine = run(Report("not-freezable"), settings=settings)
+    assert attempt.freeze is FreezeResult.FAILED
+    assert [item.succeeded for item in attempt.items] == [True]
+    assert len(engine.prepared) == 1
+
+
 def test_second_run_that_cannot_be_prepared_leaves_the_first_ones_code(run: Any) -> None:
     attempt, _ = run(error("filesystem"), error("run"), settings=CRASH_CONSISTENT)
     assert (attempt.freeze, attempt.items) == (FreezeResult.UNABLE_TO_OPEN, ())

@@ -180,15 +180,14 @@ class Attempts:
     def _run(self, calls: Calls) -> tuple[FreezeResult, Report | None]:
         """Freezes, calls, thaws; without a freeze where that failed and the job allows it."""
         freeze, report = self._run_frozen(calls)
-        if freeze.code is None:
+        # The engine makes the calls although the kernel cannot freeze one of the filesystems. Then the
+        # snapshots exist: report them. A second run would take them twice.
+        if freeze.code is None or (report is not None and _was_sent(report)):
             return freeze, report
         is_allowed = may_be_crash_consistent(self._settings)
         # No second run while something is still frozen, or after a signal.
         if not is_allowed or self._log.is_suspended or self._interruptions.noted:
             return freeze, None
-        if report is not None and report.freeze_doubt_code == "not-freezable":
-            # Everything else was frozen, and the snapshots are taken: a second run would take them twice.
-            return freeze, report
         self._log.warning("the freeze failed; the job allows a crash-consistent snapshot")
         try:
             with self._prepare(vmsnapshot.plan().without_filesystems(), calls) as session:
@@ -267,10 +266,13 @@ class _UnpreparedError(Exception):
 
 
 def _freeze_result(report: Report) -> FreezeResult:
-    host_call = report.host_call
-    was_sent = any(blob.attempts for blob in report.blobs) or (host_call is not None and host_call.attempts)
     if_sent, if_unsent = _FREEZE_RESULTS[report.freeze_doubt_code]
-    return if_sent if was_sent else if_unsent
+    return if_sent if _was_sent(report) else if_unsent
+
+
+def _was_sent(report: Report) -> bool:
+    host_call = report.host_call
+    return any(blob.attempts for blob in report.blobs) or (host_call is not None and host_call.attempts > 0)
 
 
 def _header_text(value: Any) -> str:

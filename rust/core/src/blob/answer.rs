@@ -22,8 +22,6 @@ pub struct JudgedAnswer {
     pub message: Option<String>,
     /// Whether another run may succeed without anything being changed.
     pub retryable: bool,
-    /// Whether the request may be sent once more in the same window.
-    pub retry_in_window: bool,
 }
 
 /// Returns whether `status` means that the snapshot exists.
@@ -73,7 +71,6 @@ pub fn judge_answer(
                 error_code: None,
                 message: None,
                 retryable: false,
-                retry_in_window: false,
             },
             None => bad_answer(format!(
                 "the service answered {status} without a usable x-ms-snapshot"
@@ -102,7 +99,6 @@ pub fn judge_answer(
         },
         snapshot: None,
         retryable: may_retry_in_window(status) || is_gateway_failure || timed_out || rate_exceeded,
-        retry_in_window: may_retry_in_window(status),
         error_code: error_code.or_else(|| (status < 400).then(|| "BadAnswer".to_owned())),
         message: message.or_else(|| Some(status_words(status))),
     }
@@ -131,7 +127,6 @@ fn bad_answer(message: String) -> JudgedAnswer {
         error_code: Some("BadAnswer".to_owned()),
         message: Some(message),
         retryable: false,
-        retry_in_window: false,
     }
 }
 
@@ -274,8 +269,8 @@ mod tests {
         ] {
             let answer = judge_answer(status, None, Some(header.as_bytes()), b"");
             assert_eq!(
-                (answer.outcome, answer.retryable, answer.retry_in_window),
-                (outcome, retryable, retry_in_window),
+                (answer.outcome, answer.retryable),
+                (outcome, retryable),
                 "{status} {header}"
             );
             assert_eq!(answer.error_code.as_deref(), Some(header));
