@@ -220,7 +220,8 @@ fn leaves_open(result: &Result<RawAnswer, SendFailure>) -> bool {
     match result {
         Ok(answer) => {
             let code = answer.error_code.as_ref();
-            blob::leaves_open(answer.status, code.map(http::HeaderValue::as_bytes))
+            let code = code.map(http::HeaderValue::as_bytes);
+            blob::leaves_open(answer.status, code, &answer.body)
         }
         Err(SendFailure::NotSent { .. }) => false,
         Err(SendFailure::Lost { .. } | SendFailure::BadAnswer { .. } | SendFailure::NoAnswer) => {
@@ -247,6 +248,9 @@ mod tests {
     const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
     const BUSY: &str = "HTTP/1.1 503 x\r\nContent-Length: 4\r\n\r\nbusy";
     const FAULT: &str = "HTTP/1.1 500 x\r\nContent-Length: 0\r\n\r\n";
+    /// 503 with its error code in the body only.
+    const OUT_OF_TIME: &str = "HTTP/1.1 503 x\r\nContent-Length: 45\r\n\r\n\
+        <Error><Code>OperationTimedOut</Code></Error>";
     /// Closes the connection instead of answering.
     const CLOSES: &str = "";
 
@@ -369,10 +373,11 @@ mod tests {
     }
 
     #[test]
-    fn blob_request_is_sent_again_after_a_500_and_a_lost_connection() {
+    fn blob_request_is_sent_again_after_a_500_a_503_and_a_lost_connection() {
         run(async {
             for (answers, left_open) in [
                 (&[FAULT, GOOD], true),
+                (&[OUT_OF_TIME, GOOD], true),
                 (&[CLOSES, GOOD], true),
                 (&[BUSY, GOOD], false),
             ] {

@@ -50,8 +50,22 @@ pub fn may_retry_in_window(status: u16) -> bool {
 ///
 /// *In the window*: allowed.
 #[must_use]
-pub fn leaves_open(status: u16, error_code: Option<&[u8]>) -> bool {
-    matches!(status, 500..=502 | 504..=599) || error_code == Some(TIMED_OUT.as_bytes())
+pub fn leaves_open(status: u16, error_code_header: Option<&[u8]>, body: &[u8]) -> bool {
+    status_leaves_open(status)
+        || error_code(error_code_header, body).is_some_and(|code| code == TIMED_OUT)
+}
+
+fn status_leaves_open(status: u16) -> bool {
+    matches!(status, 500..=502 | 504..=599)
+}
+
+/// Returns the storage error code of a refusal: that of the header, or else that of the body.
+fn error_code(header: Option<&[u8]>, body: &[u8]) -> Option<String> {
+    header.and_then(code_text).or_else(|| {
+        element(body, b"Code")
+            .filter(|code| code.is_closed)
+            .and_then(|code| code_text(code.text))
+    })
 }
 
 /// Judges an answer to Snapshot Blob by its status, its headers `x-ms-snapshot` and
@@ -82,17 +96,13 @@ pub fn judge_answer(
             "the service answered {status}, which is not an answer to Snapshot Blob"
         ));
     }
-    let error_code = error_code_header.and_then(code_text).or_else(|| {
-        element(body, b"Code")
-            .filter(|code| code.is_closed)
-            .and_then(|code| code_text(code.text))
-    });
+    let error_code = error_code(error_code_header, body);
     let message = element(body, b"Message").and_then(|message| message_text(message.text));
     let timed_out = error_code.as_deref() == Some(TIMED_OUT);
     let rate_exceeded = error_code.as_deref() == Some("SnapshotOperationRateExceeded");
     let is_gateway_failure = matches!(status, 502 | 504);
     JudgedAnswer {
-        outcome: if leaves_open(status, error_code.as_deref().map(str::as_bytes)) {
+        outcome: if status_leaves_open(status) || timed_out {
             BlobResult::Unknown
         } else {
             BlobResult::Refused
