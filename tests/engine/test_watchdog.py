@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.engine.conftest import THAW_LIMIT_MS, Machine
 from tests.engine.runs import kill, outcomes, start_program
-from tests.support.command import SnapshotRun, is_running, read_status, run_of, wait_until_gone
+from tests.support.command import SnapshotRun, is_running, read_status, run_of, take_snapshot, wait_until_gone
 from tests.support.control_groups import ENTER, control_group
 from tests.support.fault_server import Creates
 
@@ -131,6 +134,48 @@ def test_a_run_freezes_nothing_when_its_watchdog_is_gone_before_the_window(machi
     assert machine.server.requests() == []
     for writer in machine.writers:
         assert writer.longest_stall_ms() < 1000.0
+
+
+def test_a_run_holds_signals_until_the_last_word_of_its_watchdog(machine: Machine) -> None:
+    with thawed_run_with_a_stopped_watchdog(machine) as (run, _):
+        signal_bit = 1 << (signal.SIGTERM - 1)
+        assert blocked_signals(run.process.pid) & signal_bit
+        assert outcomes(run.finish().document) == {"thawed"}
+
+
+def test_a_watchdog_that_has_not_given_its_last_word_keeps_the_lock(machine: Machine) -> None:
+    with thawed_run_with_a_stopped_watchdog(machine) as (run, watchdog_pid):
+        finished = run.finish()
+        assert finished.document["watchdog"]["released"] is False
+        assert is_running(watchdog_pid)
+        uris = [machine.server.uri("disk")]
+        assert take_snapshot(machine.mount_points, uris).error_code == "another-run"
+    wait_until_gone(watchdog_pid)
+    assert take_snapshot(machine.mount_points, uris).status == 0
+
+
+@contextlib.contextmanager
+def thawed_run_with_a_stopped_watchdog(machine: Machine) -> Iterator[tuple[SnapshotRun, int]]:
+    """Yields a run that has thawed and waits for its watchdog, which is stopped, and the watchdog's pid."""
+    machine.server.script("disk", Creates(after_ms=500))
+    with SnapshotRun(machine.mount_points, [machine.server.uri("disk")]) as run:
+        run.wait_until_open(machine.server)
+        watchdog_pid = int(run_of(read_status(), run.run_id())["watchdog_pid"])
+        os.kill(watchdog_pid, signal.SIGSTOP)
+        try:
+            until = time.monotonic() + 5.0
+            while read_status()["frozen"]:
+                assert time.monotonic() < until, "the run does not thaw"
+            yield run, watchdog_pid
+        finally:
+            os.kill(watchdog_pid, signal.SIGCONT)
+
+
+def blocked_signals(pid: int) -> int:
+    """Returns the signal mask of the main thread of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (mask,) = (line.split()[1] for line in lines if line.startswith("SigBlk:"))
+    return int(mask, 16)
 
 
 def assert_watchdog_thawed_all(run_id: str, reason: str) -> None:

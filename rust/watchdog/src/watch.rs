@@ -342,7 +342,41 @@ impl Watch {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use rustix::fs::{memfd_create, MemfdFlags};
+    use vmsnapshot_sys::kernel::Linux;
+
     use super::*;
+
+    /// Otherwise it sleeps for ever, with the lock, if the last worker settles between the look at
+    /// the ledger and the wait.
+    #[test]
+    fn watchdog_without_a_run_looks_again_although_nothing_is_frozen() {
+        let memory = memfd_create("ledger", MemfdFlags::CLOEXEC).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let watch = Watch {
+                ledger: LedgerFile::create(memory, 1).unwrap(),
+                kernel: Arc::new(Linux),
+                freezer_is_gone: AtomicBool::new(true),
+                fired: Signal::new(1),
+                settled: Signal::new(0),
+            };
+            let vigil = Vigil {
+                watch: &watch,
+                channel: None,
+                run: None,
+                rcu: None,
+                is_armed: true,
+                fired_at: Some(clock::monotonic()),
+            };
+            assert!(!watch.ledger.may_be_frozen());
+            vigil.wait();
+            sender.send(()).unwrap();
+        });
+        assert!(receiver.recv_timeout(Duration::from_secs(10)).is_ok());
+    }
 
     #[test]
     fn pauses_stay_short_for_a_minute_and_grow_to_a_second_after_it() {

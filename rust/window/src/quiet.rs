@@ -30,9 +30,10 @@ impl Quiet {
 
     /// Ends it, once the watchdog is released.
     ///
-    /// If something of `ledger` may still be frozen, panics stay silent for the rest of the process: a freeze thread goes on
-    /// calling FITHAW, and its panic must not wait for the disk that it is to thaw. Signals are let
-    /// through all the same. One that ends this process is a reason for the watchdog to thaw.
+    /// If something of `ledger` may still be frozen, panics stay silent for the rest of the process:
+    /// a freeze thread goes on calling FITHAW, and its panic must not wait for the disk that it is to
+    /// thaw. Signals are let through all the same. One that ends this process is a reason for the
+    /// watchdog to thaw.
     pub fn end(mut self, ledger: &Ledger) {
         if ledger.may_be_frozen() {
             self.hook = None;

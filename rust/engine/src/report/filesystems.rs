@@ -106,3 +106,33 @@ fn error_text(outcome: FilesystemResult, entry: &Entry) -> Option<String> {
         FilesystemResult::NotThawed => Some(format!("FITHAW: {}", number_text(entry.thaw_errno()))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+    use rustix::fs::{memfd_create, MemfdFlags};
+    use vmsnapshot_core::ledger::Thawer;
+    use vmsnapshot_sys::clock;
+
+    use super::*;
+
+    #[test]
+    fn undone_freeze_of_another_program_is_reported_whoever_thawed_in_the_end() {
+        for (thawer, outcome) in [
+            (Thawer::Run, FilesystemResult::Thawed),
+            (Thawer::Watchdog, FilesystemResult::ThawedByWatchdog),
+        ] {
+            let memory = memfd_create("ledger", MemfdFlags::CLOEXEC).unwrap();
+            let ledger = LedgerFile::create(memory, 1).unwrap();
+            let entry = &ledger.entries[0];
+            let now = clock::monotonic();
+            assert!(entry.announce(now) && entry.frozen(now));
+            entry.thawed(thawer, now);
+            assert_eq!(error_text(outcome, entry), None);
+            entry.undo_another();
+            let text = error_text(outcome, entry).unwrap();
+            assert!(text.contains("undid another program's freeze"), "{text}");
+        }
+    }
+}
