@@ -17,7 +17,7 @@ from vmsnapshot.cli.arguments import parse_arguments, parse_metadata
 from vmsnapshot.cli.blob_list import parse_blob_list
 from vmsnapshot.errors import ArgumentsError
 
-MARK = "nobody-may-see-this"
+MARK = "c2VjcmV0"
 
 # Characters of a URI. A line that begins with `#` is a comment, and one with `[` or `{` is JSON.
 URIS = st.builds(

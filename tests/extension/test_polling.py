@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -64,6 +65,17 @@ def sandbox(disk: ScratchFilesystem, host: HostService) -> Iterator[Sandbox]:
     with Sandbox([disk]) as sandbox:
         prepare(sandbox, host)
         yield sandbox
+
+
+@contextlib.contextmanager
+def held_lock(sandbox: Sandbox) -> Iterator[None]:
+    """Holds the lock of a backup, in a process of the sandbox."""
+    backup = sandbox.popen([sys.executable, "-c", HOLD_LOCK], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert backup.stdin is not None
+    assert backup.stdout is not None
+    with backup.stdin, backup.stdout:
+        assert backup.stdout.readline() == b"locked\n"
+        yield
 
 
 def prepare(sandbox: Sandbox, host: HostService) -> None:
@@ -215,11 +227,7 @@ def test_a_service_that_gets_sigterm_in_the_window_thaws_and_publishes_first(
 def test_a_service_waits_for_the_lock_of_a_backup(
     sandbox: Sandbox, disk: ScratchFilesystem, host: HostService
 ) -> None:
-    backup = sandbox.popen([sys.executable, "-c", HOLD_LOCK], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert backup.stdin is not None
-    assert backup.stdout is not None
-    with backup.stdin, backup.stdout:
-        assert backup.stdout.readline() == b"locked\n"
+    with held_lock(sandbox):
         service = start_service(sandbox)
         host.wait_for("checkforsnapshot")
         with pytest.raises(TimeoutError):
@@ -233,11 +241,7 @@ def test_a_service_waits_for_the_lock_of_a_backup(
 def test_a_service_that_gets_sigterm_before_the_freeze_ends_at_once_and_publishes_that(
     sandbox: Sandbox, disk: ScratchFilesystem, host: HostService
 ) -> None:
-    backup = sandbox.popen([sys.executable, "-c", HOLD_LOCK], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert backup.stdin is not None
-    assert backup.stdout is not None
-    with backup.stdin, backup.stdout:
-        assert backup.stdout.readline() == b"locked\n"
+    with held_lock(sandbox):
         service = start_service(sandbox)
         host.wait_for("checkforsnapshot")
         # Wait for this line: before the service accepts the request, a signal ends it without a result.

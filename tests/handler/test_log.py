@@ -19,7 +19,7 @@ from vmsnapshot.handler.log import HOST_BASED_EXTENSION_LOG, Level, Log, shell_l
 
 WRITER = "Microsoft.Azure.RecoveryServices.VMSnapshotLinux-1.0"
 MOMENT = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}"
-SIGNATURE = "nobody-may-see-this"
+SIGNATURE = "c2VjcmV0LW9mLWEtdGVzdA"
 SAS_URI = f"https://acct.blob.example/c/b?sv=2020-01-01&sig={SIGNATURE}&se=2030"
 
 
@@ -81,7 +81,7 @@ def test_no_signature_is_in_file_blob_or_events(log: Log, tmp_path: Path) -> Non
     log.error(f"could not reach {SAS_URI}")
     shell_line(tmp_path, f"command with {SAS_URI}")
     with (tmp_path / "shell.log").open("a") as shell_log:
-        shell_log.write(f"somebody else's line with {SAS_URI}\n")
+        shell_log.write(f"a line of another program with {SAS_URI}\n")
     # Cut in the middle of the signature.
     length = log_module.LINE_LIMIT_CHARACTERS - SAS_URI.index(SIGNATURE) - 5
     log.error("x" * length + SAS_URI)

@@ -255,7 +255,7 @@ def test_nothing_to_freeze_is_as_good_as_frozen() -> None:
         (Report(host_call=Call("not-sent", None, "NotSent", "it was closed", 3.0)), "STARTSNAP_HTTP_ERR"),
         (Report(host_call=Call(answer_ms=8999.0)), None),
         (Report(host_call=Call(answer_ms=9000.0)), "SNAPSHOT_TOOK_TOO_LONG"),
-        (Report("thawed-by-another", "somebody else thawed `/x`"), "SNAPSHOT_INCONSISTENT"),
+        (Report("thawed-by-another", "another program thawed `/x`"), "SNAPSHOT_INCONSISTENT"),
         # That there is no snapshot says more than what it would have been worth.
         (Report("watchdog-fired", "x", Call(http_status=500)), "STARTSNAP_UNEXPECTED_STATUS_500"),
     ],

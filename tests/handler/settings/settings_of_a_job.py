@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.support.protected_settings import object_str
 
-SIGNATURE = "nobody-may-see-this"
+SIGNATURE = "c2VjcmV0"
 STATUS_URI = f"https://logs.blob.core.windows.net/c/vm1.Status.txt?sv=2014-02-14&sr=b&sig={SIGNATURE}&sp=rw"
 LOGS_URI = f"https://logs.blob.core.windows.net/c/vm1.Logs.txt?sv=2014-02-14&sr=b&sig={SIGNATURE}&sp=rw"
 OS_URI = f"https://contoso5365.blob.core.windows.net/vhds/os.vhd?sv=2014-02-14&sr=b&sig={SIGNATURE}&sp=rw"

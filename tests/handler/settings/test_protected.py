@@ -16,7 +16,7 @@ from vmsnapshot.handler.secret import Secret
 from vmsnapshot.handler.settings import protected
 from vmsnapshot.handler.settings.protected import ProtectedSettingsError, decrypt
 
-MARK = "nobody-may-see-this"
+MARK = "c2VjcmV0"
 PLAIN: dict[str, Any] = {"objectStr": MARK, "statusBlobUri": f"https://b/s?sig={MARK}", "name": "Müller"}
 
 
