@@ -7,7 +7,7 @@ mod skip_reason;
 mod superblocks;
 
 pub use error::PlanError;
-pub use filesystems::{PlannedFilesystem, SkippedFilesystem};
+pub use filesystems::{open_path, PlannedFilesystem, SkippedFilesystem};
 pub use skip_reason::SkipReason;
 
 use std::collections::BTreeSet;

@@ -14,7 +14,7 @@ use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::ledger::{Entry, FreezeState, Header, Ledger, Thawer};
 use vmsnapshot_core::mountinfo::MountNamespace;
-use vmsnapshot_core::plan::PlannedFilesystem;
+use vmsnapshot_core::plan::{open_path, PlannedFilesystem};
 use vmsnapshot_core::report::utc_text;
 use vmsnapshot_core::status::{
     FrozenFilesystem, RcuStatus, RunFilesystem, RunState, RunStatus, Status, ThawFailed,
@@ -75,8 +75,9 @@ pub fn status() -> io::Result<Status> {
 
 /// Thaws what earlier runs left frozen and can no longer thaw themselves.
 ///
-/// The lock decides whether a run still can. While another process holds it, two kinds of runs are
-/// left alone: those that are alive with their deadline ahead, and those whose watchdog is alive.
+/// The lock decides whether a run still can. While another process holds it, these runs are left
+/// alone: those that are alive with their deadline ahead, those whose watchdog is alive, and those of
+/// another version that may have something frozen.
 ///
 /// *Blocking*: 5 s, if FITHAW calls hang.
 ///
@@ -160,11 +161,12 @@ fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> 
                 pending += 1;
                 let (sender, device) = (sender.clone(), entry.device());
                 let mounts = mounts_of(device, &namespaces);
+                let is_final = is_final(kept, entry);
                 // One thread per filesystem, because opening or thawing one may hang, or may wait
                 // for the thaw of another.
                 std::thread::spawn(move || {
                     // The receiver may have stopped waiting.
-                    let _ = sender.send((run, index, thaw_device(device, &mounts)));
+                    let _ = sender.send((run, index, is_final, thaw_device(device, &mounts)));
                 });
             }
         }
@@ -172,7 +174,7 @@ fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> 
     let deadline = Instant::now() + FITHAW_LIMIT;
     while pending > 0 {
         let left = deadline.saturating_duration_since(Instant::now());
-        let Ok((run, index, answer)) = receiver.recv_timeout(left) else {
+        let Ok((run, index, is_final, answer)) = receiver.recv_timeout(left) else {
             break;
         };
         pending -= 1;
@@ -180,10 +182,21 @@ fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> 
             continue;
         };
         if let Some(entry) = run.ledger.entries.get(index) {
-            settle(run, entry, answer, result);
+            settle(run, entry, is_final, answer, result);
         }
     }
     Ok(())
+}
+
+/// Whether the answer of a FITHAW that is called now is final, because no FIFREEZE can follow it.
+///
+/// As for the watchdog, this must be known *before* the FITHAW. A FIFREEZE that waits for a writer
+/// lets FITHAW answer EINVAL and freezes later. One that waits for another program's freeze lets
+/// FITHAW undo that freeze and freezes later, too.
+fn is_final(run: &KeptRun, entry: &Entry) -> bool {
+    !run.is_of_this_version()
+        || entry.state() == FreezeState::Frozen
+        || !process::is_alive(run.ledger.header.parent())
 }
 
 /// The result of thawing a device's filesystem.
@@ -225,7 +238,7 @@ fn thaw_device(device: DeviceNumber, mounts: &[PlannedFilesystem]) -> Answer {
 }
 
 /// Records an answer in the ledger and in the result.
-fn settle(run: &KeptRun, entry: &Entry, answer: Answer, result: &mut ThawResult) {
+fn settle(run: &KeptRun, entry: &Entry, is_final: bool, answer: Answer, result: &mut ThawResult) {
     let mount_point = run.name_of(entry);
     let device = entry.device().to_string();
     let run_id = run.run_id();
@@ -235,16 +248,12 @@ fn settle(run: &KeptRun, entry: &Entry, answer: Answer, result: &mut ThawResult)
             entry.thawed_for_another_version();
             None
         }
+        Answer::Thawed | Answer::NotFrozen if !is_final => {
+            Some("FIFREEZE has not returned: end the run's process, then thaw again".to_owned())
+        }
         Answer::Thawed => {
             entry.thawed(Thawer::Operator, clock::monotonic());
             None
-        }
-        // A FIFREEZE of a living process may still be waiting for a writer, and may freeze later.
-        Answer::NotFrozen
-            if entry.state() == FreezeState::Announced
-                && process::is_alive(run.ledger.header.parent()) =>
-        {
-            Some("FIFREEZE has not returned: end the run's process, then thaw again".to_owned())
         }
         // Another program has thawed it. It is not frozen, which is what the caller wants.
         Answer::NotFrozen | Answer::Gone => {
@@ -339,17 +348,9 @@ fn mounts_of(device: DeviceNumber, namespaces: &[MountNamespace]) -> Vec<Planned
             .iter()
             .filter(|mount| mount.device == device)
         {
-            let open_path = match namespace.pid {
-                None => mount.mount_point.clone(),
-                Some(pid) => {
-                    let below = mount.mount_point.strip_prefix("/");
-                    PathBuf::from(format!("/proc/{pid}/root"))
-                        .join(below.unwrap_or(&mount.mount_point))
-                }
-            };
             mounts.push(PlannedFilesystem {
                 mount_point: mount.mount_point.clone(),
-                open_path,
+                open_path: open_path(&mount.mount_point, namespace.pid),
                 also_mounted_at: Vec::new(),
                 device,
                 source: mount.source.clone(),
@@ -393,9 +394,10 @@ fn is_free(device: DeviceNumber) -> bool {
 fn run_status(run: &KeptRun) -> RunStatus {
     let header = &run.ledger.header;
     let own = run.is_of_this_version().then_some(header);
+    let state = run_state(run);
     RunStatus {
         run_id: run.run_id(),
-        state: run_state(run),
+        state,
         started_at: own.and_then(|header| instant_text(run, header.started_at())),
         thaws_by: own.and_then(|header| instant_text(run, header.guard_by())),
         pid: own.map(|header| header.parent().pid),
@@ -403,7 +405,7 @@ fn run_status(run: &KeptRun) -> RunStatus {
         watchdog_pid: own.map(|header| header.watchdog().pid),
         watchdog_alive: own.map(|header| process::is_alive(header.watchdog())),
         fired: own.and_then(Header::fired),
-        finished: run_state(run) == RunState::Over,
+        finished: state == RunState::Over,
         filesystems: run
             .ledger
             .entries
@@ -521,6 +523,26 @@ mod tests {
             assert_eq!(run_state(&run), state);
             assert_eq!(why_left_alone(&run).is_none(), state == RunState::Abandoned);
         }
+    }
+
+    #[test]
+    fn fithaw_of_an_announced_freeze_is_final_only_if_the_process_is_gone() {
+        for answer in [Answer::Thawed, Answer::NotFrozen] {
+            let run = run(GONE);
+            let entry = &run.ledger.entries[0];
+            assert!(entry.announce(clock::monotonic()));
+            assert!(!is_final(&run, entry));
+            let mut result = ThawResult::default();
+            settle(&run, entry, false, answer, &mut result);
+            assert_eq!((result.thawed.len(), result.failed.len()), (0, 1));
+            assert_eq!(entry.state(), FreezeState::Announced);
+
+            run.ledger.header.name("test", GONE);
+            assert!(is_final(&run, entry));
+        }
+        let frozen = run(GONE);
+        freeze(&frozen, None);
+        assert!(is_final(&frozen, &frozen.ledger.entries[0]));
     }
 
     #[test]

@@ -16,7 +16,7 @@ const INTRODUCTION_LIMIT: Duration = Duration::from_secs(30);
 /// What a watchdog is given before it is armed.
 pub(crate) struct Introduction {
     pub(crate) ledger: LedgerFile,
-    /// The lock that keeps a second run out. The watchdog holds it until it ends, if it has to.
+    /// The lock that prevents a second run. The watchdog holds it until it ends.
     pub(crate) lock: OwnedFd,
     pub(crate) run: Option<OwnedFd>,
     pub(crate) rcu: Option<OwnedFd>,

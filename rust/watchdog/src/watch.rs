@@ -2,8 +2,9 @@
 //!
 //! The run starts it before anything is frozen and hands it all it needs: the ledger, a descriptor
 //! of each filesystem, one of the run's process, one of `rcu_expedited`. Once it has answered that it
-//! is armed, it opens nothing, writes no file and starts no thread. It thaws only what the ledger
-//! calls announced or frozen by this run, and only when the run is gone, is late, or asks for it.
+//! is armed, and until everything is thawed, it opens nothing and starts no thread, and the only file
+//! that it writes is `rcu_expedited`. It thaws only what the ledger calls announced or frozen by this
+//! run, and only when the run is gone, is late, or asks for it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -114,9 +115,8 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
     }
     .keep();
 
-    // The run keeps nothing frozen any more, and the workers see that. One whose FITHAW has not
-    // returned is waited for without a limit: its FITHAW could undo the freeze of the next run, so
-    // the lock stays taken; and the last word must be the last.
+    // Nothing that the run announced is frozen now. A worker whose FITHAW has not returned is waited
+    // for without a limit: it could undo the freeze of the next run. The lock stays taken until then.
     watch.fired.set(1);
     watch.settled.wait_until(None, |settled| settled >= count);
     if let Some(channel) = listener {
@@ -246,8 +246,9 @@ impl<'a> Vigil<'a> {
             // The run sends nothing else to an introduced watchdog.
             Ok(Received::Frame(..)) | Err(Errno::AGAIN | Errno::INTR) => false,
             Ok(Received::Closed) | Err(_) => {
-                // A descriptor is closed when the last thread of its process ends. Without a pidfd
-                // this is how it is known that no FIFREEZE can be running.
+                // The run keeps its end open until the watchdog has answered the release. So it
+                // closes when the last thread of the process ends. Without a pidfd, this is how the
+                // watchdog knows that no FIFREEZE can be running.
                 if self.run.is_none() {
                     self.watch.freezer_is_gone.store(true, Ordering::SeqCst);
                 }

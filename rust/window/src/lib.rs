@@ -2,8 +2,8 @@
 //! last FITHAW.
 //!
 //! [`window`] is the sequence, and [`freezers`] makes its two calls on each filesystem. [`watchdog`]
-//! starts, arms and releases the second process. [`rcu`] hurries the grace periods. [`quiet`] keeps
-//! signals and the words of a panic away meanwhile.
+//! introduces, arms and releases the second process. [`rcu`] hurries the grace periods. [`quiet`]
+//! blocks signals and silences panics during the window.
 //!
 //! This is a crate of its own so that its promises are facts of the build. It depends on `core` and
 //! `sys` only, so no HTTP, no runtime and no Python can be reached from here. `rust/clippy.toml`

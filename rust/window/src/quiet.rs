@@ -1,4 +1,4 @@
-//! Keeps signals and the words of a panic away from a run that may have something frozen.
+//! Blocks signals and silences panics while a run may have something frozen.
 
 use vmsnapshot_core::ledger::Ledger;
 use vmsnapshot_sys::process;

@@ -34,7 +34,7 @@ pub struct Watchdog {
 pub struct ArmedWatchdog(Watchdog);
 
 impl Watchdog {
-    /// Hands a watchdog that was just started, at the other end of `channel`, all that it needs.
+    /// Sends a new watchdog, at the other end of `channel`, the descriptors that it needs.
     ///
     /// *Blocking*: some milliseconds; 10 s at most.
     ///
@@ -94,7 +94,7 @@ impl ArmedWatchdog {
     /// watchdog sends nothing before it is released.
     ///
     /// # Errors
-    /// What the kernel answers when a descriptor cannot be had.
+    /// The kernel's error if the descriptor cannot be duplicated.
     pub fn end(&self) -> io::Result<UnixStream> {
         let end = UnixStream::from(self.0.channel.descriptor().try_clone_to_owned()?);
         end.set_nonblocking(true)?;
@@ -126,6 +126,12 @@ impl ArmedWatchdog {
                 outcome.peak_memory_kib =
                     (peak_memory_kib > 0).then_some(u64::from(peak_memory_kib));
             }
+        }
+        if !outcome.released {
+            // Without a pidfd, the watchdog takes the end of this channel for the end of the run's
+            // process, and so for the end of every FIFREEZE. So it stays open as long as this
+            // process lives: a FIFREEZE that still waits may freeze later.
+            std::mem::forget(channel);
         }
         outcome.fired = ledger.header.fired();
         outcome

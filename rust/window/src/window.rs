@@ -30,8 +30,8 @@ pub struct Prepared<'a> {
 /// What happened in a window, beside what the ledger says.
 #[derive(Debug)]
 pub struct WindowRecord<Answers> {
-    /// What came of asking for the snapshots; `None` if nothing was asked, because not everything
-    /// was frozen in time.
+    /// The result of `ask`. `None` if `ask` was not called, because not everything was frozen in
+    /// time.
     pub answers: Option<Answers>,
     /// When everything was thawed that the run could thaw.
     pub ended_at: Monotonic,
@@ -74,7 +74,7 @@ pub fn open<Answers>(
     }
 }
 
-/// Thaws when the window ends, in whatever way it ends, a panic included.
+/// Thaws when the window ends, also when a panic ends it.
 struct ThawOnReturn<'a> {
     freezers: &'a Freezers,
     thaw_by: Monotonic,

@@ -12,7 +12,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::Stage;
 use vmsnapshot_core::ledger::FreezeState;
@@ -91,10 +91,9 @@ fn window_allocates_nothing_between_armed_and_thawed() {
     let kernel = Arc::new(Quick {
         thaws: Default::default(),
     });
-    let stage = Stage::new(kernel, &[0, 0, 1]);
+    let stage = Stage::new(Arc::clone(&kernel) as Arc<dyn Kernel>, &[0, 0, 1]);
     let prepared = stage.prepared();
-    // The threads have begun to wait for their turn.
-    std::thread::sleep(Duration::from_millis(50));
+    wait_until_all_threads_sleep();
 
     IS_COUNTING.store(true, Ordering::SeqCst);
     let record = window::open(&prepared, |_| ());
@@ -105,6 +104,33 @@ fn window_allocates_nothing_between_armed_and_thawed() {
         assert_eq!(entry.state(), FreezeState::ThawedByRun);
     }
     assert_eq!(COUNT.load(Ordering::SeqCst), 0, "allocations in the window");
+    for thaws in &kernel.thaws {
+        assert_eq!(thaws.load(Ordering::SeqCst), 2, "calls of FITHAW");
+    }
     assert_eq!(stage.rcu_setting(), b'0');
     assert!(stage.end());
+}
+
+/// Waits until every other thread of this process sleeps: the freeze threads wait for their turn.
+fn wait_until_all_threads_sleep() {
+    let own = std::fs::read_link("/proc/thread-self").unwrap();
+    let is_asleep = |task: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        let state = stat
+            .rsplit(')')
+            .next()
+            .and_then(|rest| rest.split_ascii_whitespace().next());
+        Some(task.file_name().as_os_str()) == own.file_name() || state == Some("S")
+    };
+    let start = Instant::now();
+    while !std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .all(|task| is_asleep(task.unwrap()))
+    {
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "a thread does not sleep"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

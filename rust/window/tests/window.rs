@@ -1,5 +1,4 @@
-//! The window's ways out, with a kernel that answers what the test says. What a real one does is in
-//! `tests/engine`.
+//! How a window ends, with a kernel that answers what the test says. `tests/engine` has a real one.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -8,7 +7,7 @@ mod support;
 use std::os::fd::BorrowedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use support::Stage;
 use vmsnapshot_core::ledger::FreezeState;
@@ -17,12 +16,23 @@ use vmsnapshot_sys::Errno;
 use vmsnapshot_window::quiet::Quiet;
 use vmsnapshot_window::window;
 
-/// Answers FIFREEZE with what it holds, and thaws.
-struct Answers(Result<(), Errno>);
+/// Answers FIFREEZE from a script, and thaws. The last answer is used for every further call.
+struct Answers(Mutex<Vec<Result<(), Errno>>>);
+
+impl Answers {
+    fn of(script: &[Result<(), Errno>]) -> Arc<Answers> {
+        Arc::new(Answers(Mutex::new(script.to_vec())))
+    }
+}
 
 impl Kernel for Answers {
     fn freeze(&self, _: BorrowedFd<'_>) -> Result<(), Errno> {
-        self.0
+        let mut script = self.0.lock().unwrap();
+        if script.len() > 1 {
+            script.remove(0)
+        } else {
+            script[0]
+        }
     }
 
     fn thaw(&self, _: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -34,13 +44,13 @@ impl Kernel for Answers {
     }
 }
 
-/// Both tests change the hook of the process's panics, or panic.
-static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+/// These tests panic, or change what the process does in a panic.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 #[test]
 fn panic_while_frozen_thaws_and_leaves_rcu_as_it_was_with_a_trace_in_the_ledger() {
     let _alone = ONE_AT_A_TIME.lock().unwrap();
-    let stage = Stage::new(Arc::new(Answers(Ok(()))), &[0, 1]);
+    let stage = Stage::new(Answers::of(&[Ok(())]), &[0, 1]);
     let prepared = stage.prepared();
     let quiet = Quiet::begin();
     let broken = catch_unwind(AssertUnwindSafe(|| {
@@ -60,10 +70,11 @@ fn panic_while_frozen_thaws_and_leaves_rcu_as_it_was_with_a_trace_in_the_ledger(
 #[test]
 fn nothing_is_asked_when_a_freeze_fails_and_what_was_frozen_is_thawed() {
     let _alone = ONE_AT_A_TIME.lock().unwrap();
-    let stage = Stage::new(Arc::new(Answers(Err(Errno::BUSY))), &[0]);
+    let stage = Stage::new(Answers::of(&[Ok(()), Err(Errno::BUSY)]), &[0, 1]);
     let record = window::open(&stage.prepared(), |_| panic!("nothing is to be asked"));
     assert_eq!(record.answers, None::<()>);
-    assert_eq!(stage.ledger.entries[0].state(), FreezeState::Refused);
+    assert_eq!(stage.ledger.entries[0].state(), FreezeState::ThawedByRun);
+    assert_eq!(stage.ledger.entries[1].state(), FreezeState::Refused);
     assert!(stage.end());
 }
 
@@ -76,20 +87,35 @@ fn panics_stay_silent_after_the_run_while_something_may_be_frozen() {
         HEARD.fetch_add(1, Ordering::SeqCst);
     }));
     let panic = || drop(catch_unwind(|| panic!("the fault was asked for")));
-    let stage = Stage::new(Arc::new(Answers(Ok(()))), &[0]);
+    let stage = Stage::new(Answers::of(&[Ok(())]), &[0]);
     let entry = &stage.ledger.entries[0];
 
     let quiet = Quiet::begin();
-    assert!(entry.announce(stage.deadlines.start));
-    panic();
-    quiet.end(&stage.ledger);
-    // A freeze thread goes on: its panic must not wait for the disk that it is to thaw.
     panic();
     assert_eq!(HEARD.load(Ordering::SeqCst), 0);
+    quiet.end(&stage.ledger);
+    panic();
+    assert_eq!(HEARD.load(Ordering::SeqCst), 1);
 
     let quiet = Quiet::begin();
-    entry.never_frozen();
+    assert!(entry.announce(stage.deadlines.start));
     quiet.end(&stage.ledger);
+    // A freeze thread goes on calling FITHAW. Its panic must not wait for the disk that it thaws.
+    panic();
+    assert_eq!(HEARD.load(Ordering::SeqCst), 1);
+
+    entry.never_frozen();
     std::panic::set_hook(before);
     assert!(stage.end());
+}
+
+#[test]
+fn channel_stays_open_if_the_watchdog_did_not_answer_the_release() {
+    // Without a pidfd, the watchdog would take its end for the end of every FIFREEZE.
+    let answered = Stage::new(Answers::of(&[Ok(())]), &[0]);
+    let in_time = answered.deadlines.guard_by;
+    assert_eq!(answered.end_by(in_time), (true, true));
+    let silent = Stage::with_peer(Answers::of(&[Ok(())]), &[0], false);
+    let at_once = silent.deadlines.start;
+    assert_eq!(silent.end_by(at_once), (false, false));
 }

@@ -8,6 +8,19 @@ use super::skip_reason::SkipReason;
 use crate::device_number::DeviceNumber;
 use crate::text::path_text;
 
+/// Returns the path to open for a mount of another namespace: the one that process `pid` sees. It is
+/// the mount point itself if this process sees it, too (`None`).
+#[must_use]
+pub fn open_path(mount_point: &Path, pid: Option<u32>) -> PathBuf {
+    match pid {
+        None => mount_point.to_owned(),
+        Some(pid) => {
+            let below_root = mount_point.strip_prefix("/").unwrap_or(mount_point);
+            PathBuf::from(format!("/proc/{pid}/root")).join(below_root)
+        }
+    }
+}
+
 /// One superblock that the run freezes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PlannedFilesystem {

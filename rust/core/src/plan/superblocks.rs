@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::filesystems::{PlannedFilesystem, SkippedFilesystem};
+use super::filesystems::{open_path, PlannedFilesystem, SkippedFilesystem};
 use super::skip_reason::SkipReason;
 use crate::device_number::DeviceNumber;
 use crate::devices::DeviceGraph;
@@ -203,16 +203,9 @@ impl<'a> Superblock<'a> {
             .map(|mount| mount.mount_point.clone())
             .filter(|path| *path != mount_point)
             .collect();
-        let open_path = match self.pid {
-            None => mount_point.clone(),
-            Some(pid) => {
-                let below_root = mount_point.strip_prefix("/").unwrap_or(&mount_point);
-                PathBuf::from(format!("/proc/{pid}/root")).join(below_root)
-            }
-        };
         PlannedFilesystem {
+            open_path: open_path(&mount_point, self.pid),
             mount_point,
-            open_path,
             also_mounted_at: others.into_iter().collect(),
             device: self.primary.device,
             source: self.primary.source.clone(),

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::fs::{memfd_create, MemfdFlags};
-use vmsnapshot_core::deadlines::Deadlines;
+use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::frames::Frame;
 use vmsnapshot_sys::channel::{Channel, Received};
@@ -27,12 +27,21 @@ pub(crate) struct Stage {
     watchdog: ArmedWatchdog,
     freezers: Freezers,
     rcu: Rcu,
-    peer: JoinHandle<()>,
+    peer: JoinHandle<bool>,
 }
 
 impl Stage {
     /// Sets it up for one filesystem per level that is given.
     pub(crate) fn new(kernel: Arc<dyn Kernel>, levels: &[u32]) -> Stage {
+        Stage::with_peer(kernel, levels, true)
+    }
+
+    /// The same with a watchdog's end that answers the release, or does not.
+    pub(crate) fn with_peer(
+        kernel: Arc<dyn Kernel>,
+        levels: &[u32],
+        answers_release: bool,
+    ) -> Stage {
         let memory = memfd_create("ledger", MemfdFlags::CLOEXEC).unwrap();
         let ledger = Arc::new(LedgerFile::create(memory, levels.len()).unwrap());
         ledger.header.name("test", process::own_name());
@@ -46,8 +55,9 @@ impl Stage {
             .collect();
         let borrowed: Vec<_> = directories.iter().map(AsFd::as_fd).collect();
         let (ours, theirs) = Channel::pair().unwrap();
-        let peer =
-            std::thread::spawn(move || answer_as_watchdog(&Channel::from_descriptor(theirs)));
+        let peer = std::thread::spawn(move || {
+            answer_as_watchdog(&Channel::from_descriptor(theirs), answers_release)
+        });
         let anything = File::open("/dev/null").unwrap();
         let lock = Some(anything.as_fd());
         let watchdog = Watchdog::introduce(ours, &ledger, lock, None, &borrowed).unwrap();
@@ -90,25 +100,39 @@ impl Stage {
 
     /// Releases the watchdog, and returns whether it answered.
     pub(crate) fn end(self) -> bool {
-        let outcome = self.watchdog.release(self.deadlines.guard_by, &self.ledger);
+        let deadline = self.deadlines.guard_by;
+        self.end_by(deadline).0
+    }
+
+    /// Waits for the answer to the release until `deadline`. Returns whether it came, and whether the
+    /// watchdog found the channel closed a second after that.
+    pub(crate) fn end_by(self, deadline: Monotonic) -> (bool, bool) {
+        let outcome = self.watchdog.release(deadline, &self.ledger);
         drop(self.freezers);
-        self.peer.join().unwrap();
-        outcome.released
+        (outcome.released, self.peer.join().unwrap())
     }
 }
 
-/// The other end of the channel: a watchdog that has nothing to do.
-fn answer_as_watchdog(channel: &Channel) {
+/// The other end of the channel: a watchdog that has nothing to do. Returns whether the channel was
+/// closed.
+fn answer_as_watchdog(channel: &Channel, answers_release: bool) -> bool {
+    let mut patience = Duration::from_secs(10);
     loop {
-        let patience = clock::monotonic().plus(Duration::from_secs(10));
-        let answer = match channel.receive(patience) {
+        let answer = match channel.receive(clock::monotonic().plus(patience)) {
             Ok(Received::Frame(Frame::Directories { .. }, _)) => Frame::Ready {
                 own_control_group: false,
             },
             Ok(Received::Frame(Frame::Arm, _)) => Frame::Armed,
-            Ok(Received::Frame(Frame::Release, _)) => Frame::Released { peak_memory_kib: 1 },
+            Ok(Received::Frame(Frame::Release, _)) if answers_release => {
+                Frame::Released { peak_memory_kib: 1 }
+            }
+            Ok(Received::Frame(Frame::Release, _)) => {
+                patience = Duration::from_secs(1);
+                continue;
+            }
             Ok(Received::Frame(..)) => continue,
-            Ok(Received::Closed) | Err(_) => return,
+            Ok(Received::Closed) => return true,
+            Err(_) => return false,
         };
         channel.send(answer, &[]).unwrap();
     }
