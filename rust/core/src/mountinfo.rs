@@ -28,8 +28,6 @@ pub struct MountEntry {
     pub mount_point: PathBuf,
     /// The options of this mount, comma separated.
     pub mount_options: String,
-    /// The tagged fields (`shared:1`, `master:2`). There may be any number of them.
-    pub optional_fields: Vec<String>,
     /// The filesystem type, with its subtype: `ext4`, `fuse.sshfs`.
     pub filesystem_type: String,
     /// What was mounted: `/dev/sda1`, or any other text.
@@ -106,19 +104,13 @@ fn parse_line(line: &[u8]) -> Result<MountEntry, &'static str> {
     let parent_id = number(next("no parent id")?).ok_or("the parent id is not a number")?;
     let device =
         device_number(next("no device number")?).ok_or("the device number is not major:minor")?;
-    let root = path(next("no root")?)?;
-    let mount_point = path(next("no mount point")?)?;
+    let root = path(next("no root")?);
+    let mount_point = path(next("no mount point")?);
     if !mount_point.is_absolute() {
         return Err("the mount point is not an absolute path");
     }
-    let mount_options = text(next("no mount options")?)?;
-    let mut optional_fields = Vec::new();
-    loop {
-        match next("no `-` after the optional fields")? {
-            b"-" => break,
-            field => optional_fields.push(text(field)?),
-        }
-    }
+    let mount_options = text(next("no mount options")?);
+    while next("no `-` after the optional fields")? != b"-" {}
     Ok(MountEntry {
         mount_id,
         parent_id,
@@ -126,10 +118,9 @@ fn parse_line(line: &[u8]) -> Result<MountEntry, &'static str> {
         root,
         mount_point,
         mount_options,
-        optional_fields,
-        filesystem_type: text(next("no filesystem type")?)?,
-        source: text(next("no mount source")?)?,
-        super_options: text(next("no superblock options")?)?,
+        filesystem_type: text(next("no filesystem type")?),
+        source: text(next("no mount source")?),
+        super_options: text(next("no superblock options")?),
     })
 }
 
@@ -141,19 +132,19 @@ fn device_number(field: &[u8]) -> Option<DeviceNumber> {
     std::str::from_utf8(field).ok()?.parse().ok()
 }
 
-fn path(field: &[u8]) -> Result<PathBuf, &'static str> {
-    Ok(PathBuf::from(OsString::from_vec(unescape(field)?)))
+fn path(field: &[u8]) -> PathBuf {
+    PathBuf::from(OsString::from_vec(unescape(field)))
 }
 
-fn text(field: &[u8]) -> Result<String, &'static str> {
-    Ok(bytes_text(&unescape(field)?))
+fn text(field: &[u8]) -> String {
+    bytes_text(&unescape(field))
 }
 
 /// Decodes octal escapes such as `\040`.
 ///
-/// The kernel escapes the backslash too (`\134`), so it never writes a backslash without three
-/// octal digits after it.
-fn unescape(field: &[u8]) -> Result<Vec<u8>, &'static str> {
+/// The kernel escapes a backslash in a path (`\134`). A filesystem may write its own options without
+/// escapes (9p: `path=C:\Program Files`), so a backslash without three octal digits after it stays.
+fn unescape(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, after @ ..] = rest {
@@ -167,10 +158,10 @@ fn unescape(field: &[u8]) -> Result<Vec<u8>, &'static str> {
                 bytes.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
                 rest = after;
             }
-            _ => return Err("a backslash is not followed by three octal digits"),
+            _ => bytes.push(b'\\'),
         }
     }
-    Ok(bytes)
+    bytes
 }
 
 /// The mounts of one namespace as a tree, to find the mount that a path leads to.
@@ -252,7 +243,6 @@ mod tests {
                 root: "/mnt1".into(),
                 mount_point: "/mnt2".into(),
                 mount_options: "rw,noatime".into(),
-                optional_fields: vec!["shared:1".into(), "master:2".into()],
                 filesystem_type: "ext3".into(),
                 source: "/dev/root".into(),
                 super_options: "rw,errors=continue".into(),
@@ -262,9 +252,8 @@ mod tests {
 
     #[test]
     fn a_line_without_optional_fields_is_read() {
-        assert!(entry(b"1 0 8:1 / / rw - ext4 /dev/sda1 rw")
-            .optional_fields
-            .is_empty());
+        let mount = entry(b"1 0 8:1 / / rw - ext4 /dev/sda1 rw");
+        assert_eq!(mount.filesystem_type, "ext4");
     }
 
     #[test]
@@ -294,6 +283,14 @@ mod tests {
     }
 
     #[test]
+    fn a_backslash_that_is_no_octal_escape_stays() {
+        let mount = entry(
+            b"1146 77 0:149 / /Docker/host rw - 9p drvfs rw,path=C:\\Program,b=\\777,c=\\04\n",
+        );
+        assert_eq!(mount.super_options, "rw,path=C:\\Program,b=\\777,c=\\04");
+    }
+
+    #[test]
     fn a_malformed_line_is_reported_by_its_number() {
         let good = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n";
         for bad in [
@@ -302,8 +299,6 @@ mod tests {
             "1 0 8 / / rw - ext4 /dev/sda1 rw",
             "1 0 8:99999999999 / / rw - ext4 /dev/sda1 rw",
             "1 0 8:1 / relative rw - ext4 /dev/sda1 rw",
-            "1 0 8:1 / /a\\04 rw - ext4 /dev/sda1 rw",
-            "1 0 8:1 / /a\\777 rw - ext4 /dev/sda1 rw",
             "1 0 8:1 / / rw shared:1 ext4 /dev/sda1 rw",
             "1 0 8:1 / / rw - ext4 /dev/sda1",
             "1 0 8:1 /",

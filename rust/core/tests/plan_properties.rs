@@ -41,6 +41,16 @@ fn filesystem_type(device: DeviceNumber) -> &'static str {
     }
 }
 
+/// Escapes what the kernel escapes in a path (`seq_path` in fs/proc_namespace.c: space, tab, newline,
+/// backslash and number sign).
+fn escaped(text: &str) -> String {
+    let escape = |character: char| match character {
+        ' ' | '\t' | '\n' | '\\' | '#' => format!("\\{:03o}", u32::from(character)),
+        other => other.to_string(),
+    };
+    text.chars().map(escape).collect()
+}
+
 fn mount() -> impl Strategy<Value = MountEntry> {
     let ids = 0..20_u32;
     (
@@ -58,7 +68,6 @@ fn mount() -> impl Strategy<Value = MountEntry> {
                 root,
                 mount_point,
                 mount_options: "rw".to_owned(),
-                optional_fields: Vec::new(),
                 filesystem_type: filesystem_type(device).to_owned(),
                 source: format!("/dev/{}", device.minor),
                 super_options: if device.minor == 4 { "ro" } else { "rw" }.to_owned(),
@@ -110,6 +119,17 @@ proptest! {
     #[test]
     fn mountinfo_parsing_never_panics_on_nearly_valid_lines(line in "[0-9]{1,11} [0-9] [0-9:]{1,9} [/a\\\\0-9]{1,9} /[\\\\0-7]{0,9} rw (x |- ){0,3}[a-z ]{0,9}") {
         let _ = mountinfo::parse(line.as_bytes());
+    }
+
+    #[test]
+    fn mounts_are_read_back_as_the_kernel_writes_them(
+        mount_point in r"(/[a-c \t\n\\#é]{1,6}){1,3}",
+        source in r"[a-c \t\n\\#é]{0,9}",
+    ) {
+        let line = format!("1 0 8:1 / {} rw - ext4 {} rw\n", escaped(&mount_point), escaped(&source));
+        let mount = mountinfo::parse(line.as_bytes()).unwrap().pop().unwrap();
+        prop_assert_eq!(mount.mount_point, PathBuf::from(mount_point));
+        prop_assert_eq!(mount.source, source);
     }
 
     #[test]
