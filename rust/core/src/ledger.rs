@@ -3,7 +3,7 @@
 //! It is a file on tmpfs (`/run/vmsnapshot/<run>.ledger`) for two reasons. Inside the window, the
 //! run announces a freeze with one store into memory: no system call, no wake-up. And when both
 //! processes are gone, the file still shows what was frozen. Every field is an atomic, so any bytes
-//! are a valid ledger: a damaged file can hold wrong values, but reading it is always safe.
+//! of the right length can be read: a damaged file can hold wrong values, but reading it is safe.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -104,6 +104,17 @@ pub enum FireReason {
 }
 
 stable_names!(FreezeState, FireReason);
+
+impl FireReason {
+    /// Whether it ended the window. The run asks the watchdog only after the window.
+    #[must_use]
+    pub fn ended_the_window(self) -> bool {
+        match self {
+            Self::ParentGone | Self::Deadline => true,
+            Self::Told => false,
+        }
+    }
+}
 
 /// One filesystem. It is one page long, so that a ledger is a header and an array.
 #[repr(C, align(4096))]

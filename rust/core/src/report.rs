@@ -46,7 +46,7 @@ pub enum FreezeDoubt {
     FreezeFailed,
     /// The kernel cannot freeze a filesystem that is writable.
     NotFreezable,
-    /// The freeze ended before everything was frozen: the time was up, or the run was stopped.
+    /// Not everything was frozen in time, or the run was stopped.
     FreezeLate,
     /// A panic of this program ended the window.
     WindowBrokeOff,
@@ -77,7 +77,7 @@ pub enum FilesystemResult {
     FreezeFailed,
     /// Not frozen: the run ended before its turn came.
     NotFrozen,
-    /// FIFREEZE has not returned yet. The watchdog thaws it as soon as FIFREEZE returns.
+    /// FIFREEZE has not returned yet. A living watchdog thaws it as soon as FIFREEZE returns.
     FreezeHung,
     /// The run froze it, and it was **still frozen** when the report was made.
     NotThawed,
@@ -287,7 +287,7 @@ pub struct Report {
     /// Whether everything that the run froze is thawed.
     pub all_thawed: bool,
     /// The time from the call of the first FIFREEZE to the return of the last FITHAW. `None` if
-    /// nothing was frozen.
+    /// nothing was frozen, or if something is not thawed.
     pub window_ms: Option<f64>,
     /// The hard limit on the window.
     pub thaw_timeout_ms: f64,

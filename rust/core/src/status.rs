@@ -33,7 +33,7 @@ pub struct UnreadableLedger {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum RunState {
-    /// The run or its watchdog is alive, and its deadline has not passed.
+    /// It is not over: its deadline has not passed, or nothing is frozen and its watchdog is alive.
     AtWork,
     /// Its deadline has passed and something may be frozen. Its watchdog is alive and tries to
     /// thaw.

@@ -167,10 +167,9 @@ fn window_doubt(window: Option<WindowEnd>, watchdog_fired: bool) -> Option<(Free
             FreezeDoubt::WatchdogLost,
             "the watchdog was lost, so the window was ended early",
         ),
-        Some(window) if !window.froze_all => (
-            FreezeDoubt::FreezeLate,
-            "the freeze ended before everything was frozen",
-        ),
+        Some(window) if !window.froze_all => {
+            (FreezeDoubt::FreezeLate, "not everything was frozen in time")
+        }
         Some(_) => return None,
     };
     Some((doubt, why.to_owned()))

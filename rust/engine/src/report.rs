@@ -7,6 +7,7 @@ mod timeline;
 
 pub(crate) use facts::Facts;
 
+use vmsnapshot_core::ledger::FireReason;
 use vmsnapshot_core::report::{milliseconds, utc_text, Consistency, Mode, Report, SCHEMA_VERSION};
 use vmsnapshot_core::verdict::{self, Verdict, WindowEnd};
 
@@ -33,7 +34,10 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
         freeze_doubt,
     } = verdict::judge(
         window,
-        facts.watchdog.fired.is_some(),
+        facts
+            .watchdog
+            .fired
+            .is_some_and(FireReason::ended_the_window),
         &filesystems,
         &blobs,
         host_call.as_ref(),

@@ -248,9 +248,9 @@ impl Session {
             freezers: &freezers,
             rcu: &rcu,
         };
+        let calls = callees.calls_mut();
         let record = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             window::open(&prepared, |call_by| {
-                let calls = callees.calls_mut();
                 runtime.block_on(calls::send_all(calls, &watchdog_end, call_by))
             })
         }));

@@ -142,8 +142,7 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         if !self.is_left {
-            // Unlocking cannot fail for the descriptor of a lock.
-            let _ = flock(&self.file, FlockOperation::Unlock);
+            process::unlock(self.file.as_fd());
         }
     }
 }

@@ -23,8 +23,8 @@ pub(crate) enum Synced {
     Failed(u32),
 }
 
-/// Calls `syncfs` on every directory, in parallel, in a process of its own. Returns the result of
-/// each at `deadline`.
+/// Calls `syncfs` on every directory, in parallel, in a process of its own. Returns the results
+/// once all calls have returned, at `deadline` at the latest.
 ///
 /// On a slow disk, a FIFREEZE with 64 MiB of dirty data takes seconds. Right after a sync it takes
 /// almost no time. A call that has not returned by the deadline stays behind in the process that

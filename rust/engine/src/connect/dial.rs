@@ -32,27 +32,6 @@ struct Route {
 }
 
 impl Dialer {
-    /// Resolves the server of `destination`, or its proxy, until `deadline`.
-    ///
-    /// *Blocking*: until `deadline`. *In the window*: no.
-    ///
-    /// # Errors
-    ///
-    /// [`ConnectError::ResolveFailed`] or [`ConnectError::ConnectTimeout`]. Over HTTPS also
-    /// [`ConnectError::TlsFailed`] if `tls` is missing or the host's name cannot be in a
-    /// certificate.
-    pub async fn new(
-        destination: Destination,
-        tls: Option<&Tls>,
-        deadline: Instant,
-    ) -> Result<Self, ConnectError> {
-        let (host, port) = destination.first_hop();
-        let addresses = resolve(host, port, deadline)
-            .await
-            .map_err(|failure| failure.of(&destination, host))?;
-        Self::with_addresses(destination, tls, addresses)
-    }
-
     pub(super) fn with_addresses(
         destination: Destination,
         tls: Option<&Tls>,

@@ -100,7 +100,7 @@ fn error_text(outcome: FilesystemResult, entry: &Entry) -> Option<String> {
         }
         FilesystemResult::NotFrozen => Some("the run ended before its turn came".to_owned()),
         FilesystemResult::FreezeHung => {
-            Some("FIFREEZE has not returned; the watchdog thaws the filesystem when it does".to_owned())
+            Some("FIFREEZE has not returned; when it does, a living watchdog thaws the filesystem".to_owned())
         }
         FilesystemResult::NotThawed if entry.thaw_errno() == 0 => Some("FITHAW has not returned".to_owned()),
         FilesystemResult::NotThawed => Some(format!("FITHAW: {}", number_text(entry.thaw_errno()))),

@@ -36,7 +36,7 @@ fn record_of<'a>(facts: &Facts<'_>, call: &'a Call) -> Result<&'a CallRecord, No
         (Call::Ended(record), _) => return Ok(record),
         (Call::Prepared(_), Some(_)) => (
             false,
-            "the request was not sent: not every filesystem could be frozen",
+            "the request was not sent: not everything was frozen in time",
         ),
         (Call::Prepared(_), None) => (
             false,
