@@ -2,7 +2,7 @@
 # run quick.
 #
 # The module, the tests and clippy all build Rust in the release profile, with the same PYO3_*
-# variables. So the dependencies are compiled only once (CONTRIBUTING.md has the figures).
+# variables. So the dependencies are compiled only once.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
