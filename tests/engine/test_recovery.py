@@ -197,3 +197,21 @@ def test_file_that_is_no_ledger_is_named_and_does_not_hinder(root: None) -> None
     finally:
         path.unlink()
     assert run_command("status").status == 0
+
+
+def test_ledger_is_on_tmpfs_also_where_run_is_on_a_disk(
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
+) -> None:
+    disk, run = scratch.make_on_loop("disk"), scratch.make_on_loop("run")
+    rescue([disk.mount_point, run.mount_point])
+    program = (
+        'mount --bind "$0" /run && "$@"; status=$?; stat -f -c %T /run/vmsnapshot >&2; exit $status'
+    )
+    before = ("unshare", "--mount", "--propagation=private", "sh", "-c", program, str(run.mount_point))
+    server = fault_server()
+    finished = take_snapshot([disk.mount_point], [server.uri("disk")], before=before)
+    assert finished.status == 0, finished.errors
+    assert outcomes(finished.document) == {"thawed"}
+    assert finished.errors == "tmpfs\n"
+    # Everything was written to that tmpfs, and nothing to the disk below.
+    assert list((run.mount_point / "vmsnapshot").iterdir()) == []
