@@ -354,6 +354,7 @@ for number in range(150):
 """
 
 
+@pytest.mark.usefixtures("compiled_engine")
 def test_two_processes_rotate_once_and_lose_no_line(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen([sys.executable, "-c", PROCESS, tmp_path, str(number)], stdin=subprocess.DEVNULL)

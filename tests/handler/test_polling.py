@@ -112,7 +112,11 @@ class Poller:
 
 
 @pytest.fixture
-def poller(tmp_path: Path, service: HostService) -> Iterator[Poller]:
+def poller(
+    compiled_engine: None,  # noqa: ARG001 (requested for its effect)
+    tmp_path: Path,
+    service: HostService,
+) -> Iterator[Poller]:
     poller = Poller(tmp_path, service.address, INTERVAL_SECONDS)
     yield poller
     processes.end(poller.process, limit_seconds=0.0)
@@ -139,6 +143,7 @@ def test_polls_keep_to_multiples_of_the_interval_however_long_one_takes() -> Non
     assert seconds_to_next_poll(600.0, 300.0) == 300.0
 
 
+@pytest.mark.usefixtures("compiled_engine")
 def test_it_ends_at_once_between_two_polls(tmp_path: Path, service: HostService) -> None:
     poller = Poller(tmp_path, service.address, 300.0)
     try:

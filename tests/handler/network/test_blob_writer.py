@@ -613,6 +613,7 @@ def test_blob_over_https_is_written_through_a_tunnel(
     assert read(azurite_https, name) == STATUS
 
 
+@pytest.mark.usefixtures("compiled_engine")
 def test_making_a_writer_imports_nothing_that_is_slow() -> None:
     program = (
         "import sys, vmsnapshot.handler.network.blob_writer as blobs, vmsnapshot.handler.secret as secret\n"
