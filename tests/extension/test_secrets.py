@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.extension.conftest import Job, Vm
-from tests.extension.test_commands import worker_of
+from tests.extension.conftest import Job, Vm, host_item, worker_of
 from tests.support.host_service import SIGNATURE, Usual, blob_error, json_answer
 
 TOKEN = "dG9rZW4tdGhhdC1ub2JvZHktbWF5LXNlZQ"  # noqa: S105
@@ -52,13 +51,8 @@ def test_no_file_contains_a_secret_after_a_job(vm: Vm, mode: str) -> None:
         operation="PUT snapshot",
     )
     identifier = {"creationTime": "2025-05-14T02:10:07Z", "id": "1", "token": DISK_TOKEN}
-    item = {
-        "isSuccessful": "true",
-        "snapshotUri": "https://h/disks/d/snapshots?snapshotId=1",
-        "errorMessage": None,
-        "statusCode": 200,
-        "ddSnapshotIdentifier": identifier,
-    }
+    uri = "https://h/disks/d/snapshots?snapshotId=1"
+    item = host_item("true", snapshotUri=uri, ddSnapshotIdentifier=identifier)
     vm.service.script("dosnapshot", json_answer({"snapshotInfo": [item]}))
     run_with_secrets(job)
     vm.extension.finish()

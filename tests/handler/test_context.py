@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.handler.handler_environment import make_environment
 from vmsnapshot.handler import commands, context, workers
-from vmsnapshot.handler.agent.environment import HandlerEnvironment
 from vmsnapshot.handler.agent.state import State
 from vmsnapshot.handler.context import Context
 from vmsnapshot.handler.log import Log
@@ -24,18 +24,7 @@ KILLED = ProcessName(pid=1, start_ticks=1, boot_id="another boot")
 def here(tmp_path: Path) -> Context:
     """The context of a command whose sequence number is 7."""
     base = tmp_path / "Publisher.VMSnapshotLinux-1.0"
-    for folder in ("config", "status"):
-        (base / folder).mkdir(parents=True)
-    environment = HandlerEnvironment(
-        name="Publisher.VMSnapshotLinux",
-        schema_version="1.0",
-        log_folder=base / "log",
-        config_folder=base / "config",
-        status_folder=base / "status",
-        events_folder=None,
-        base_directory=base,
-        lib_directory=tmp_path,
-    )
+    environment = make_environment(base)
     state = State(base, tmp_path, unique_machine_file=base / "machine")
     environ = {"ConfigSequenceNumber": "7"}
     return Context(environment, environ, VmBackupConfiguration(), Log(None, "test"), state)

@@ -76,18 +76,6 @@ def code_of(report: Any) -> str | None:
     return failure.code if failure else None
 
 
-@pytest.fixture(scope="module")
-def running_service() -> Iterator[HostService]:
-    with HostService() as service:
-        yield service
-
-
-@pytest.fixture
-def service(running_service: HostService) -> HostService:
-    running_service.reset()
-    return running_service
-
-
 class Poller:
     """The service as a process, until it is told to end."""
 

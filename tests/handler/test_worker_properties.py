@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.handler.handler_environment import make_environment
 from tests.handler.settings.test_settings_properties import ANYTHING, PROTECTED, PUBLIC, USABLE
 from tests.support.protected_settings import key_pair, settings_file_text
 from vmsnapshot.handler import worker
-from vmsnapshot.handler.agent.environment import HandlerEnvironment
 from vmsnapshot.handler.agent.state import State
 from vmsnapshot.handler.context import Context
 from vmsnapshot.handler.log import Log
@@ -95,22 +95,6 @@ def test_any_settings_file_ends_in_a_final_status(content: bytes, background: Ba
         with Interruptions() as interruptions:
             worker.Worker(context, asked, reporter, background, interruptions).run()
         assert_final(json.loads((environment.status_folder / f"{NUMBER}.status").read_text()))
-
-
-def make_environment(base: Path) -> HandlerEnvironment:
-    """The folders that the agent makes."""
-    for folder in ("config", "status"):
-        (base / folder).mkdir(parents=True)
-    return HandlerEnvironment(
-        name="Publisher.VMSnapshotLinux",
-        schema_version="1.0",
-        log_folder=base / "log",
-        config_folder=base / "config",
-        status_folder=base / "status",
-        events_folder=None,
-        base_directory=base,
-        lib_directory=base.parent,
-    )
 
 
 def assert_final(document: Any) -> None:

@@ -8,19 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import aiohttp
 import pytest
 
 from tests.support.host_service import NEVER_MS, Answer, HostService
 from vmsnapshot.handler.network.background import Background
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[HostService]:
-    with HostService() as service:
-        yield service
 
 
 async def _status_of(background: Background, uri: str) -> int:

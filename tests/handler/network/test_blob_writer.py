@@ -6,12 +6,8 @@ import concurrent.futures
 import itertools
 import json
 import logging
-import select
-import socket
-import socketserver
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 
@@ -19,6 +15,7 @@ import pytest
 
 from tests.support.azurite import CONTAINER, Azurite
 from tests.support.certificates import Certificates
+from tests.support.connect_proxy import connect_proxy
 from tests.support.host_service import (
     NEVER_MS,
     SIGNATURE,
@@ -38,18 +35,6 @@ STATUS = '[{"status": {"name": "größer — 日本語"}}]'.encode()
 # aiohttp's hint that a body of more than a mebibyte may hold up others on the loop: there are none.
 large_body = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def running_service() -> Iterator[HostService]:
-    with HostService() as service:
-        yield service
-
-
-@pytest.fixture
-def service(running_service: HostService) -> HostService:
-    running_service.reset()
-    return running_service
 
 
 @pytest.fixture
@@ -97,41 +82,6 @@ def create_block_blob(azurite: Azurite, name: str, content: bytes = b"") -> None
 
 def report(task_id: str, code: str) -> bytes:
     return json.dumps([{"version": "1.0", "status": {"taskId": task_id, "code": code}}]).encode()
-
-
-class TunnelRequest(socketserver.StreamRequestHandler):
-    """Answers one CONNECT and carries bytes both ways, until one side is done."""
-
-    server: Tunnel
-
-    def handle(self) -> None:
-        target = self.rfile.readline().split()[1].decode()
-        while self.rfile.readline().strip():
-            pass
-        self.server.asked_for.append(target)
-        host, _, port = target.partition(":")
-        with socket.create_connection((host, int(port)), timeout=10) as far:
-            self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-            ends = {self.connection: far, far: self.connection}
-            while True:
-                ready, _, _ = select.select(list(ends), [], [], 10)
-                for end in ready:
-                    received = end.recv(65536)
-                    if not received:
-                        return
-                    ends[end].sendall(received)
-                if not ready:
-                    return
-
-
-class Tunnel(socketserver.ThreadingTCPServer):
-    """An HTTP proxy that knows CONNECT, and remembers what it was asked for."""
-
-    daemon_threads = True
-
-    def __init__(self, address: tuple[str, int], handler: type[TunnelRequest]) -> None:
-        super().__init__(address, handler)
-        self.asked_for: list[str] = []
 
 
 # A real blob service.
@@ -596,20 +546,10 @@ def test_blob_over_https_is_written_through_a_tunnel(
     azurite_https: Azurite, certificates: Certificates, name: str
 ) -> None:
     create_block_blob(azurite_https, name)
-    with (
-        Tunnel(("127.0.0.1", 0), TunnelRequest) as tunnel,
-        Background(ca_file=str(certificates.ca_file)) as back,
-    ):
-        serving = threading.Thread(target=tunnel.serve_forever, args=(0.05,))
-        serving.start()
-        try:
-            proxy = f"http://127.0.0.1:{tunnel.server_address[1]}"
-            writer = writer_of(back, uri_of(azurite_https, name), proxy=proxy)
-            assert write(back, writer) == WriteResult(True)
-        finally:
-            tunnel.shutdown()
-            serving.join(timeout=5)
-    assert tunnel.asked_for == [azurite_https.endpoint.partition("://")[2]]
+    with connect_proxy() as proxy, Background(ca_file=str(certificates.ca_file)) as background:
+        writer = writer_of(background, uri_of(azurite_https, name), proxy=f"http://{proxy.address}")
+        assert write(background, writer) == WriteResult(True)
+    assert proxy.request_lines == [f"CONNECT {azurite_https.endpoint.partition('://')[2]} HTTP/1.1"]
     assert read(azurite_https, name) == STATUS
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-import pytest
 
 from tests.support.host_service import NEVER_MS, SIGNATURE, USUAL, Answer, HostService, blob_error
 from vmsnapshot.handler.network.background import Background
@@ -27,18 +24,6 @@ class Outcome:
     http_status: int | None = 503
     message: str | None = None
     body: str | None = None
-
-
-@pytest.fixture(scope="module")
-def running_service() -> Iterator[HostService]:
-    with HostService() as service:
-        yield service
-
-
-@pytest.fixture
-def service(running_service: HostService) -> HostService:
-    running_service.reset()
-    return running_service
 
 
 def settings_of(service: HostService, *names: str, limit_seconds: float = 10.0) -> tuple[str | None, ...]:
