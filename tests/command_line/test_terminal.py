@@ -45,7 +45,7 @@ def test_a_list_that_is_typed_is_asked_for_on_standard_error() -> None:
 
 
 @pytest.mark.usefixtures("compiled_engine")
-def test_with_standard_error_closed_json_output_is_json_all_the_same() -> None:
+def test_json_output_is_valid_when_standard_error_is_closed() -> None:
     done = read_from_a_terminal(stderr=None)
     assert json.loads(done.stdout)["error"]["code"] == "blob-list-malformed"
     assert done.returncode == 2

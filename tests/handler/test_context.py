@@ -1,4 +1,4 @@
-"""What a process of the handler reads, it reads once, and passes on."""
+"""A handler process reads each settings file once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def here(tmp_path: Path) -> Context:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each settings file was read, and everything else that a report needs."""
+    """Counts how often each settings file was read, and whatever else a report needs."""
     counted: Counter[str] = Counter()
 
     def count_envelope(path: Path) -> Envelope:

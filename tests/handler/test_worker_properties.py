@@ -1,6 +1,6 @@
-"""Properties of a whole job: whatever its settings file holds, it ends in a final status for the agent.
+"""Properties of a whole job: whatever is in its settings file, it ends in a final status for the agent.
 
-The job runs in this process up to its attempts, which would freeze: one that ends at once stands for them.
+The job runs in this process, but its attempts, which would freeze, are replaced by some that do nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WORDS = ("transitioning", "success", "warning", "error")
 
 
 class NoAttempts:
-    """Stands for the attempts: nothing was tried, so nothing was frozen."""
+    """Replaces the attempts. Nothing is tried, so nothing is frozen."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -49,7 +49,7 @@ class NoAttempts:
 
 @pytest.fixture(scope="module")
 def background() -> Iterator[Background]:
-    """The loop for calls and uploads, for all examples."""
+    """Runs one loop for the calls and uploads of all examples."""
     with Background() as running:
         running.warm_up().result()
         yield running
@@ -57,7 +57,7 @@ def background() -> Iterator[Background]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_frozen_or_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No freeze, no host."""
+    """Makes sure that no example freezes or calls the host."""
 
     async def no_answer(*_: object, **__: object) -> PreSnapshot:
         return PreSnapshot(host.NO_ANSWER)
@@ -98,7 +98,7 @@ def test_any_settings_file_ends_in_a_final_status(content: bytes, background: Ba
 
 
 def assert_final(document: Any) -> None:
-    """What the agent asks of a status, and that nothing is to follow it."""
+    """Checks that the agent accepts the status, and that it is a final one."""
     [entry] = document
     status = entry["status"]
     assert status["status"] in WORDS

@@ -1,4 +1,4 @@
-"""Writing the status and log blobs: to a real blob service, and to one that fails on request."""
+"""Writes the status and log blobs, to a real blob service and to one that fails on request."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from vmsnapshot.handler.secret import SasUri
 
 MIB = 1024 * 1024
 STATUS = '[{"status": {"name": "größer — 日本語"}}]'.encode()
-# aiohttp's hint that a body of more than a mebibyte may hold up others on the loop: there are none.
+# aiohttp warns that a body above 1 MiB may delay other tasks of the loop. There are no other tasks.
 large_body = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 _numbers = itertools.count()
 
@@ -45,7 +45,7 @@ def background() -> Iterator[Background]:
 
 @pytest.fixture
 def name() -> str:
-    """A blob's name that no other test has; blanks and slashes are the SDK's to write."""
+    """A unique name of a blob. It has a blank and a slash, which the SDK must quote correctly."""
     return f"status blobs/job {next(_numbers)}"
 
 
@@ -117,7 +117,7 @@ def test_authority_may_be_named_by_the_environment(
         assert write(background, writer) == WriteResult(True)
 
 
-def test_server_that_nobody_vouches_for_gets_nothing(
+def test_nothing_is_sent_to_a_server_of_an_unknown_authority(
     azurite_https: Azurite, background: Background, name: str
 ) -> None:
     create_block_blob(azurite_https, name)
@@ -232,7 +232,7 @@ def test_transitioning_report_of_the_task_is_known_as_unfinished(
         asking = may_be_mended(SasUri(uri), task_id, session=background.session)
         return background.submit(asking).result(timeout=20)
 
-    # It is empty: the worker was killed before it wrote anything.
+    # The blob is empty if the worker was killed before it wrote anything.
     assert is_to_be_mended("T-1")
     writer = writer_of(background, uri)
     assert write(background, writer, report("T-1", "4")).written
@@ -403,7 +403,7 @@ def test_redirection_is_not_followed(service: HostService, background: Backgroun
 
 
 def test_write_whose_answer_was_lost_is_still_ours(service: HostService, background: Background) -> None:
-    """What it left in the blob is no other run's result."""
+    """The writer does not take the content of such a write for the result of another run."""
     service.create_block_blob("status")
     service.script("status", Answer(drops_connection=True), operation="PUT")
     writer = writer_of(background, service.uri("status"))
@@ -534,7 +534,7 @@ def test_nothing_is_logged_by_the_sdk(
 
 
 def test_proxy_is_used_when_there_is_one(service: HostService, background: Background) -> None:
-    # Not a proxy, but it records what a proxy would be asked for.
+    # The service is not a proxy, but it records what the client asks of a proxy.
     uri = f"http://acct.blob.example/disks/status?sig={SIGNATURE}"
     writer = writer_of(background, uri, proxy=f"http://{service.address}")
     assert write(background, writer).failed

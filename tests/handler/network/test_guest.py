@@ -1,4 +1,4 @@
-"""The guest's way: encryption settings of the disks before the window, the report's items after it."""
+"""Snapshots by the guest: encryption settings before the window, and the items of the report after it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUSY = '<?xml version="1.0" encoding="utf-8"?><Error><Code>ServerBusy</Code></Er
 
 @dataclass(frozen=True)
 class Outcome:
-    """An outcome as the engine gives it."""
+    """An outcome as the engine returns it."""
 
     uri: str = URI
     outcome: str = "refused"

@@ -1,4 +1,4 @@
-"""What the host is sent, and what is made of its answers."""
+"""Requests to the host, and how its answers are read."""
 
 from __future__ import annotations
 
