@@ -26,11 +26,11 @@ from tests.bench.figures import Claim, Figure, print_table
 from tests.bench.ways import (
     PAUSE_SECONDS,
     Floor,
-    Guard,
     NotThawedError,
     Target,
     UnusableError,
     Window,
+    guard,
     monotonic_ns,
     ours,
     today,
@@ -247,7 +247,7 @@ def watchdog(bench: Bench) -> list[Claim]:
             say(f"watchdog, {name}, N = {count}")
             thawed, resumed = Figure(), Figure()
             for _ in range(bench.repetitions):
-                with writing(_sample(mount_points)[:1]) as (writer,), Guard(mount_points):
+                with writing(_sample(mount_points)[:1]) as (writer,), guard(mount_points):
                     from_ns, thawed_ns = event(mount_points)
                     processes.reap()
                     thawed.add((thawed_ns - from_ns) / 1e6)
@@ -418,7 +418,7 @@ print(status.partition("VmHWM:")[2].split()[0], file=sys.stderr)
 
 def _peaks(target: Target) -> tuple[float, float]:
     """Runs the command as users do. Returns the peaks of the command and of its watchdog, in KiB."""
-    with tempfile.TemporaryDirectory() as scratch, Guard(target.mount_points):
+    with tempfile.TemporaryDirectory() as scratch, guard(target.mount_points):
         report = Path(scratch) / "report.json"
         blobs = Path(scratch) / "blobs"
         blobs.touch(mode=0o600)

@@ -5,12 +5,13 @@ Each prepares beforehand whatever it fairly can, and does one repetition per cal
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,25 +59,17 @@ class Window:
     parts_ms: dict[str, float]
 
 
-class Guard:
-    """Surrounds a repetition: pauses, arms a rescue thaw, and raises an error if it was needed."""
-
-    def __init__(self, mount_points: Sequence[Path]) -> None:
-        for mount_point in mount_points:
-            assert_not_root(mount_point)
-        self._rescue = RescueThaw(mount_points, RESCUE_SECONDS)
+@contextlib.contextmanager
+def guard(mount_points: Sequence[Path]) -> Iterator[None]:
+    """Surrounds a repetition: arms a rescue thaw, pauses, and raises an error if the rescue had to thaw."""
+    for mount_point in mount_points:
+        assert_not_root(mount_point)
+    rescue = RescueThaw(mount_points, RESCUE_SECONDS)
+    try:
         time.sleep(PAUSE_SECONDS)
-
-    def __enter__(self) -> Guard:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        thawed = self._rescue.cancel()
+        yield
+    finally:
+        thawed = rescue.cancel()
         if thawed:
             raise NotThawedError(f"the rescue had to thaw {', '.join(map(str, thawed))}")
 
@@ -111,7 +104,7 @@ def prepare(target: Target, *, thaw_timeout: float = 10.0) -> vmsnapshot.Session
 
 def ours(target: Target) -> Window:
     """Takes the snapshots with `vmsnapshot`."""
-    with Guard(target.mount_points):
+    with guard(target.mount_points):
         run_began_ns = time.monotonic_ns()
         session = prepare(target)
         time.sleep(PAUSE_SECONDS)
@@ -149,7 +142,7 @@ def today(target: Target) -> Window:
         BlobClient.from_blob_url(uri, connection_verify=str(target.ca_file) if target.ca_file else True)
         for uri in target.uris
     ]
-    with Guard(target.mount_points), ThreadPoolExecutor(max_workers=max(1, len(clients))) as pool:
+    with guard(target.mount_points), ThreadPoolExecutor(max_workers=max(1, len(clients))) as pool:
         # Make the pool start its threads before the window.
         list(pool.map(time.sleep, [0.01] * len(clients)))
         _check_ordinary_grace_periods()

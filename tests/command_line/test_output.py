@@ -62,6 +62,7 @@ def test_no_secret_is_in_output_status_ledger_or_the_watchdog(
         finished = run.finish()
     assert finished.status == 1
     seen["output"], seen["errors"] = finished.output.encode(), finished.errors.encode()
+    assert any(place.endswith(".ledger") for place in seen)
     assert "vmsnapshot-watchdog" in seen["arguments of the watchdog"].decode()
     for place, content in seen.items():
         for secret in secrets:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import vmsnapshot
 
 PACKAGES = Path(vmsnapshot.__file__).resolve().parents[1]
@@ -35,13 +37,15 @@ def read_from_a_terminal(*, stderr: int | None) -> subprocess.CompletedProcess[b
         os.close(terminal)
 
 
+@pytest.mark.usefixtures("compiled_engine")
 def test_a_list_that_is_typed_is_asked_for_on_standard_error() -> None:
     done = read_from_a_terminal(stderr=subprocess.PIPE)
     assert b"Ctrl-D" in done.stderr
     assert json.loads(done.stdout)["error"]["code"] == "blob-list-malformed"
 
 
-def test_with_standard_error_closed_json_output_is_json_all_the_same() -> None:
+@pytest.mark.usefixtures("compiled_engine")
+def test_json_output_is_valid_when_standard_error_is_closed() -> None:
     done = read_from_a_terminal(stderr=None)
     assert json.loads(done.stdout)["error"]["code"] == "blob-list-malformed"
     assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Reads the repository's Markdown into what the tests ask for: anchors, links, tables, code."""
+"""Parses the repository's Markdown, and gives the tests its anchors, links, tables and code."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Cell:
     """One cell of a table."""
 
     text: str
-    """As it is in the source."""
+    """As the source has it."""
     codes: tuple[str, ...]
-    """What is between backticks, in order."""
+    """The pieces of code in it, without their backticks, in order."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table, and the heading that it is below."""
+    """A table, with the heading of its section."""
 
     section: str
     line: int
@@ -42,7 +42,7 @@ class Table:
 
     @property
     def first_codes(self) -> list[str]:
-        """All that is between backticks in the first column."""
+        """Every piece of code in the first column."""
         return [code for row in self.rows for code in row[0].codes]
 
     def column(self, name: str) -> int:
@@ -55,7 +55,7 @@ class Code:
     """A block of code."""
 
     language: str
-    """The word after the fence; empty where there is none, or no fence."""
+    """The word after the opening fence. Empty if there is no word or no fence."""
     text: str
     line: int
     is_fenced: bool
@@ -104,7 +104,7 @@ class Document:
 def documents() -> list[Document]:
     """All documents of the repository."""
     paths = [*sorted(REPOSITORY.glob("*.md")), *sorted(REPOSITORY.glob("docs/**/*.md"))]
-    assert len(paths) > 10, "the documents are not where they are looked for"
+    assert len(paths) > 10, f"there are only {len(paths)} documents: did they move?"
     return [document(path) for path in paths]
 
 

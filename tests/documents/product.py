@@ -1,6 +1,6 @@
-"""What the documents are compared with, in one place: when a module of the product moves, this file follows.
+"""The parts of the product that the documents are compared with. If a module moves, only this file changes.
 
-No root, no network, and no compiled engine are needed: where it is not built, its stand-in is imported.
+It needs neither root nor a network. Where the engine is not compiled, it imports the stand-in.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ main = cli.main
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """Parses a command line; what is wrong with it is raised."""
+    """Parses a command line. Raises `ArgumentsError` if it is wrong."""
     return arguments.parse_arguments(words, "0")
 
 
@@ -54,12 +54,12 @@ def command_parsers() -> dict[str, argparse.ArgumentParser]:
 
 
 def exported_names() -> list[str]:
-    """What ``import vmsnapshot`` gives."""
+    """The names that ``vmsnapshot`` exports."""
     return list(vmsnapshot.__all__)
 
 
 def exceptions() -> list[str]:
-    """The exceptions among what ``import vmsnapshot`` gives."""
+    """The exceptions that ``vmsnapshot`` exports."""
     exported = {name: getattr(vmsnapshot, name) for name in exported_names()}
     return sorted(
         name for name, value in exported.items() if isinstance(value, type) and issubclass(value, Exception)
@@ -67,7 +67,7 @@ def exceptions() -> list[str]:
 
 
 def handler_verbs() -> set[str]:
-    """What ``bin/handler`` can be told, by its own usage."""
+    """The verbs that ``bin/handler`` accepts, from its usage message."""
     usage = re.search(r'"usage: bin/handler ([a-z|]+)"', _text("handler/bin/handler"))
     assert usage is not None
     return set(usage[1].split("|"))

@@ -10,7 +10,7 @@ class Stub:
     """The declarations of one file."""
 
     def __init__(self, path: Path, *, aliases_of: Stub | None = None) -> None:
-        """Reads `path`; the names of literals may be declared in another stub."""
+        """Reads `path`. Type aliases may also be declared in the stub ``aliases_of``."""
         module = ast.parse(path.read_text())
         self._module = module
         self._classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
@@ -23,7 +23,7 @@ class Stub:
                 self._aliases[node.target.id] = node.value
 
     def attributes(self, class_name: str) -> dict[str, ast.expr]:
-        """The properties of a class, with what they return."""
+        """The properties of a class, with their return types."""
         assert class_name in self._classes, f"there is no class {class_name}"
         return {
             node.name: node.returns
@@ -32,19 +32,19 @@ class Stub:
         }
 
     def members(self, class_name: str) -> set[str] | None:
-        """The properties and methods of a class; none if there is no such class."""
+        """The properties and methods of a class, or `None` if there is no such class."""
         if class_name not in self._classes:
             return None
         return {node.name for node in self._classes[class_name].body if isinstance(node, ast.FunctionDef)}
 
     def class_in(self, annotation: ast.expr) -> str | None:
-        """The class of this file that an annotation names, also as ``list[...]`` or ``... | None``."""
+        """The class of this file that an annotation names, also within ``list[...]`` or ``... | None``."""
         names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} & set(self._classes)
         assert len(names) <= 1, names
         return next(iter(names), None)
 
     def codes_in(self, annotation: ast.expr) -> set[str]:
-        """The texts of every ``Literal`` in an annotation, also of one that has a name of its own."""
+        """The texts of every ``Literal`` in an annotation, including those that it names by a type alias."""
         codes: set[str] = set()
         for node in ast.walk(annotation):
             if isinstance(node, ast.Subscript) and ast.unparse(node.value).rpartition(".")[2] == "Literal":
@@ -74,7 +74,7 @@ class Stub:
         return found
 
     def codes_of_name(self, name: str) -> set[str]:
-        """The codes of whatever is called `name` in this file: an argument, a property, an attribute."""
+        """The codes of every argument, property and attribute of this file that is called `name`."""
         codes: set[str] = set()
         for node in ast.walk(self._module):
             if isinstance(node, ast.arg) and node.arg == name and node.annotation is not None:

@@ -1,4 +1,4 @@
-"""Code in the documents is code that works: Python type-checks, JSON parses, commands are accepted."""
+"""The code in the documents works: Python type-checks, JSON parses, and commands are accepted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MYPY_LIMIT_SECONDS = 50
 
 
 class Block(NamedTuple):
-    """A block of code, and where it is."""
+    """A block of code with its file and line."""
 
     place: str
     code: Code
@@ -43,7 +43,7 @@ def blocks(language: str) -> list[Block]:
 
 
 def commands() -> list[tuple[str, list[str]]]:
-    """Every command of a console block, one by one where several are on a line, and its place."""
+    """Every command of a console block, with its file and line. One line may have several commands."""
     found = [
         (block.place, words)
         for block in blocks("console")
@@ -65,7 +65,7 @@ def commands() -> list[tuple[str, list[str]]]:
 
 
 def inline_commands(*programs: str) -> list[tuple[str, list[str]]]:
-    """Every command of one of these programs that is named in running text, and its place."""
+    """Every command of these programs that running text names, with its file and line."""
     return [
         (f"{checked.name}:{line}", split(code)[0])
         for checked in documents()
@@ -75,7 +75,7 @@ def inline_commands(*programs: str) -> list[tuple[str, list[str]]]:
 
 
 def split(line: str) -> list[list[str]]:
-    """Takes a line of shell apart: the words of each of its commands."""
+    """Splits a line of shell into its commands, and each command into its words."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     lexer.commenters = "#"
@@ -90,7 +90,7 @@ def split(line: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("checked", documents(), ids=lambda checked: checked.name)
 def test_a_block_has_a_language_that_is_checked(checked: Document) -> None:
-    # A picture has none; anything else by another name would pass unchecked.
+    # A picture has no language. A language that is not in the list would not be checked by any test.
     unknown = [
         f"line {code.line}: {code.language}" for code in checked.blocks if code.language not in LANGUAGES
     ]

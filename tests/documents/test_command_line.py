@@ -17,7 +17,7 @@ OF_COMMAND = {
     "snapshot": PAGE.table("option", "Options of `snapshot`"),
 }
 PARSERS = {name: parser for name, parser in product.command_parsers().items() if name}
-# What has to be on a command line besides the option that is tried.
+# The arguments without which the command is not accepted.
 REQUIRED = {"snapshot": ["--blobs-from", "disks"]}
 
 each_command = pytest.mark.parametrize("name", PARSERS)
@@ -65,7 +65,7 @@ def test_a_default_is_the_parsers(name: str) -> None:
             # Whether the option was given; `--no-expedite-rcu` stores the opposite.
             assert default == "off", option
         else:
-            # There is no value: what holds without one is said in words, or is nothing at all.
+            # The option has no default value. The cell is empty, or says in words what happens without it.
             assert action.default in (None, [], argparse.SUPPRESS), option
             assert default != "off" and not re.search(r"\d", default), option
 
@@ -91,7 +91,7 @@ def test_the_exit_statuses_are_those_of_the_commands() -> None:
 
 
 def _trials(limits: str) -> list[tuple[float, bool]]:
-    """Values at both ends of a range and beyond, and whether they are in it."""
+    """Values at and beyond both ends of a range, and whether each is in it."""
     within = re.fullmatch(r"(above )?([\d.]+)(?:,? up)? to ([\d.]+)", limits)
     assert within is not None, limits
     least, most = float(within[2]), float(within[3])

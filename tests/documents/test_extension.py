@@ -1,4 +1,4 @@
-"""The tables of docs/extension.md are what the extension reads and does."""
+"""The tables of docs/extension.md have every option and command of the extension, and no other."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PAGE = page("docs/extension.md")
 SECTION = "SnapshotThread"
 OPTIONS = PAGE.table("option", "`/etc/azure/vmbackup.conf`")
 WITHOUT_EFFECT = PAGE.table("section", "`/etc/azure/vmbackup.conf`")
-# A value of each option that is not its default, where its row names none.
+# For the options whose row names only the default: another value.
 ANOTHER = {"timeout": "5", "MountsToSkip": "/data, xfs"}
 
 
 def read(path: Path, *options: tuple[str, str, str]) -> product.VmBackupConfiguration:
-    """Reads a file that has these options: section, name and value."""
+    """Reads a file with these options. Each is a section, a name and a value."""
     path.write_text("".join(f"[{section}]\n{name} = {value}\n" for section, name, value in options))
     return product.read_vmbackup_configuration(path)
 
@@ -62,7 +62,7 @@ def test_another_value_that_the_row_names_has_an_effect_and_no_warning(tmp_path:
     name = row[0].codes[0]
     defaults = row[OPTIONS.column("default")].codes
     meaning = row[OPTIONS.column("meaning")].text
-    # A value is what stands before a colon, or alone in the row.
+    # Code in the meaning is a value if a colon follows it. For SnapshotMethod all code is a value.
     named = [
         code
         for code in row[OPTIONS.column("meaning")].codes

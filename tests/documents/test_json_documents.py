@@ -26,7 +26,7 @@ each_document = pytest.mark.parametrize(("section", "name", "class_name"), DOCUM
 
 
 def only_attributes() -> set[tuple[str, str]]:
-    """The attributes that are in no document, by the table of docs/python-api.md."""
+    """The attributes that are in no document, according to docs/python-api.md."""
     named = API.table("attribute", "Functions").first_codes
     pairs = {(code.partition(".")[0], code.partition(".")[2]) for code in named}
     assert pairs
@@ -34,7 +34,7 @@ def only_attributes() -> set[tuple[str, str]]:
 
 
 def parts(name: str, class_name: str) -> list[tuple[str, str, dict[str, ast.expr]]]:
-    """The objects of a document, outermost first: what its table is called, its class, its keys."""
+    """The objects of a document, outermost first: for each the name of its table, its class and its keys."""
     keys = {
         key: annotation
         for key, annotation in product.ENGINE.attributes(class_name).items()

@@ -1,4 +1,4 @@
-"""What holds for every document: its links lead somewhere, and what it names in this repository is there."""
+"""Checks of every document: its links work, and the files that it names exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.filesystems import REPOSITORY
 
 README_LINES = 160
 COLUMNS = 100
-# Wrapped at 100 columns by this check; the others are for those who change the code.
+# Only these must be wrapped at 100 columns. The other documents are for developers.
 PAGES_FOR_USERS = [
     REPOSITORY / "README.md",
     REPOSITORY / "SECURITY.md",

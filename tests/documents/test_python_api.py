@@ -9,7 +9,7 @@ from tests.documents.markdown import page
 
 PAGE = page("docs/python-api.md")
 
-# Where a table is, the name of its first column, and the function whose arguments it has.
+# The section of a table, the name of its first column, and the function whose arguments it lists.
 ARGUMENTS = [
     ("Arguments of `prepare`", "argument", "prepare"),
     ("A host call", "argument", "HostCall.__new__"),

@@ -25,7 +25,7 @@ def test_another_time_limit_out_of_range_is_refused(plan: vmsnapshot.Plan, name:
     error = refusal(plan, None, **{name: seconds})
     assert error.code == "bad-time-limit"
     assert name.replace("_", " ") in str(error)
-    # The limits themselves: 5000 s is a length of time, and was said to be none.
+    # The message names the limits, because 5000 s is a valid duration that is only too long.
     assert "3600" in str(error)
 
 

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import json
-import select
-import socket
-import socketserver
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 import vmsnapshot
 from tests.conftest import StartFaultServer
@@ -18,6 +11,7 @@ from tests.engine.api import plan_of
 from tests.support.azurite import Azurite
 from tests.support.certificates import Certificates
 from tests.support.command import SnapshotRun, run_command, take_snapshot
+from tests.support.connect_proxy import connect_proxy
 from tests.support.fault_server import Answers, Creates
 from tests.support.filesystems import ScratchFilesystem
 
@@ -71,75 +65,22 @@ def test_a_missing_blob_is_refused_and_the_other_snapshot_is_created(
     assert (finished.document["consistency"], finished.document["all_thawed"]) == ("none", True)
 
 
-class ConnectProxy(socketserver.ThreadingTCPServer):
-    """An HTTP proxy that supports only CONNECT and records the heads of its requests."""
-
-    allow_reuse_address = True
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _ConnectHandler)
-        self.heads: list[bytes] = []
-
-
-class _ConnectHandler(socketserver.StreamRequestHandler):
-    def handle(self) -> None:
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            line = self.rfile.readline()
-            if not line:
-                return
-            head += line
-        assert isinstance(self.server, ConnectProxy)
-        self.server.heads.append(head)
-        method, target, _ = head.split(b"\r\n")[0].split(b" ")
-        if method != b"CONNECT":
-            self.wfile.write(b"HTTP/1.1 405 No\r\nContent-Length: 0\r\n\r\n")
-            return
-        host, port = target.decode().rsplit(":", 1)
-        with socket.create_connection((host, int(port)), timeout=5) as upstream:
-            self.wfile.write(b"HTTP/1.1 200 Connected\r\n\r\n")
-            pairs = {self.connection: upstream, upstream: self.connection}
-            while True:
-                for readable in select.select(list(pairs), [], [], 10)[0]:
-                    data = readable.recv(65536)
-                    if not data:
-                        return
-                    pairs[readable].sendall(data)
-
-
-@pytest.fixture
-def proxy() -> Iterator[ConnectProxy]:
-    """Runs a `ConnectProxy`."""
-    with ConnectProxy() as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join(timeout=5)
-
-
 def test_snapshots_go_through_a_proxy_whose_password_is_never_shown(
-    disk: ScratchFilesystem,
-    fault_server: StartFaultServer,
-    certificates: Certificates,
-    proxy: ConnectProxy,
+    disk: ScratchFilesystem, fault_server: StartFaultServer, certificates: Certificates
 ) -> None:
     server = fault_server(certificates)
-    port = proxy.server_address[1]
-    finished = run_command(
-        "snapshot",
-        "--json",
-        "--blobs-from=-",
-        f"--mount=mount={disk.mount_point}",
-        f"--ca-file={certificates.ca_file}",
-        f"--proxy=http://someone:tops3cret@127.0.0.1:{port}",
-        standard_input=server.uri("disk"),
-    )
+    with connect_proxy() as proxy:
+        finished = run_command(
+            "snapshot",
+            "--json",
+            "--blobs-from=-",
+            f"--mount=mount={disk.mount_point}",
+            f"--ca-file={certificates.ca_file}",
+            f"--proxy=http://someone:tops3cret@{proxy.address}",
+            standard_input=server.uri("disk"),
+        )
     assert finished.status == 0, finished
-    assert [head.split(b"\r\n")[0] for head in proxy.heads] == [
-        f"CONNECT 127.0.0.1:{server.port} HTTP/1.1".encode()
-    ]
+    assert proxy.request_lines == [f"CONNECT 127.0.0.1:{server.port} HTTP/1.1"]
     assert b"authorization: basic" in proxy.heads[0].lower()
     assert len(server.requests()) == 1
     assert "tops3cret" not in finished.output + finished.errors

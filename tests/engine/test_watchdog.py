@@ -136,14 +136,14 @@ def test_a_run_freezes_nothing_when_its_watchdog_is_gone_before_the_window(machi
         assert writer.longest_stall_ms() < 1000.0
 
 
-def test_a_run_holds_signals_until_the_last_word_of_its_watchdog(machine: Machine) -> None:
+def test_a_run_holds_signals_until_its_watchdog_has_answered_the_release(machine: Machine) -> None:
     with thawed_run_with_a_stopped_watchdog(machine) as (run, _):
         signal_bit = 1 << (signal.SIGTERM - 1)
         assert blocked_signals(run.process.pid) & signal_bit
         assert outcomes(run.finish().document) == {"thawed"}
 
 
-def test_a_watchdog_that_has_not_given_its_last_word_keeps_the_lock(machine: Machine) -> None:
+def test_a_watchdog_that_has_not_answered_the_release_keeps_the_lock(machine: Machine) -> None:
     with thawed_run_with_a_stopped_watchdog(machine) as (run, watchdog_pid):
         finished = run.finish()
         assert finished.document["watchdog"]["released"] is False

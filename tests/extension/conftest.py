@@ -28,6 +28,7 @@ from tests.support.rescue import RescueThaw
 
 HOST = "168.63.129.16"
 V2 = "microsoft.compute/virtualmachines"
+OTHER_VM = "{00000000-0000-4000-8000-000000000001}"
 TASK = "9d8b6a1c-52e0-4f3b-8c1d-6a7be0f41c22"
 RESCUE_AFTER_SECONDS = 60.0
 
@@ -137,6 +138,40 @@ class Job:
 def ticks_ago(*, minutes: float) -> str:
     """Returns the .NET ticks of the instant ``minutes`` ago."""
     return str(int((time.time() - minutes * 60) * 10_000_000) + 621_355_968_000_000_000)
+
+
+def final(report: dict[str, Any]) -> tuple[str, str, int]:
+    """Returns the fields by which Azure Backup decides."""
+    return report["status"], report["code"], report["vmHealthInfo"]["vmHealthStatusCode"]
+
+
+def message(report: dict[str, Any]) -> str:
+    """Returns the report's message."""
+    text: str = json.loads(report["formattedMessage"]["message"])["messageStr"]
+    return text
+
+
+def worker_of(vm: Vm) -> int:
+    """Returns the process id of the worker, as it is outside of the sandbox."""
+    until = time.monotonic() + 10.0
+    while time.monotonic() < until:
+        for pid in vm.extension.sandbox.process_ids():
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"worker" in words:
+                return pid
+    raise AssertionError("there is no worker")
+
+
+def host_item(is_successful: object, **more: object) -> dict[str, Any]:
+    """Returns a disk's entry in the host's answer."""
+    uri = "https://h/b?snapshot=2025-05-14T02:10:07.4821190Z"
+    return {
+        "isSuccessful": is_successful,
+        "snapshotUri": uri if str(is_successful).lower() == "true" else None,
+        "errorMessage": None,
+        "statusCode": 200,
+        **more,
+    }
 
 
 @pytest.fixture(scope="session")

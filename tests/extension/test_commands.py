@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.extension.conftest import Job, Vm
-from tests.extension.test_settings import final, message
+from tests.extension.conftest import OTHER_VM, Job, Vm, final, message, worker_of
 from tests.support.freezing import is_frozen
 from tests.support.host_service import NEVER_MS, USUAL, Answer, Usual
 from tests.support.protected_settings import settings_file_text
 
-OTHER_VM = "{00000000-0000-4000-8000-000000000001}"
 WORKLOAD = Path("/etc/azure/workload.conf")
 LOCK_DIRECTORY = Path("/etc/azure/MicrosoftRecoverySvcsSafeFreezeLock")
 
@@ -282,17 +279,6 @@ def test_status_and_thaw_of_the_handler_work_without_the_command_line(vm: Vm) ->
         finished = vm.extension.run(verb)
         assert finished.status == 0, finished.errors
         assert "nothing" in finished.output
-
-
-def worker_of(vm: Vm) -> int:
-    """Returns the id outside of the worker's process."""
-    until = time.monotonic() + 10.0
-    while time.monotonic() < until:
-        for pid in vm.extension.sandbox.process_ids():
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"worker" in words:
-                return pid
-    raise AssertionError("there is no worker")
 
 
 def test_report_has_the_facts_about_the_job(vm: Vm) -> None:

@@ -8,9 +8,7 @@ import signal
 
 import pytest
 
-from tests.extension.conftest import Job, Vm
-from tests.extension.test_commands import OTHER_VM, worker_of
-from tests.extension.test_settings import final, message
+from tests.extension.conftest import OTHER_VM, Job, Vm, final, message, worker_of
 from tests.support.control_groups import ENTER, control_group
 from tests.support.freezing import is_frozen
 from tests.support.host_service import NEVER_MS, USUAL, Answer, Usual

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.extension.conftest import Vm
-from tests.extension.test_settings import final
+from tests.extension.conftest import Vm, final, host_item
 from tests.support.freezing import frozen, is_frozen, thaw
 from tests.support.host_service import NEVER_MS, Answer, Script, blob_error, json_answer
 from tests.support.protected_settings import object_str
@@ -21,21 +20,9 @@ BUSY = blob_error(503, "ServerBusy", "The server is busy.")
 NEVER = Answer(after_ms=NEVER_MS)
 
 
-def item(is_successful: object, **more: object) -> dict[str, Any]:
-    """Returns a disk's entry in the host's answer."""
-    uri = "https://h/b?snapshot=2025-05-14T02:10:07.4821190Z"
-    return {
-        "isSuccessful": is_successful,
-        "snapshotUri": uri if str(is_successful).lower() == "true" else None,
-        "errorMessage": None,
-        "statusCode": 200,
-        **more,
-    }
-
-
 def items(*are_successful: object) -> Answer:
     """Returns the host's answer with such entries."""
-    return json_answer({"snapshotInfo": [item(is_successful) for is_successful in are_successful]})
+    return json_answer({"snapshotInfo": [host_item(is_successful) for is_successful in are_successful]})
 
 
 GUEST = [
@@ -64,13 +51,9 @@ def test_failed_guest_snapshots_are_reported_by_disk(
 
 
 HOST = [
-    (
-        "items that are the text false",
-        json_answer({"snapshotInfo": [item("true"), item("false")]}),
-        (76, 761),
-    ),
-    ("items that are JSON false", json_answer({"snapshotInfo": [item("true"), item(False)]}), (76, 761)),
-    ("nothing but failures", json_answer({"snapshotInfo": [item("false"), item("false")]}), (76, 76)),
+    ("items that are the text false", items("true", "false"), (76, 761)),
+    ("items that are JSON false", items("true", False), (76, 761)),
+    ("nothing but failures", items("false", "false"), (76, 76)),
     ("an empty list", json_answer({"snapshotInfo": []}), (76, 76)),
     ("an empty answer", Answer(200), (76, 76)),
     ("no JSON", Answer(200, b"<html>"), (76, 76)),
@@ -108,7 +91,7 @@ def test_direct_drive_disks_are_identified(vm: Vm) -> None:
         "instantAccessDurationMinutes": 300,
     }
     uri = "https://h/disks/77aa/snapshots?snapshotId=5B1D"
-    entry = item("true", snapshotUri=uri, ddSnapshotIdentifier=identifier)
+    entry = host_item("true", snapshotUri=uri, ddSnapshotIdentifier=identifier)
     vm.service.script("dosnapshot", json_answer({"snapshotInfo": [entry]}))
     job = vm.job(vm.new_number(), mode="onlyHost")
     report = job.run()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.extension.conftest import Job, Vm
+from tests.extension.conftest import Job, Vm, host_item, worker_of
 from tests.support.host_service import SIGNATURE, Usual, blob_error, json_answer
 
 TOKEN = "dG9rZW4tdGhhdC1ub2JvZHktbWF5LXNlZQ"  # noqa: S105
@@ -17,7 +17,7 @@ PROTECTED = "cHJvdGVjdGVkLWN1c3RvbS1zZXR0aW5n"
 
 
 def run_with_secrets(job: Job) -> None:
-    """Returns a job with a secret in every field that can hold one."""
+    """Runs ``enable`` with a secret in every field that can hold one."""
     job.protected["snapshotTaskToken"] = TOKEN
     del job.object["snapshotTaskToken"]
     job.omitted.add("customSettings")
@@ -28,8 +28,18 @@ def run_with_secrets(job: Job) -> None:
 def secrets() -> list[bytes]:
     """Returns what must not be found: the secrets, and the settings that contain them encoded."""
     plain = [SIGNATURE, SIGNATURE.replace("%2B", "+").replace("%3D", "="), TOKEN, PROTECTED]
-    encoded = [base64.b64encode(text.encode()).decode().rstrip("=")[:-2] for text in plain]
-    return [text.encode() for text in plain + encoded]
+    encoded = [text for secret in plain for text in base64_of_a_part(secret.encode())]
+    return [secret.encode() for secret in plain] + encoded
+
+
+def base64_of_a_part(part: bytes) -> list[bytes]:
+    """Returns what the base64 of any text that contains ``part`` contains: one of three strings.
+
+    Base64 encodes groups of three bytes, and ``part`` may begin at each of the three places of a group. The
+    first and the last group may also hold bytes of the text around it, so both are cut off.
+    """
+    at_each_place = [base64.b64encode(b"x" * place + part) for place in range(3)]
+    return [encoded[4 if place else 0 : -4] for place, encoded in enumerate(at_each_place)]
 
 
 @pytest.mark.parametrize("mode", ["onlyGuest", "onlyHost"])
@@ -41,13 +51,8 @@ def test_no_file_contains_a_secret_after_a_job(vm: Vm, mode: str) -> None:
         operation="PUT snapshot",
     )
     identifier = {"creationTime": "2025-05-14T02:10:07Z", "id": "1", "token": DISK_TOKEN}
-    item = {
-        "isSuccessful": "true",
-        "snapshotUri": "https://h/disks/d/snapshots?snapshotId=1",
-        "errorMessage": None,
-        "statusCode": 200,
-        "ddSnapshotIdentifier": identifier,
-    }
+    uri = "https://h/disks/d/snapshots?snapshotId=1"
+    item = host_item("true", snapshotUri=uri, ddSnapshotIdentifier=identifier)
     vm.service.script("dosnapshot", json_answer({"snapshotInfo": [item]}))
     run_with_secrets(job)
     vm.extension.finish()
@@ -84,7 +89,9 @@ def test_worker_has_no_secret_in_its_arguments_or_environment(vm: Vm) -> None:
     job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
     run_with_secrets(job)
     vm.service.wait_for("presnapshot")
-    for pid in vm.extension.sandbox.process_ids():
+    pids = vm.extension.sandbox.process_ids()
+    assert worker_of(vm) in pids
+    for pid in pids:
         for name in ("cmdline", "environ"):
             content = Path(f"/proc/{pid}/{name}").read_bytes()
             assert not any(secret in content for secret in secrets())

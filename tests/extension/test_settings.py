@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 import pytest
 
-from tests.extension.conftest import Job, Vm, ticks_ago
+from tests.extension.conftest import Job, Vm, final, message, ticks_ago
 from tests.support.protected_settings import object_str, settings_file_text
 
 Change = Callable[[Job], None]
@@ -169,17 +169,6 @@ def test_command_install_in_the_settings_installs(vm: Vm) -> None:
     assert final(report) == ("success", "1", 1)
     assert message(report).startswith("Install Succeeded")
     assert vm.service.requests("PUT snapshot") + vm.service.requests("dosnapshot") == []
-
-
-def final(report: dict[str, Any]) -> tuple[str, str, int]:
-    """Returns the fields by which Azure Backup decides."""
-    return report["status"], report["code"], report["vmHealthInfo"]["vmHealthStatusCode"]
-
-
-def message(report: dict[str, Any]) -> str:
-    """Returns the report's message."""
-    text: str = json.loads(report["formattedMessage"]["message"])["messageStr"]
-    return text
 
 
 def assert_file_is_final(job: Job, report: dict[str, Any]) -> None:

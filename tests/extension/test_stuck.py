@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.extension.conftest import HOST, Vm
-from tests.extension.test_settings import final
+from tests.extension.conftest import HOST, Vm, final
 from tests.support.extension import Extension
 from tests.support.filesystems import ScratchFilesystems, scratch_directory
 from tests.support.freezing import frozen, is_frozen

@@ -7,12 +7,9 @@ order of status, snapshots, final status and final log must be the same.
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 
-from tests.extension.conftest import Job, Vm, ticks_ago
+from tests.extension.conftest import Job, Vm, host_item, message, ticks_ago
 from tests.support.host_service import Answer, Request, blob_error, json_answer
 from tests.support.writers import Writer, writing
 
@@ -77,7 +74,7 @@ def test_first_host_then_guest_asks_the_blobs_if_the_host_fails(vm: Vm, answer: 
     ]
     report = job.blob_report()
     assert (report["code"], report["status"]) == ("1", "success")
-    assert f"hostStatusCodePreSnapshot={number}, " in message_of(report)
+    assert f"hostStatusCodePreSnapshot={number}, " in message(report)
 
 
 def test_first_guest_then_host_asks_the_host_if_all_disks_fail(vm: Vm) -> None:
@@ -141,7 +138,7 @@ def test_job_that_starts_too_late_takes_no_snapshot(vm: Vm) -> None:
     report = job.blob_report()
     assert (report["code"], report["status"], report["snapshotInfo"]) == ("402", "error", None)
     assert report["vmHealthInfo"] == {"vmHealthState": 256, "vmHealthStatusCode": 402}
-    assert message_of(report).startswith("CRP timeout limit has reached, will not take snapshot.")
+    assert message(report).startswith("CRP timeout limit has reached, will not take snapshot.")
 
 
 def test_clock_of_the_host_decides_whether_a_job_is_too_late(vm: Vm) -> None:
@@ -205,7 +202,7 @@ def test_host_requests_have_the_form_of_the_contract(vm: Vm) -> None:
 
 def test_writers_stall_during_the_snapshots_and_at_no_other_time(vm: Vm) -> None:
     vm.service.script(PRE, json_answer({}, after_ms=400.0))
-    vm.service.script(DO, json_answer({"snapshotInfo": [host_item()]}, after_ms=250.0))
+    vm.service.script(DO, json_answer({"snapshotInfo": [host_item("true")]}, after_ms=250.0))
     job = vm.job(vm.new_number(), disks=1, mode="onlyHost")
     with writing([filesystem.mount_point for filesystem in vm.filesystems]) as writers:
         assert job.run()["code"] == "1"
@@ -222,19 +219,3 @@ def is_stalled(writer: Writer, at_ns: int) -> bool:
         for stall in writer.stalls()
         if stall.length_ms > 100
     )
-
-
-def host_item() -> dict[str, Any]:
-    """Returns a disk's entry in the host's answer."""
-    return {
-        "isSuccessful": "true",
-        "snapshotUri": "https://h/b?snapshot=2025-05-14T02:10:07.4821190Z",
-        "errorMessage": None,
-        "statusCode": 200,
-    }
-
-
-def message_of(report: dict[str, Any]) -> str:
-    """Returns the report's message."""
-    message: str = json.loads(report["formattedMessage"]["message"])["messageStr"]
-    return message

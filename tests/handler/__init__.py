@@ -1,1 +1,1 @@
-"""Tests of the extension handler, a part at a time: no root, no freeze, real files, sockets and programs."""
+"""Tests of the extension handler, module by module: without root or a freeze, on real files and sockets."""

@@ -1,4 +1,4 @@
-"""The table of codes: names, and the colour that each gives the VM."""
+"""The names of the codes, and the colour that each gives the VM."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 
 from vmsnapshot.handler.codes import GREEN, RED, YELLOW, Code
 
-# Those of chapter 4 of the extension's contract that are reported, with the states that it asks a new
-# implementation to use where the reference has none (556, 173).
+# The reported codes of chapter 4 of the extension's contract. The reference has no states for 556 and 173.
+# Theirs are those that the contract asks of a new implementation.
 STATES = {
     GREEN: [1, 2, 3, 4, 12, 17, 173],
     YELLOW: [11, 16, 121, 122, 123, 124],

@@ -1,4 +1,4 @@
-"""What a process of the handler reads, it reads once, and passes on."""
+"""A handler process reads each settings file once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.handler.handler_environment import make_environment
 from vmsnapshot.handler import commands, context, workers
-from vmsnapshot.handler.agent.environment import HandlerEnvironment
 from vmsnapshot.handler.agent.state import State
 from vmsnapshot.handler.context import Context
 from vmsnapshot.handler.log import Log
@@ -24,18 +24,7 @@ KILLED = ProcessName(pid=1, start_ticks=1, boot_id="another boot")
 def here(tmp_path: Path) -> Context:
     """The context of a command whose sequence number is 7."""
     base = tmp_path / "Publisher.VMSnapshotLinux-1.0"
-    for folder in ("config", "status"):
-        (base / folder).mkdir(parents=True)
-    environment = HandlerEnvironment(
-        name="Publisher.VMSnapshotLinux",
-        schema_version="1.0",
-        log_folder=base / "log",
-        config_folder=base / "config",
-        status_folder=base / "status",
-        events_folder=None,
-        base_directory=base,
-        lib_directory=tmp_path,
-    )
+    environment = make_environment(base)
     state = State(base, tmp_path, unique_machine_file=base / "machine")
     environ = {"ConfigSequenceNumber": "7"}
     return Context(environment, environ, VmBackupConfiguration(), Log(None, "test"), state)
@@ -43,7 +32,7 @@ def here(tmp_path: Path) -> Context:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each settings file was read, and everything else that a report needs."""
+    """Counts how often each settings file was read, and whatever else a report needs."""
     counted: Counter[str] = Counter()
 
     def count_envelope(path: Path) -> Envelope:

@@ -1,4 +1,4 @@
-"""Small files are whole at every moment."""
+"""A reader sees the old or the new content of a file, never a part of one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_failed_rename_leaves_nothing_behind(status: Path) -> None:
 def test_full_disk_leaves_everything_as_it_was(status: Path) -> None:
     write_atomically(status, "before")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # The nearest thing to a full disk that needs no disk: no file of this process may pass 4 bytes.
+    # Instead of a full disk, a limit of 4 bytes for every file that this process writes.
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
     try:

@@ -1,4 +1,4 @@
-"""The log has every line where it belongs, none with a secret, and leaves a disk alone that may be frozen."""
+"""The log has every line in the right place and no secret, and never writes to a disk that may be frozen."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_no_signature_is_in_file_blob_or_events(log: Log, tmp_path: Path) -> Non
     shell_line(tmp_path, f"command with {SAS_URI}")
     with (tmp_path / "shell.log").open("a") as shell_log:
         shell_log.write(f"a line of another program with {SAS_URI}\n")
-    # Cut in the middle of the signature.
+    # The limit of a line cuts this one in the middle of the signature.
     length = log_module.LINE_LIMIT_CHARACTERS - SAS_URI.index(SIGNATURE) - 5
     log.error("x" * length + SAS_URI)
     everything = [
@@ -96,7 +96,7 @@ def test_no_signature_is_in_file_blob_or_events(log: Log, tmp_path: Path) -> Non
 
 
 def test_signature_is_not_let_through_by_a_cut_into_the_shell_log(log: Log, tmp_path: Path) -> None:
-    # The tail begins in the middle of this line's signature, where it does not look like one any more.
+    # The tail begins in the middle of this signature, where the text `sig=` no longer marks it as one.
     signature = SIGNATURE * 10_000
     (tmp_path / "shell.log").write_text(f"https://acct.blob.example/?sig={signature}\nlast\n")
     assert log.blob_text() == b"Tail of shell script log:\nlast\n"
@@ -142,7 +142,7 @@ def test_nothing_is_left_out_of_a_log_of_usual_size(log: Log) -> None:
 
 @contextlib.contextmanager
 def suspended(log: Log, *, discard: bool = False) -> Iterator[None]:
-    """Suspends a log for the length of a block."""
+    """Suspends a log within a `with` block."""
     log.suspend(discard=discard)
     try:
         yield
@@ -354,13 +354,14 @@ for number in range(150):
 """
 
 
+@pytest.mark.usefixtures("compiled_engine")
 def test_two_processes_rotate_once_and_lose_no_line(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen([sys.executable, "-c", PROCESS, tmp_path, str(number)], stdin=subprocess.DEVNULL)
         for number in range(3)
     ]
     assert [process.wait(timeout=30) for process in processes] == [0, 0, 0]
-    # 450 lines of about 80 bytes are two files of 20 kB: a second rotation of the same one would leave more.
+    # 450 lines of about 80 bytes fill two files of 20 kB. Rotating a file twice would make a third.
     files = sorted(tmp_path.iterdir())
     assert [path.name for path in files] == ["extension.log", "extension.log.1"]
     texts = [text.rsplit(":", 1)[0] for path in files for text in texts_of(path)]

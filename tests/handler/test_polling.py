@@ -1,4 +1,4 @@
-"""What polling makes of the host's answers and of the engine's reports, and when it polls."""
+"""The polling service: when it polls, and how it judges the host's answers and the engine's reports."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ from vmsnapshot.handler.polling import (
 
 INTERVAL_SECONDS = 0.1
 
-# The service with a short interval, in a process of its own as it is meant to be. These tests are not for
-# requests, and run on the machine itself: should one get that far, nothing is frozen.
+# Runs the service with a short interval in a process of its own. These tests run outside of a sandbox, so
+# that process exits instead of freezing if it ever gets a request.
 POLL = """
 import os, pathlib, sys
 from vmsnapshot.handler import polling
@@ -53,7 +53,7 @@ sys.exit(polling.run_polling(pathlib.Path(sys.argv[1]), os.environ, interval_sec
 
 @dataclass(frozen=True)
 class Call:
-    """As `_native.HostCallOutcome`."""
+    """Has the attributes of `_native.HostCallOutcome`."""
 
     outcome: str = "answered"
     http_status: int | None = 200
@@ -64,7 +64,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Report:
-    """As `_native.Report`."""
+    """Has the attributes of `_native.Report` that polling reads."""
 
     freeze_doubt_code: str | None = None
     freeze_doubt: str | None = None
@@ -76,20 +76,8 @@ def code_of(report: Any) -> str | None:
     return failure.code if failure else None
 
 
-@pytest.fixture(scope="module")
-def running_service() -> Iterator[HostService]:
-    with HostService() as service:
-        yield service
-
-
-@pytest.fixture
-def service(running_service: HostService) -> HostService:
-    running_service.reset()
-    return running_service
-
-
 class Poller:
-    """The service as a process, until it is told to end."""
+    """The service as a process, which runs until `end`."""
 
     def __init__(self, base_directory: Path, address: str, interval_seconds: float) -> None:
         self.log_file = base_directory / HOST_BASED_EXTENSION_LOG
@@ -103,7 +91,7 @@ class Poller:
         )
 
     def end(self) -> int:
-        """Tells it to end; returns its exit status."""
+        """Sends it SIGTERM. Returns its exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=10.0)
 
@@ -112,7 +100,11 @@ class Poller:
 
 
 @pytest.fixture
-def poller(tmp_path: Path, service: HostService) -> Iterator[Poller]:
+def poller(
+    compiled_engine: None,  # noqa: ARG001 (requested for its effect)
+    tmp_path: Path,
+    service: HostService,
+) -> Iterator[Poller]:
     poller = Poller(tmp_path, service.address, INTERVAL_SECONDS)
     yield poller
     processes.end(poller.process, limit_seconds=0.0)
@@ -135,10 +127,11 @@ def test_polls_keep_to_multiples_of_the_interval_however_long_one_takes() -> Non
     assert seconds_to_next_poll(0.0, 300.0) == 300.0
     assert seconds_to_next_poll(2.5, 300.0) == 297.5
     assert seconds_to_next_poll(310.0, 300.0) == 290.0
-    # Never at once: two polls for one beat would be one too many.
+    # Never 0 s, which would make two polls in one interval.
     assert seconds_to_next_poll(600.0, 300.0) == 300.0
 
 
+@pytest.mark.usefixtures("compiled_engine")
 def test_it_ends_at_once_between_two_polls(tmp_path: Path, service: HostService) -> None:
     poller = Poller(tmp_path, service.address, 300.0)
     try:
@@ -256,7 +249,7 @@ def test_nothing_to_freeze_is_as_good_as_frozen() -> None:
         (Report(host_call=Call(answer_ms=8999.0)), None),
         (Report(host_call=Call(answer_ms=9000.0)), "SNAPSHOT_TOOK_TOO_LONG"),
         (Report("thawed-by-another", "another program thawed `/x`"), "SNAPSHOT_INCONSISTENT"),
-        # That there is no snapshot says more than what it would have been worth.
+        # That there is no snapshot matters more than whether it would have been consistent.
         (Report("watchdog-fired", "x", Call(http_status=500)), "STARTSNAP_UNEXPECTED_STATUS_500"),
     ],
 )

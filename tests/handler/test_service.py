@@ -1,4 +1,4 @@
-"""The polling service on a machine with systemd (a systemctl that records what it is told) and without."""
+"""The polling service with systemd, whose systemctl only records its arguments, and without systemd."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vmsnapshot.handler.service import PID_FILE, Machine, unit_text
 
 NAME = "Microsoft.Azure.RecoveryServices.VMSnapshotLinux"
 
-# Keeps in files whether the unit is active, and what it was asked.
+# Records in files its arguments and whether the unit is active.
 SYSTEMCTL = """\
 #!/bin/sh
 echo "$*" >> {state}/calls
@@ -34,7 +34,7 @@ case "$*" in
 esac
 """
 
-# What stands in for the service: says that it is there, and ends when it is told to.
+# The program in the place of the service. It makes the file `started`, and ends on SIGTERM.
 SERVICE = """\
 import pathlib, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -73,7 +73,7 @@ class FakeMachine:
         systemctl.chmod(0o755)
 
     def calls(self) -> list[str]:
-        """What systemctl was told since the last time."""
+        """The arguments of systemctl since the last call of `calls`."""
         calls = self.root / "calls"
         lines = calls.read_text().splitlines() if calls.exists() else []
         calls.unlink(missing_ok=True)
@@ -131,7 +131,7 @@ def wait_for(path: Path, limit_seconds: float = 10.0) -> None:
 
 
 def started_process(environment: HandlerEnvironment) -> ProcessName:
-    """The process that the pid file names, once it can be told to end."""
+    """Returns the process that the pid file names, once it is ready for SIGTERM."""
     wait_for(environment.base_directory / "started")
     number = (environment.base_directory / PID_FILE).read_text().splitlines()[0]
     process = name_of(int(number))
@@ -175,7 +175,7 @@ def test_systemd_understands_the_unit(fake: FakeMachine, name: str) -> None:
     fake.machine.unit_file.write_text(unit_text(fake.root / name))
     words = ["systemd-analyze", "verify", "--man=no", str(fake.machine.unit_file)]
     finished = subprocess.run(words, capture_output=True, text=True, timeout=30.0, check=True)
-    # It only warns of what it ignores; other units may have their own troubles.
+    # It only warns about lines that it ignores. It may also complain about other units.
     assert [line for line in finished.stderr.splitlines() if "directsnapshot" in line] == []
 
 
@@ -242,7 +242,7 @@ def test_a_service_of_another_version_is_stopped_but_not_resumed(fake: FakeMachi
 def test_through_an_update_the_service_becomes_the_new_versions(fake: FakeMachine) -> None:
     fake.run_systemd()
     fake.install(fake.old)
-    # The agent's order: protocol of an update with install.
+    # The order in which the agent calls these during an update.
     fake.stop(fake.old)
     fake.move(fake.new, fake.new)
     assert not fake.is_active()

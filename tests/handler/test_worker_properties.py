@@ -1,6 +1,6 @@
-"""Properties of a whole job: whatever its settings file holds, it ends in a final status for the agent.
+"""Properties of a whole job: whatever is in its settings file, it ends in a final status for the agent.
 
-The job runs in this process up to its attempts, which would freeze: one that ends at once stands for them.
+The job runs in this process, but its attempts, which would freeze, are replaced by some that do nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.handler.handler_environment import make_environment
 from tests.handler.settings.test_settings_properties import ANYTHING, PROTECTED, PUBLIC, USABLE
 from tests.support.protected_settings import key_pair, settings_file_text
 from vmsnapshot.handler import worker
-from vmsnapshot.handler.agent.environment import HandlerEnvironment
 from vmsnapshot.handler.agent.state import State
 from vmsnapshot.handler.context import Context
 from vmsnapshot.handler.log import Log
@@ -35,7 +35,7 @@ WORDS = ("transitioning", "success", "warning", "error")
 
 
 class NoAttempts:
-    """Stands for the attempts: nothing was tried, so nothing was frozen."""
+    """Replaces the attempts. Nothing is tried, so nothing is frozen."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -49,7 +49,7 @@ class NoAttempts:
 
 @pytest.fixture(scope="module")
 def background() -> Iterator[Background]:
-    """The loop for calls and uploads, for all examples."""
+    """Runs one loop for the calls and uploads of all examples."""
     with Background() as running:
         running.warm_up().result()
         yield running
@@ -57,7 +57,7 @@ def background() -> Iterator[Background]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_frozen_or_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No freeze, no host."""
+    """Makes sure that no example freezes or calls the host."""
 
     async def no_answer(*_: object, **__: object) -> PreSnapshot:
         return PreSnapshot(host.NO_ANSWER)
@@ -97,24 +97,8 @@ def test_any_settings_file_ends_in_a_final_status(content: bytes, background: Ba
         assert_final(json.loads((environment.status_folder / f"{NUMBER}.status").read_text()))
 
 
-def make_environment(base: Path) -> HandlerEnvironment:
-    """The folders that the agent makes."""
-    for folder in ("config", "status"):
-        (base / folder).mkdir(parents=True)
-    return HandlerEnvironment(
-        name="Publisher.VMSnapshotLinux",
-        schema_version="1.0",
-        log_folder=base / "log",
-        config_folder=base / "config",
-        status_folder=base / "status",
-        events_folder=None,
-        base_directory=base,
-        lib_directory=base.parent,
-    )
-
-
 def assert_final(document: Any) -> None:
-    """What the agent asks of a status, and that nothing is to follow it."""
+    """Checks that the agent accepts the status, and that it is a final one."""
     [entry] = document
     status = entry["status"]
     assert status["status"] in WORDS

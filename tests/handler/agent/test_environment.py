@@ -1,4 +1,4 @@
-"""HandlerEnvironment.json as agents write it, and the number of the job."""
+"""How the handler reads HandlerEnvironment.json, and which sequence number the job has."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def document(base: Path) -> dict[str, Any]:
-    """The file's object with all that the agent puts into it."""
+    """The object in the file, with every key that the agent writes."""
     return {
         "name": NAME,
         "version": 1.0,
@@ -48,7 +48,7 @@ def write(base: Path, content: Any) -> None:
 
 
 def no_pause(_seconds: float) -> None:
-    """Instead of waiting for the agent."""
+    """Replaces the pause between two tries to read the file."""
 
 
 def read(base: Path) -> HandlerEnvironment:
@@ -233,7 +233,7 @@ def test_highest_number_counts_among_files_of_one_time(environment: HandlerEnvir
 
 def test_settings_file_that_vanishes_meanwhile_does_not_count(environment: HandlerEnvironment) -> None:
     settings_file(environment, "5.settings", 1000)
-    # Listed, and not to be found any more: a link to nothing.
+    # A link to nothing is listed but cannot be opened, like a file that was deleted after the listing.
     (environment.config_folder / "6.settings").symlink_to("gone")
     assert sequence_number(environment, {}) == 5
 

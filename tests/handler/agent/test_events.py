@@ -1,4 +1,4 @@
-"""Warnings and errors reach the agent in the form that it takes, and its folder is treated with care."""
+"""Warnings and errors are written for the agent as it reads them, and its events folder is not filled up."""
 
 from __future__ import annotations
 

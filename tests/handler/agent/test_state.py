@@ -1,4 +1,4 @@
-"""What the handler remembers, and that it notices a VM restored from another's disks and killed workers."""
+"""What the handler remembers between jobs, and how it notices killed workers and a restored VM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ THEIRS = "{00000000-0000-4000-8000-000000000001}"
 
 
 class Machine:
-    """A VM's directories, and the role that the agent wrote down."""
+    """A VM's directories, with the identity that the agent wrote to them."""
 
     def __init__(self, root: Path) -> None:
         self.lib = root / "lib"
@@ -49,7 +49,7 @@ def test_sequence_number_is_remembered_as_the_reference_writes_it(machine: Machi
 
 
 @pytest.mark.parametrize("text", ["", "-1", "seven", "7.0", "9" * 5000, "\u0667"])
-def test_sequence_number_that_is_none_is_no_sequence_number(machine: Machine, text: str) -> None:
+def test_invalid_sequence_number_is_ignored(machine: Machine, text: str) -> None:
     (machine.base / SEQUENCE_FILE).write_text(text)
     assert machine.state.last_sequence_number is None
 
@@ -144,7 +144,7 @@ def test_record_that_cannot_be_read_is_that_of_a_killed_worker(machine: Machine)
     assert records[3].task_id == "task"
 
 
-def test_what_cannot_be_written_is_told(machine: Machine) -> None:
+def test_failed_write_returns_false(machine: Machine) -> None:
     (machine.base / "workers").write_text("")
     (machine.base / SEQUENCE_FILE).mkdir()
     assert not machine.state.record_worker(7, name_of(os.getpid()), None)

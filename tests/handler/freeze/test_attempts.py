@@ -1,7 +1,6 @@
-"""What the engine says of one attempt is to Azure Backup: its errors and doubts, each to its code.
+"""Maps the engine's errors and doubts to the codes of Azure Backup.
 
-The engine is a double here: it is asked for what a real kernel does not do on request. The real one is behind
-the tests of ``tests/extension``.
+The engine is a double, because a real kernel does not fail on request. ``tests/extension`` uses the real one.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ class Session:
 
 @dataclass
 class Engine:
-    """Stands for `Freezing`: gives the next answer each time that a run is prepared."""
+    """A double of `Freezing`. Every `prepare` gives the next answer."""
 
     answers: list[Report | Exception]
     prepared: list[dict[str, Any]] = field(default_factory=list)
@@ -124,7 +123,7 @@ class Engine:
 
 
 def made_by(engine: Engine, *, settings: Settings = SETTINGS, telemetry: Telemetry | None = None) -> Attempts:
-    """The attempts of a job with this engine; nothing is sent outside the window."""
+    """The attempts of a job with this engine. They send nothing outside the window."""
     connections = Connections(Background(), Proxies({}), "127.0.0.1")
     return Attempts(
         settings, cast(Freezing, engine), connections, telemetry or Telemetry(), before_freeze=lambda: None

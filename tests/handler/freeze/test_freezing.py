@@ -1,6 +1,6 @@
-"""What a run is planned from, what makes it wait or thaw first, and when signals are held.
+"""How a run is planned, when it waits for another run or thaws first, and when it holds signals.
 
-The engine is a double here. The real one is behind the tests of ``tests/extension``.
+The engine is a double here. ``tests/extension`` uses the real one.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def test_one_plan_leaves_out_temporary_disks_and_what_else_is_named_and_logs_wha
 
 @pytest.fixture
 def prepare(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Prepares with an engine that gives these answers; returns the last one and the number of thaws."""
+    """Prepares with an engine that gives these answers. Returns the last answer and the number of thaws."""
 
     def run(*answers: PrepareError | str) -> tuple[object, int]:
         remaining = list(answers)

@@ -1,4 +1,4 @@
-"""The lock keeps other processes from freezing, and is never believed to be held when it is not."""
+"""The lock keeps other processes from freezing, and taking it succeeds only if it is really held."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vmsnapshot.handler.freeze.lock import (
 
 LIMIT_SECONDS = 10.0
 
-# As the predecessor does it.
+# Locks the file in the same way as the predecessor.
 HOLDER = """
 import fcntl, sys
 file = open(sys.argv[1], "w")
@@ -38,7 +38,7 @@ else:
 
 
 class Holder:
-    """Another process that has the lock, or was refused it."""
+    """Another process that tries to take the lock. It holds the lock or was refused."""
 
     def __init__(self, path: Path) -> None:
         self.process = subprocess.Popen(
@@ -50,9 +50,9 @@ class Holder:
         self.holds = self.process.stdout.readline() == b"held\n"
 
     def let_go(self) -> None:
-        """Ends it in an orderly way."""
+        """Makes the process release the lock and end."""
         assert self.process.stdin is not None
-        # It has ended already if it was refused.
+        # If it was refused the lock, it has ended already.
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         assert end(self.process, limit_seconds=LIMIT_SECONDS)
@@ -127,14 +127,14 @@ def test_waiting_ends_when_it_is_given_up(path: Path, hold: Callable[[], Holder]
     assert next(answers, "all asked") == "all asked"
 
 
-def test_lock_is_had_when_the_other_lets_go(path: Path, hold: Callable[[], Holder]) -> None:
+def test_lock_is_taken_when_the_holder_releases_it(path: Path, hold: Callable[[], Holder]) -> None:
     holder = hold()
     threading.Timer(0.15, holder.let_go).start()
     with SafeFreezeLock(limit_seconds=LIMIT_SECONDS, path=path):
         assert not hold().holds
 
 
-def test_lock_is_had_when_the_other_is_killed(path: Path, hold: Callable[[], Holder]) -> None:
+def test_lock_is_taken_when_the_holder_is_killed(path: Path, hold: Callable[[], Holder]) -> None:
     holder = hold()
     threading.Timer(0.15, holder.process.kill).start()
     with SafeFreezeLock(limit_seconds=LIMIT_SECONDS, path=path):
@@ -146,7 +146,7 @@ def test_file_deleted_while_we_wait_is_not_taken_for_the_lock(path: Path, hold: 
     second: list[Holder] = []
 
     def delete_and_hold_anew() -> bool:
-        # Between two tries: the predecessor deletes the file, and a third party locks a new one.
+        # Between two tries, the predecessor deletes the file and a third process locks a new one.
         if not second:
             path.unlink()
             second.append(hold())
@@ -174,7 +174,7 @@ def test_file_deleted_between_opening_and_locking_is_not_taken_for_the_lock(
     monkeypatch.setattr(fcntl, "lockf", delete_first)
     with SafeFreezeLock(limit_seconds=LIMIT_SECONDS, path=path):
         assert deleted
-        # The lock is on the file that others find.
+        # The lock is on the file that other processes open.
         assert not hold().holds
 
 
@@ -211,6 +211,6 @@ def test_file_that_cannot_be_opened_is_no_lock(path: Path) -> None:
 
 
 def test_read_only_filesystem_is_no_lock() -> None:
-    # The kernel's own: not even root can make a directory there.
+    # Not even root can make a directory in /proc.
     with pytest.raises(LockUnavailableError):
         SafeFreezeLock(path=Path("/proc/self/azure/SafeFreezeLock/SafeFreezeLockFile"))

@@ -1,4 +1,4 @@
-"""A machine as the engine gives it, and a tree of sysfs in a directory of the test for Azure's own rules."""
+"""A machine as the engine describes it, with a tree like sysfs in a directory of the test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOCAL_NVME = "Microsoft NVMe Direct Disk v2"
 
 @dataclass(frozen=True)
 class FakeMount:
-    """What the handler reads of a `vmsnapshot.Mount`; a tuple for its list, so that a mount can be a key."""
+    """The attributes of `vmsnapshot.Mount` that the handler reads. It is hashable, to be a key of a dict."""
 
     device: str
     mount_point: str
@@ -33,7 +33,7 @@ class FakeMount:
 
 @dataclass(frozen=True)
 class FakeBlockDevice:
-    """What the handler reads of a `vmsnapshot.BlockDevice`."""
+    """The attributes of `vmsnapshot.BlockDevice` that the handler reads."""
 
     number: str
     directory: str
@@ -42,14 +42,14 @@ class FakeBlockDevice:
 
 @dataclass(frozen=True)
 class FakeTables:
-    """What the handler reads of a `vmsnapshot.Machine`."""
+    """The attributes of `vmsnapshot.Machine` that the handler reads."""
 
     mounts: list[Mount]
     block_devices: list[FakeBlockDevice]
 
 
 class FakeMachine:
-    """Makes devices; `read` gives them as the engine would, `disks` by Azure's rules."""
+    """Makes devices. `read` returns them as the engine does, and `disks` classifies them as on Azure."""
 
     def __init__(self, directory: Path) -> None:
         self._sys = directory / "sys"
@@ -79,7 +79,7 @@ class FakeMachine:
         return list(self._numbers.values())
 
     def scsi_disk(self, name: str, number: str, controller: str | None, unit: int) -> None:
-        """A disk on a VMBus device, or on an iSCSI session when `controller` is none."""
+        """A disk on a VMBus device, or on an iSCSI session if `controller` is `None`."""
         host = len(self._directories)
         address = f"{host}:0:0:{unit}"
         bus = self._sys / "devices" / (f"VMBUS:01/{controller}" if controller else "platform/session1")
@@ -91,7 +91,7 @@ class FakeMachine:
         (directory / "device").symlink_to(f"../../../{address}")
 
     def nvme_disk(self, name: str, number: str, model: str, namespace: int) -> None:
-        """A namespace of the controller that `name` begins with."""
+        """An NVMe namespace. `name` begins with the name of its controller."""
         controller = self._sys / "devices/pci0000:00/nvme" / name.rpartition("n")[0]
         self._add(name, number, controller / name)
         (controller / "model").write_text(f"{model:<40}\n")
@@ -125,7 +125,7 @@ def mounted(
     on: Iterable[str] = (),
     is_visible: bool = True,
 ) -> Mount:
-    """A mount as the engine gives it; `on` are the devices of one that can lie on several."""
+    """A mount as the engine describes it. `on` are its devices, for btrfs and bcachefs."""
     can_span = filesystem_type in ("btrfs", "bcachefs")
     is_local = not filesystem_type.startswith("fuse") and (can_span or not device.startswith("0:"))
     block_devices = tuple(on) if can_span else (device,) * is_local

@@ -1,4 +1,4 @@
-"""What the owner of the VM has set is understood, and whatever else is in the files does no harm."""
+"""The owner's settings are read from the configuration files, and bad content there does no harm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vmsnapshot.handler.settings.wire import SnapshotMode
 
 DEFAULTS = VmBackupConfiguration()
 
-# A file that has everything, each option away from its default.
+# A file with every option, each with a value that is not its default.
 FULL = """\
 # Of an administrator.
 [SnapshotThread]

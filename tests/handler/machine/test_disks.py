@@ -1,4 +1,4 @@
-"""Temporary disks and LUNs, on trees of sysfs as Azure's VMs have them, and on this machine's own."""
+"""Temporary disks and LUNs, on trees like the sysfs of Azure's VMs and on the sysfs of this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = mounted("8:1", "/")
 
 
 def temporary(machine: FakeMachine) -> set[str]:
-    """The machine's devices on which a filesystem would lie on temporary disks only."""
+    """The devices that are on temporary disks only."""
     disks = machine.disks()
     return {number for number in machine.numbers() if disks.is_on_resource_disk(mounted(number, "/x"))}
 
@@ -46,7 +46,7 @@ def generation_1(machine: FakeMachine) -> FakeMachine:
 
 @pytest.fixture
 def generation_2(machine: FakeMachine) -> FakeMachine:
-    # In the order in which the kernel may well find them: no name says what a disk is for.
+    # The kernel may find the disks in any order, so their names do not say what they are for.
     machine.scsi_disk("sda", "8:0", SCSI_SYSTEM, 1)
     machine.partition("sda1", "8:1", of="sda")
     machine.scsi_disk("sdb", "8:16", SCSI_SYSTEM, 0)

@@ -1,4 +1,4 @@
-"""What the report says of the machine: on files of the test, and on real processes."""
+"""The facts about the machine in the report, from files of the test and from real processes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_facts_are_those_of_every_report_in_its_order(tmp_path: Path) -> Non
     ]
 
 
-def test_the_newest_agent_is_told_by_numbers_and_not_by_text(tmp_path: Path) -> None:
+def test_agent_versions_are_compared_as_numbers(tmp_path: Path) -> None:
     for name in ("WALinuxAgent-2.9.1.1", "WALinuxAgent-2.15.0.1", "WALinuxAgent-9.9.zip", "Other-99.1"):
         (tmp_path / name).mkdir()
     (tmp_path / "WALinuxAgent-3.0.0.0").write_text("a file is no agent")
@@ -113,7 +113,7 @@ def test_the_handlers_own_command_line_is_no_workload(tmp_path: Path) -> None:
 def test_a_real_process_is_found_while_it_runs() -> None:
     command = [sys.executable, "-c", "print(flush=True); input()", "cassandra"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        # Popen may return before the command line is in place: exec closes descriptors before it sets that.
+        # Popen may return before the new command line is visible, because exec closes descriptors first.
         assert child.stdout is not None and child.stdout.readline() == b"\n"
         assert "cassandra" in running_workloads()
         child.communicate(b"\n", timeout=30)
@@ -123,7 +123,7 @@ def test_a_command_line_that_cannot_be_read_does_not_keep_the_command_waiting(tm
     process(tmp_path, 50, "mysqld")
     blocked = process(tmp_path, 51) / "cmdline"
     blocked.unlink()
-    # Opening a pipe without a writer waits, as reading does for a process that hangs in a page fault.
+    # Opening a pipe without a writer blocks, as reading does for a process that hangs in a page fault.
     os.mkfifo(blocked)
     started = time.monotonic()
     try:

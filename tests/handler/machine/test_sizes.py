@@ -1,4 +1,4 @@
-"""Which filesystems count how much: every row of the contract's table, and what must not hold up a backup."""
+"""The size of the backup: which filesystems count, and that computing it cannot delay a backup for long."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ Computation = Callable[..., Sizes]
 
 @pytest.fixture
 def compute_with(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> Computation:
-    """Computes sizes where each filesystem holds what the test says, in KiB, and no other may be asked."""
+    """Computes sizes with mounts whose used KiB the test gives. Measuring another mount raises a KeyError."""
 
     def run(
         used_kib: dict[Mount, int], *others: Mount, job: Settings | None = None, only_local: bool = False
@@ -90,7 +90,7 @@ def test_a_device_counts_once_however_often_it_is_mounted(compute_with: Computat
 
 
 def test_a_filesystem_that_another_covers_is_not_asked(compute_with: Computation) -> None:
-    # Its mount point leads to the other one, which would count twice.
+    # Its mount point leads to the covering filesystem, which would then count twice.
     outside = mounted("8:48", "/a", is_visible=False)
     inside = mounted("8:33", "/a/b", is_visible=False)
     cover = mounted("8:1", "/a")
@@ -116,7 +116,7 @@ def test_a_filesystem_that_another_covers_is_not_asked(compute_with: Computation
 def test_shares_and_what_has_never_counted_are_named_and_not_measured(
     compute_with: Computation, share: Mount
 ) -> None:
-    # Measuring `share` would be a KeyError, and so a failure.
+    # Measuring `share` would raise a KeyError.
     outcome = compute_with({ROOT: 100}, share)
     assert (outcome.total_used_bytes, outcome.failed) == (100 * KIB, False)
     assert of(outcome)["networkFSTypeInDf"] == str([share.filesystem_type])
@@ -223,7 +223,7 @@ def test_more_than_a_tebibyte_a_disk_counts_in_full(compute_with: Computation) -
     assert compute_with({DATA_0: 5 * 1024**3}, job=settings(0)).total_used_bytes == 5 * 1024**4
 
 
-def test_the_presence_of_shares_is_told_of_all_mounts() -> None:
+def test_presence_of_shares_depends_on_all_mounts() -> None:
     assert network_shares([ROOT, mounted("0:53", "/merged", "overlay")]) == ()
     assert network_shares([ROOT, mounted("0:61", "/sys/fs/fuse/connections", "fusectl")]) == ()
     assert network_shares([ROOT, mounted("0:52", "/sshfs", "fuse.sshfs")]) == (
@@ -231,7 +231,7 @@ def test_the_presence_of_shares_is_told_of_all_mounts() -> None:
     )
 
 
-# From here on real filesystems are asked.
+# Real filesystems.
 
 
 def mount_of(directory: Path, filesystem_type: str = "ext4") -> Mount:
@@ -241,7 +241,7 @@ def mount_of(directory: Path, filesystem_type: str = "ext4") -> Mount:
 
 @pytest.fixture
 def real(tmp_path: Path) -> Mount:
-    """A directory of the test, taken for a mount point of the filesystem that it really lies on."""
+    """A directory of the test, as if it were the mount point of its filesystem."""
     directory = tmp_path / "a mount point"
     directory.mkdir()
     mount = mount_of(directory)
@@ -258,7 +258,7 @@ def test_used_is_what_the_kernel_says_of_the_filesystem(real: Mount, no_disks: D
     before = shutil.disk_usage(real.mount_point).used
     outcome = compute(settings(), [real], no_disks, only_local=False)
     after = shutil.disk_usage(real.mount_point).used
-    # Others write to the same disk meanwhile.
+    # Other programs may write to the same disk meanwhile.
     leeway_bytes = 256 * 1024**2
     assert min(before, after) - leeway_bytes < outcome.total_used_bytes < max(before, after) + leeway_bytes
     assert (outcome.failed, outcome.why) == (False, "")

@@ -8,19 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import aiohttp
 import pytest
 
 from tests.support.host_service import NEVER_MS, Answer, HostService
 from vmsnapshot.handler.network.background import Background
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[HostService]:
-    with HostService() as service:
-        yield service
 
 
 async def _status_of(background: Background, uri: str) -> int:
@@ -120,6 +113,7 @@ def test_certificate_of_an_unknown_authority_is_refused(azurite_https: object) -
         background.submit(_status_of(background, endpoint)).result(timeout=10)
 
 
+@pytest.mark.usefixtures("compiled_engine")
 def test_modules_do_not_import_what_is_slow_to_import() -> None:
     modules = ("background", "blob_writer", "guest", "host", "proxies")
     program = (
@@ -133,6 +127,7 @@ def test_modules_do_not_import_what_is_slow_to_import() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.usefixtures("compiled_engine")
 def test_warming_up_imports_the_sdk_while_the_caller_goes_on() -> None:
     program = (
         "import sys\n"

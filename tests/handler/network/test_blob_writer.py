@@ -1,4 +1,4 @@
-"""Writing the status and log blobs: to a real blob service, and to one that fails on request."""
+"""Writes the status and log blobs, to a real blob service and to one that fails on request."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import concurrent.futures
 import itertools
 import json
 import logging
-import select
-import socket
-import socketserver
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 
@@ -19,6 +15,7 @@ import pytest
 
 from tests.support.azurite import CONTAINER, Azurite
 from tests.support.certificates import Certificates
+from tests.support.connect_proxy import connect_proxy
 from tests.support.host_service import (
     NEVER_MS,
     SIGNATURE,
@@ -35,21 +32,9 @@ from vmsnapshot.handler.secret import SasUri
 
 MIB = 1024 * 1024
 STATUS = '[{"status": {"name": "größer — 日本語"}}]'.encode()
-# aiohttp's hint that a body of more than a mebibyte may hold up others on the loop: there are none.
+# aiohttp warns that a body above 1 MiB may delay other tasks of the loop. There are no other tasks.
 large_body = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def running_service() -> Iterator[HostService]:
-    with HostService() as service:
-        yield service
-
-
-@pytest.fixture
-def service(running_service: HostService) -> HostService:
-    running_service.reset()
-    return running_service
 
 
 @pytest.fixture
@@ -60,7 +45,7 @@ def background() -> Iterator[Background]:
 
 @pytest.fixture
 def name() -> str:
-    """A blob's name that no other test has; blanks and slashes are the SDK's to write."""
+    """A unique name of a blob. It has a blank and a slash, which the SDK must quote correctly."""
     return f"status blobs/job {next(_numbers)}"
 
 
@@ -99,41 +84,6 @@ def report(task_id: str, code: str) -> bytes:
     return json.dumps([{"version": "1.0", "status": {"taskId": task_id, "code": code}}]).encode()
 
 
-class TunnelRequest(socketserver.StreamRequestHandler):
-    """Answers one CONNECT and carries bytes both ways, until one side is done."""
-
-    server: Tunnel
-
-    def handle(self) -> None:
-        target = self.rfile.readline().split()[1].decode()
-        while self.rfile.readline().strip():
-            pass
-        self.server.asked_for.append(target)
-        host, _, port = target.partition(":")
-        with socket.create_connection((host, int(port)), timeout=10) as far:
-            self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
-            ends = {self.connection: far, far: self.connection}
-            while True:
-                ready, _, _ = select.select(list(ends), [], [], 10)
-                for end in ready:
-                    received = end.recv(65536)
-                    if not received:
-                        return
-                    ends[end].sendall(received)
-                if not ready:
-                    return
-
-
-class Tunnel(socketserver.ThreadingTCPServer):
-    """An HTTP proxy that knows CONNECT, and remembers what it was asked for."""
-
-    daemon_threads = True
-
-    def __init__(self, address: tuple[str, int], handler: type[TunnelRequest]) -> None:
-        super().__init__(address, handler)
-        self.asked_for: list[str] = []
-
-
 # A real blob service.
 
 
@@ -167,7 +117,7 @@ def test_authority_may_be_named_by_the_environment(
         assert write(background, writer) == WriteResult(True)
 
 
-def test_server_that_nobody_vouches_for_gets_nothing(
+def test_nothing_is_sent_to_a_server_of_an_unknown_authority(
     azurite_https: Azurite, background: Background, name: str
 ) -> None:
     create_block_blob(azurite_https, name)
@@ -282,7 +232,7 @@ def test_transitioning_report_of_the_task_is_known_as_unfinished(
         asking = may_be_mended(SasUri(uri), task_id, session=background.session)
         return background.submit(asking).result(timeout=20)
 
-    # It is empty: the worker was killed before it wrote anything.
+    # The blob is empty if the worker was killed before it wrote anything.
     assert is_to_be_mended("T-1")
     writer = writer_of(background, uri)
     assert write(background, writer, report("T-1", "4")).written
@@ -453,7 +403,7 @@ def test_redirection_is_not_followed(service: HostService, background: Backgroun
 
 
 def test_write_whose_answer_was_lost_is_still_ours(service: HostService, background: Background) -> None:
-    """What it left in the blob is no other run's result."""
+    """The writer does not take the content of such a write for the result of another run."""
     service.create_block_blob("status")
     service.script("status", Answer(drops_connection=True), operation="PUT")
     writer = writer_of(background, service.uri("status"))
@@ -584,7 +534,7 @@ def test_nothing_is_logged_by_the_sdk(
 
 
 def test_proxy_is_used_when_there_is_one(service: HostService, background: Background) -> None:
-    # Not a proxy, but it records what a proxy would be asked for.
+    # The service is not a proxy, but it records what the client asks of a proxy.
     uri = f"http://acct.blob.example/disks/status?sig={SIGNATURE}"
     writer = writer_of(background, uri, proxy=f"http://{service.address}")
     assert write(background, writer).failed
@@ -596,23 +546,14 @@ def test_blob_over_https_is_written_through_a_tunnel(
     azurite_https: Azurite, certificates: Certificates, name: str
 ) -> None:
     create_block_blob(azurite_https, name)
-    with (
-        Tunnel(("127.0.0.1", 0), TunnelRequest) as tunnel,
-        Background(ca_file=str(certificates.ca_file)) as back,
-    ):
-        serving = threading.Thread(target=tunnel.serve_forever, args=(0.05,))
-        serving.start()
-        try:
-            proxy = f"http://127.0.0.1:{tunnel.server_address[1]}"
-            writer = writer_of(back, uri_of(azurite_https, name), proxy=proxy)
-            assert write(back, writer) == WriteResult(True)
-        finally:
-            tunnel.shutdown()
-            serving.join(timeout=5)
-    assert tunnel.asked_for == [azurite_https.endpoint.partition("://")[2]]
+    with connect_proxy() as proxy, Background(ca_file=str(certificates.ca_file)) as background:
+        writer = writer_of(background, uri_of(azurite_https, name), proxy=f"http://{proxy.address}")
+        assert write(background, writer) == WriteResult(True)
+    assert proxy.request_lines == [f"CONNECT {azurite_https.endpoint.partition('://')[2]} HTTP/1.1"]
     assert read(azurite_https, name) == STATUS
 
 
+@pytest.mark.usefixtures("compiled_engine")
 def test_making_a_writer_imports_nothing_that_is_slow() -> None:
     program = (
         "import sys, vmsnapshot.handler.network.blob_writer as blobs, vmsnapshot.handler.secret as secret\n"

@@ -1,11 +1,8 @@
-"""The guest's way: encryption settings of the disks before the window, the report's items after it."""
+"""Snapshots by the guest: encryption settings before the window, and the items of the report after it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-import pytest
 
 from tests.support.host_service import NEVER_MS, SIGNATURE, USUAL, Answer, HostService, blob_error
 from vmsnapshot.handler.network.background import Background
@@ -19,7 +16,7 @@ BUSY = '<?xml version="1.0" encoding="utf-8"?><Error><Code>ServerBusy</Code></Er
 
 @dataclass(frozen=True)
 class Outcome:
-    """An outcome as the engine gives it."""
+    """An outcome as the engine returns it."""
 
     uri: str = URI
     outcome: str = "refused"
@@ -27,18 +24,6 @@ class Outcome:
     http_status: int | None = 503
     message: str | None = None
     body: str | None = None
-
-
-@pytest.fixture(scope="module")
-def running_service() -> Iterator[HostService]:
-    with HostService() as service:
-        yield service
-
-
-@pytest.fixture
-def service(running_service: HostService) -> HostService:
-    running_service.reset()
-    return running_service
 
 
 def settings_of(service: HostService, *names: str, limit_seconds: float = 10.0) -> tuple[str | None, ...]:

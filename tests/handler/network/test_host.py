@@ -1,10 +1,9 @@
-"""What the host is sent, and what is made of its answers."""
+"""Requests to the host, and how its answers are read."""
 
 from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -39,18 +38,6 @@ ENCRYPTION = {
     "areDataDisksADEEncrypted": False,
     "DiskEncryptionSettings": "vault settings",
 }
-
-
-@pytest.fixture(scope="module")
-def running_service() -> Iterator[HostService]:
-    with HostService() as service:
-        yield service
-
-
-@pytest.fixture
-def service(running_service: HostService) -> HostService:
-    running_service.reset()
-    return running_service
 
 
 def ask(address: str, *, details: bool | None = None, limit_seconds: float = 10.0) -> PreSnapshot:

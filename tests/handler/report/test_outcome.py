@@ -1,4 +1,4 @@
-"""What a job comes to: every row of the contract's table of outcomes that is about snapshots."""
+"""The outcome of a job: every row of the contract's table of outcomes that is about snapshots."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ ROWS = [
     [row[1:] for row in ROWS],
     ids=[row[0] for row in ROWS],
 )
-def test_attempt_comes_to(attempt: Attempt, is_success: bool, run_code: int, ext_code: int) -> None:
+def test_attempt_has_the_outcome_of_the_contract(
+    attempt: Attempt, is_success: bool, run_code: int, ext_code: int
+) -> None:
     outcome = outcome_of(attempt, may_be_crash_consistent=False)
     assert (outcome.is_success, outcome.run_code, outcome.ext_code) == (is_success, run_code, ext_code)
     assert outcome.items == attempt.items

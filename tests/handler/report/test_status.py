@@ -1,7 +1,7 @@
-"""The two status documents, held against worked examples and the agent's limits.
+"""The two status documents, compared with worked examples and with the agent's limits.
 
-``examples/`` holds texts as the service and the agent get them from the reference extension; ours must be the
-same, byte for byte, when it is given the same facts.
+``examples/`` has the texts that the reference extension gives to the service and the agent. From the same
+facts, our text must be the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def test_status_file_embeds_the_blob_report_unchanged() -> None:
     assert status_of(documents)["substatus"][0]["name"] == documents.blob
 
 
-def test_failed_upload_is_told_in_the_message() -> None:
+def test_failed_upload_is_in_the_message() -> None:
     documents = render(replace(SUCCESS, telemetry=(("statusBlobUploadError", "true"), *SUCCESS.telemetry)))
     message = json.loads(status_of(documents)["formattedMessage"]["message"])
     assert message["messageStr"].startswith(

@@ -1,4 +1,4 @@
-"""The keys and texts that go with a report, and how a duration is written in them."""
+"""The keys and texts of a report's telemetry, and how it writes a duration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of an ordinary job, as the agent's file and the service have them."""
+"""The settings of an ordinary job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings file: whatever it holds, and what is taken out of it."""
+"""How the settings file is read, whatever its content, and how the protected settings are removed from it."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_scrub_of_a_missing_file_makes_none(tmp_path: Path) -> None:
 
 
 def test_scrub_says_that_it_could_not(tmp_path: Path) -> None:
-    # Works for root as well, who may write anywhere: a directory is no file.
+    # A directory in the place of the file fails for root too, who may write to any file.
     assert not scrub(tmp_path)
 
 

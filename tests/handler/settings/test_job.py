@@ -1,4 +1,4 @@
-"""What is known of a job whose settings may be of no use."""
+"""What is known about a job even if its settings are unusable."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_row_8_excluded_disks_without_luns_fail_where_only_the_host_can(disks: I
     error = caught.value
     assert error.code == Code.INVALID_LUN_LIST
     assert error.job == Job(task_id="task_1")
-    # Word for word: support staff look for it.
+    # The exact words, because support staff search for them.
     assert str(error) == (
         "Invalid Input. IsAnyDiskExcluded is marked as true but input LUN list received from CRP is empty. "
         "which is not allowed if VM has Direct Drives or if VM has Write Accelerated disks "
@@ -123,4 +123,4 @@ def test_rows_8_and_9_do_not_apply_to_a_list_with_luns(mode: SnapshotMode) -> No
     assert chosen(disks, asked=mode) is SnapshotMode.ONLY_HOST
 
 
-# Row 10, an unknown value, is none by the time it gets here: `settings` and `configuration` parse it.
+# Row 10 has no test here: `settings` and `configuration` have already turned an unknown value into `None`.

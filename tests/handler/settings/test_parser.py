@@ -1,4 +1,4 @@
-"""What the settings of a job mean: chapter 1 of the extension's contract, a row of its tables at a time."""
+"""What the settings of a job mean: the tables in chapter 1 of the extension's contract, row by row."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from vmsnapshot.handler.settings.wire import (
     SnapshotMode,
 )
 
-# Contract 1.9, as it stands there.
+# Copied from section 1.9 of the contract.
 WORKED_EXAMPLE_PUBLIC = {
     "commandToExecute": "snapshot",
     "taskId": "9d8b6a1c-52e0-4f3b-8c1d-6a7be0f41c22_1",
@@ -110,7 +110,7 @@ def test_worked_example_of_the_contract_is_understood() -> None:
     assert settings.start == datetime.datetime(2025, 5, 14, 2, tzinfo=datetime.timezone.utc)
 
 
-# The rows of contract 1.8, with the values that a new implementation is to give.
+# The rows of section 1.8 of the contract, with the values that it asks of a new implementation.
 UNUSABLE = "required field empty or not correct"
 
 
@@ -420,7 +420,7 @@ def test_os_disk_comes_last_in_the_list_of_luns(disks: Any, luns: tuple[int, ...
         {"dataDiskLunList": [1.5]},
     ],
 )
-def test_disks_that_cannot_be_told_are_11_rather_than_a_guess(disks: Any) -> None:
+def test_unreadable_list_of_disks_is_11_rather_than_a_guess(disks: Any) -> None:
     error = refusal(public(objectStr=object_str({**REQUEST, "includedDisks": disks})), PROTECTED)
     assert error.code == Code.PARAMETERS
 
@@ -451,7 +451,7 @@ def test_dynamic_configs_are_found_whatever_their_case_and_kept_as_they_came() -
     assert settings.warnings == ()
 
 
-def test_vmmd_blob_is_told_by_the_disks_alone() -> None:
+def test_vmmd_blob_is_included_by_the_disks_only() -> None:
     configs = [{"Key": "isVmmdBlobIncluded", "Value": True}]
     assert parsed_request(dynamicConfigsFromCRP=configs).dynamic_configs == DynamicConfigs()
     settings = parsed_request(includedDisks={"isVmmdBlobIncluded": True})
@@ -520,7 +520,7 @@ def test_nothing_that_is_parsed_shows_a_secret() -> None:
 def test_no_error_repeats_or_keeps_what_was_read(changes: dict[str, Any]) -> None:
     error: BaseException | None = refusal(public(**changes), PROTECTED)
     while error is not None:
-        # A decoder's error holds its whole input: none may hang on ours.
+        # A decoder's error contains its whole input, so it may not be in the context of ours.
         assert isinstance(error, SettingsError)
         assert SIGNATURE not in f"{error} {error!r} {error.job!r}"
         error = error.__context__

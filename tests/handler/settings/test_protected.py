@@ -1,4 +1,4 @@
-"""Decrypting the protected settings, with the real openssl and certificates as Azure makes them."""
+"""Decrypts the protected settings with the real openssl, and with certificates like those of Azure."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def stranger() -> Iterator[KeyPair]:
 
 
 def refusal(text: str, lib: Path, *, thumbprint: str | None = None, **options: Any) -> ProtectedSettingsError:
-    """The error that a decryption gives; neither it nor what it hangs on shows the plain text."""
+    """The error that a decryption raises. Neither it nor an error in its context shows the plain text."""
     with pytest.raises(ProtectedSettingsError) as caught:
         decrypt(Secret(text), thumbprint or key_pair().thumbprint, lib, **options)
     error: BaseException | None = caught.value
     while error is not None:
         assert MARK not in f"{error} {error!r} {vars(error)}"
-        # What was decrypted so far hangs on an error of `subprocess` and of `json`.
+        # Errors of `subprocess` and `json` have the text decrypted so far as an attribute.
         assert not hasattr(error, "output")
         assert not hasattr(error, "doc")
         error = error.__context__
@@ -90,37 +90,37 @@ def test_thumbprint_that_is_none_names_no_file(lib: Path, thumbprint: str) -> No
     assert caught.value.code == "bad-thumbprint"
 
 
-def test_missing_certificate_is_told(lib: Path) -> None:
+def test_missing_certificate_is_an_error(lib: Path) -> None:
     (lib / f"{key_pair().thumbprint}.crt").unlink()
     assert refusal(encrypt(PLAIN), lib).code == "no-certificate"
 
 
-def test_missing_key_is_told(lib: Path) -> None:
+def test_missing_key_is_an_error(lib: Path) -> None:
     (lib / f"{key_pair().thumbprint}.prv").unlink()
     assert refusal(encrypt(PLAIN), lib).code == "no-key"
 
 
-def test_damaged_certificate_is_told(lib: Path) -> None:
+def test_damaged_certificate_is_an_error(lib: Path) -> None:
     (lib / f"{key_pair().thumbprint}.crt").write_text("Bag Attributes\n")
     assert refusal(encrypt(PLAIN), lib).code == "no-certificate"
 
 
-def test_damaged_key_is_told(lib: Path) -> None:
+def test_damaged_key_is_an_error(lib: Path) -> None:
     (lib / f"{key_pair().thumbprint}.prv").write_bytes(key_pair().key_pem[:200])
     assert refusal(encrypt(PLAIN), lib).code == "no-key"
 
 
-def test_missing_openssl_is_told(lib: Path) -> None:
+def test_missing_openssl_is_an_error(lib: Path) -> None:
     for openssl in (str(lib / "no-openssl"), str(lib), str(lib / f"{key_pair().thumbprint}.crt"), "a\0b"):
         assert refusal(encrypt(PLAIN), lib, openssl=openssl).code == "no-openssl"
 
 
 @pytest.mark.parametrize("text", ["", "QQ=", "not base64", "MIIB", base64.b64encode(b"text").decode(), "é"])
-def test_text_that_is_no_message_is_told(lib: Path, text: str) -> None:
+def test_text_that_is_no_message_is_an_error(lib: Path, text: str) -> None:
     assert refusal(text, lib).code == "decryption-failed"
 
 
-def test_truncated_message_is_told(lib: Path) -> None:
+def test_truncated_message_is_an_error(lib: Path) -> None:
     message = base64.b64decode(encrypt(PLAIN))
     for length in (1, len(message) // 2, len(message) - 1):
         assert refusal(base64.b64encode(message[:length]).decode(), lib).code == "decryption-failed"
@@ -130,7 +130,7 @@ def test_truncated_message_is_told(lib: Path) -> None:
     "plain",
     [b"", b"[]", b"null", b"text " + MARK.encode(), b'{"a": "' + MARK.encode(), b"\xff", b"[" * 100_000],
 )
-def test_plain_text_that_is_no_json_object_is_told(lib: Path, plain: bytes) -> None:
+def test_plain_text_that_is_no_json_object_is_an_error(lib: Path, plain: bytes) -> None:
     assert refusal(encrypt(plain), lib).code == "not-json"
 
 
@@ -186,7 +186,7 @@ def test_openssl_gets_the_message_by_pipe_and_its_settings_but_no_other_environm
     )
     assert decrypt(Secret(encrypt(PLAIN)), key_pair().thumbprint, lib, openssl=openssl) == {}
     names = {line.partition("=")[0] for line in (lib / "env").read_text().splitlines()}
-    # PWD and the like are the shell's own.
+    # The shell itself sets PWD and a few others.
     assert names - {"PWD", "OLDPWD", "SHLVL", "_"} == {"PATH", "LC_ALL", "OPENSSL_FIPS"}
     thumbprint = key_pair().thumbprint
     assert (lib / "arguments").read_text().split("\n") == [

@@ -1,7 +1,7 @@
-"""Properties of the settings' parser: what is sent is understood or refused with a code, and never a crash.
+"""Properties of the settings' parser: it understands its input or refuses it with a code, and never crashes.
 
-Whatever the file, its fields and the texts inside them hold, `parse` gives settings or a `SettingsError`; no
-message and no warning repeats what was read; scrubbing takes the protected settings and nothing else.
+Whatever is in the file, `parse` returns settings or raises a `SettingsError`. No message or warning repeats
+the input. Scrubbing removes the protected settings and nothing else.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vmsnapshot.handler.settings.wire import (
 
 MARK = "c2VjcmV0"
 
-# Lone surrogates, NaN, infinities and numbers of hundreds of digits are in here: JSON can hold them all.
+# This includes lone surrogates, NaN, infinities and numbers of hundreds of digits, all possible in JSON.
 TEXTS = st.text(st.characters(exclude_categories=[])) | st.sampled_from(["", " ", "true", "false", "0", "é"])
 NUMBERS = st.integers() | st.integers(10**400, 10**401) | st.floats()
 SCALARS = st.none() | st.booleans() | NUMBERS | TEXTS
@@ -40,7 +40,7 @@ ANYTHING = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries
 
 
 def objects(**known: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Objects with any of the known keys, each with a likely value or anything, and perhaps a foreign key."""
+    """Objects with some of the known keys, each with a likely or an arbitrary value."""
     return st.fixed_dictionaries({}, optional={key: value | ANYTHING for key, value in known.items()})
 
 
@@ -85,7 +85,7 @@ PROTECTED = objects(
     statusBlobUri=TEXTS,
     logsBlobUri=TEXTS,
 )
-# Of these, nearly all are usable: the others rarely get past the first field.
+# Nearly all of these are usable, while those of PUBLIC rarely get past the first field.
 USABLE = st.fixed_dictionaries(
     {
         "commandToExecute": st.just("snapshot"),
@@ -116,7 +116,7 @@ def test_any_settings_are_understood_or_refused_with_a_code(
     if isinstance(result, SettingsError):
         assert result.code in (Code.ERROR, Code.PARAMETERS, Code.CERTIFICATE_NOT_FOUND)
         return
-    # All that is sent on or written can be: a status, a host request and a file are made of these.
+    # Everything that goes into a status, a file or a request to the host can be encoded.
     forwarded = [*result.backup_metadata, *result.dynamic_configs.pairs(), result.job.start_ticks]
     json.dumps(forwarded, allow_nan=False)
     for text in (result.job.task_id, result.host_task_id, result.snapshot_task_token.expose()):

@@ -1,4 +1,4 @@
-"""The values of the settings that are more than what was written: instants and flags."""
+"""The settings that have to be converted: instants and flags."""
 
 from __future__ import annotations
 
