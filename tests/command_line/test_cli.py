@@ -10,6 +10,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable
+from urllib.parse import quote
 
 import pytest
 
@@ -318,6 +319,12 @@ def test_thaw_timeout_at_either_limit_is_accepted(
         ["snapshot", "--blobs-from", "disks", "--blob", sas_uri()],
         ["snapshot", "--blob", sas_uri(), "--mount", sas_uri()],
         ["snapshot", "--blob", sas_uri(), "--report", sas_uri()],
+        ["snapshot", "--blobs-from", quote(sas_uri(), safe="")],
+        ["snapshot", "--blobs-from", quote(quote(sas_uri(), safe=""), safe="")],
+        ["snapshot", "--blob", sas_uri(), "--mount", quote(sas_uri(), safe="")],
+        ["snapshot", "--blob", sas_uri(), "--mount", "https%3a%2f%2facct.blob.example"],
+        ["snapshot", "--blobs-from", f"disks?SIG={SIGNATURE}"],
+        ["snapshot", "--blobs-from", f"disks?SIG%3d{SIGNATURE}"],
         ["snapshot", "--blob", sas_uri(), f"--json={sas_uri()}"],
         ["snapshot", "--blob", sas_uri(), f"--unknown={sas_uri()}"],
         ["snapshot", "--blob", sas_uri(), "--thaw-timeout", sas_uri()],
