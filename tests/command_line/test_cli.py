@@ -600,6 +600,9 @@ def test_status_exits_1_when_a_ledger_cannot_be_read(command: Command, native: F
     ledger = {"path": "/run/vmsnapshot/x.ledger", "why": "the file is not a ledger"}
     native.status_document = {**NOTHING_FROZEN, "unreadable": [ledger]}
     assert command("status") == 1
+    assert command.out.splitlines()[0] == (
+        "it is not known whether something is frozen: a ledger could not be read"
+    )
     assert ledger["path"] in command.out
 
 
@@ -623,7 +626,7 @@ LEFT_ALONE = {"mount_point": "/srv", "run_id": "run-2", "why": "the run is at wo
         (
             {"thawed": [THAWED], "left_alone": [LEFT_ALONE]},
             1,
-            "thawed 1 filesystem; left alone what another run has frozen",
+            "thawed 1 filesystem; something was left alone (below)",
         ),
         (
             {"thawed": [THAWED], "failed": [{**THAWED, "error": "input/output error"}]},

@@ -173,7 +173,10 @@ def status_text(status: Status, screen: Screen) -> str:
     """Describes what is frozen, by which run, since when."""
     frozen = status.frozen
     at_work = {run.run_id: run.thaws_by for run in status.runs if run.state == "at-work"}
-    if not frozen:
+    if not frozen and status.unreadable:
+        line = "it is not known whether something is frozen: a ledger could not be read"
+        text = screen.paint(screen.fold(line), Tone.DOUBTFUL) + "\n"
+    elif not frozen:
         text = screen.paint("nothing is frozen by vmsnapshot", Tone.GOOD) + "\n"
     elif all(filesystem.run_id in at_work for filesystem in frozen):
         limits = [limit for limit in at_work.values() if limit is not None]
@@ -228,7 +231,7 @@ def thaw_text(result: ThawResult, screen: Screen) -> str:
         line, tone = f"NOT THAWED: {_are(len(failed))} still frozen; run `vmsnapshot thaw` again", Tone.BAD
     elif left_alone:
         done = f"thawed {_filesystems(len(thawed))}" if thawed else "nothing was thawed"
-        line, tone = f"{done}; left alone what another run has frozen", Tone.DOUBTFUL
+        line, tone = f"{done}; something was left alone (below)", Tone.DOUBTFUL
     elif thawed:
         line, tone = f"thawed {_filesystems(len(thawed))}; nothing of ours is frozen any more", Tone.GOOD
     else:
