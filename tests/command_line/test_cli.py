@@ -596,6 +596,28 @@ def test_status_does_not_suggest_thaw_while_the_run_is_at_work(command: Command,
     assert "thawed by 2026-11-22T10:26:31.7Z" in command.out
 
 
+def test_status_does_not_suggest_thaw_while_the_watchdog_of_a_late_run_thaws(
+    command: Command, native: FakeNative
+) -> None:
+    late = {**ONE_FROZEN["runs"][0], "state": "late", "watchdog_alive": True}
+    native.status_document = {**ONE_FROZEN, "runs": [late]}
+    assert command("status") == 3
+    assert command.out.splitlines()[0] == (
+        "1 filesystem is frozen; its watchdog calls FITHAW until it succeeds"
+    )
+    assert "vmsnapshot thaw" not in command.out
+
+
+def test_status_suggests_thaw_if_only_one_of_two_runs_has_a_watchdog(
+    command: Command, native: FakeNative
+) -> None:
+    dead, late = ONE_FROZEN["runs"][0], {**ONE_FROZEN["runs"][0], "run_id": "run-2", "state": "late"}
+    frozen = [*ONE_FROZEN["frozen"], {**ONE_FROZEN["frozen"][0], "run_id": "run-2"}]
+    native.status_document = {**ONE_FROZEN, "frozen": frozen, "runs": [dead, late]}
+    assert command("status") == 3
+    assert command.out.startswith("2 filesystems are frozen; run `vmsnapshot thaw`\n")
+
+
 def test_status_exits_1_when_a_ledger_cannot_be_read(command: Command, native: FakeNative) -> None:
     ledger = {"path": "/run/vmsnapshot/x.ledger", "why": "the file is not a ledger"}
     native.status_document = {**NOTHING_FROZEN, "unreadable": [ledger]}

@@ -173,6 +173,7 @@ def status_text(status: Status, screen: Screen) -> str:
     """Describes what is frozen, by which run, since when."""
     frozen = status.frozen
     at_work = {run.run_id: run.thaws_by for run in status.runs if run.state == "at-work"}
+    tended = {run.run_id for run in status.runs if run.state in ("at-work", "late")}
     if not frozen and status.unreadable:
         line = "it is not known whether something is frozen: a ledger could not be read"
         text = screen.paint(screen.fold(line), Tone.DOUBTFUL) + "\n"
@@ -183,6 +184,10 @@ def status_text(status: Status, screen: Screen) -> str:
         until = f", and everything is thawed by {max(limits)}" if limits else ""
         line = f"{_are(len(frozen))} frozen; the run is at work{until}"
         text = screen.paint(line, Tone.DOUBTFUL) + "\n"
+    elif all(filesystem.run_id in tended for filesystem in frozen):
+        # `thaw` leaves these alone.
+        line = f"{_are(len(frozen))} frozen; its watchdog calls FITHAW until it succeeds"
+        text = screen.paint(line, Tone.BAD) + "\n"
     else:
         line = f"{_are(len(frozen))} frozen; run `vmsnapshot thaw`"
         text = screen.paint(line, Tone.BAD) + "\n"
