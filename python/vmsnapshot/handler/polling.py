@@ -23,7 +23,6 @@ from vmsnapshot import HostCall, Machine, Mount, PrepareError, Report, Vmsnapsho
 from vmsnapshot.handler.context import open_context
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
-from vmsnapshot.handler.freeze.lock import LockHeldError, SafeFreezeLock
 from vmsnapshot.handler.log import HOST_BASED_EXTENSION_LOG, Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration, read_vmbackup_configuration
 from vmsnapshot.handler.network.background import Background, Session
@@ -288,15 +287,8 @@ class RestorePoint:
         )
         machine = vmsnapshot.machine()
         plan = self._freezing.plan(machine, usb_mounts(machine))
-        with self._lock(), self._freezing.prepare(plan, host_call=call) as session:
+        with self._freezing.lock(), self._freezing.prepare(plan, host_call=call) as session:
             return self._freezing.run(session)
-
-    def _lock(self) -> SafeFreezeLock:
-        try:
-            return SafeFreezeLock(give_up=lambda: bool(self._interruptions.noted))
-        except LockHeldError:
-            self._interruptions.obey()
-            raise
 
     def _start_unfrozen(self, failure: Failure) -> None:
         """Lets the host take its snapshots although nothing is frozen. The request contains the failure."""

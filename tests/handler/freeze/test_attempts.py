@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Callable, cast
 
 import pytest
 
 import vmsnapshot
 from vmsnapshot.errors import PlanError, PrepareError
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.freeze import attempts
+from vmsnapshot.handler.freeze import attempts, freezing
 from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
 from vmsnapshot.handler.freeze.freezing import Freezing
+from vmsnapshot.handler.freeze.lock import LockHeldError
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.network.background import Background
 from vmsnapshot.handler.network.connections import Connections
@@ -175,6 +176,21 @@ def test_doubt_about_the_freeze_is_one_of_freeze_or_thaw(
 ) -> None:
     assert run(Report(code))[0].freeze is sent
     assert run(Report(code, blobs=(UNSENT,)))[0].freeze is unsent
+
+
+def test_signal_during_the_wait_for_the_lock_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(*, give_up: Callable[[], bool]) -> None:
+        assert give_up()
+        raise LockHeldError("could not lock", code="lock-held", kind="another-run")
+
+    engine = Engine([Report()])
+    engine.interruptions.noted.append("SIGTERM")
+    monkeypatch.setattr(engine, "plan", lambda *_: Plan(("/data",)))
+    monkeypatch.setattr(engine, "lock", lambda: Freezing.lock(cast(Freezing, engine)), raising=False)
+    monkeypatch.setattr(freezing, "SafeFreezeLock", held)
+    with pytest.raises(KeyboardInterrupt):
+        made_by(engine).by_guest(())
+    assert engine.prepared == []
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import vmsnapshot
 from vmsnapshot import HostCall, Plan, PlanError, PrepareError, Report, Session
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.freeze.freezing import Freezing
-from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
+from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError
 from vmsnapshot.handler.network.connections import Connections
 from vmsnapshot.handler.network.guest import blob_items
 from vmsnapshot.handler.network.host import PreSnapshot, do_snapshot_call, read_do_snapshot_answer
@@ -202,7 +202,7 @@ class Attempts:
             with contextlib.ExitStack() as stack:
                 plan = self._freezing.plan(vmsnapshot.machine())
                 if plan.filesystems:
-                    stack.enter_context(SafeFreezeLock(give_up=lambda: bool(self._interruptions.noted)))
+                    stack.enter_context(self._freezing.lock())
                 session = stack.enter_context(self._prepare(plan, calls))
                 self._before_freeze()
                 report = self._freezing.run(session)

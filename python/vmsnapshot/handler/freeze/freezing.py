@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import vmsnapshot
 from vmsnapshot import HostCall, Machine, Mount, Plan, PrepareError, Report, Session
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
+from vmsnapshot.handler.freeze.lock import LockHeldError, SafeFreezeLock
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.machine.disks import Disks
@@ -65,6 +66,22 @@ class Freezing:
         self.log.info(f"to freeze: {names or 'nothing'}")
         return plan
 
+    def lock(self) -> SafeFreezeLock:
+        """Takes the lock that the programs of Azure Backup share.
+
+        Blocking: the limit of the lock.
+
+        Raises:
+            LockHeldError: another process still held it at the end of the wait.
+            LockUnavailableError: the lock cannot be taken at all.
+            KeyboardInterrupt: a signal ended the wait.
+        """
+        try:
+            return SafeFreezeLock(give_up=lambda: bool(self.interruptions.noted))
+        except LockHeldError:
+            self.interruptions.obey()
+            raise
+
     def prepare(
         self,
         plan: Plan,
@@ -81,6 +98,7 @@ class Freezing:
 
         Raises:
             PrepareError: the run cannot be prepared. Nothing is frozen.
+            KeyboardInterrupt: a signal ended the wait.
         """
         until = time.monotonic() + ANOTHER_RUN_LIMIT_SECONDS
         has_thawed = False
@@ -105,6 +123,7 @@ class Freezing:
                     thaw_leftovers(self.log)
                 elif error.kind == "another-run" and time.monotonic() < until:
                     # A run of the command line. Every other program that freezes has the lock.
+                    self.interruptions.obey()
                     time.sleep(_RETRY_SECONDS)
                 else:
                     raise
