@@ -124,9 +124,15 @@ class Engine:
         return session.report
 
 
-def made_by(engine: Engine, *, settings: Settings = SETTINGS, telemetry: Telemetry | None = None) -> Attempts:
+def made_by(
+    engine: Engine,
+    *,
+    settings: Settings = SETTINGS,
+    telemetry: Telemetry | None = None,
+    host_address: str = "127.0.0.1",
+) -> Attempts:
     """The attempts of a job with this engine; nothing is sent outside the window."""
-    connections = Connections(Background(), Proxies({}), "127.0.0.1")
+    connections = Connections(Background(), Proxies({}), host_address)
     return Attempts(
         settings, cast(Freezing, engine), connections, telemetry or Telemetry(), before_freeze=lambda: None
     )
@@ -276,3 +282,14 @@ def test_host_that_cannot_be_reached_is_555() -> None:
     attempt = made_by(Engine([error("callee")]), telemetry=telemetry).by_host(PreSnapshot(200))
     assert (attempt.freeze, attempt.host_number) == (FreezeResult.NOT_TRIED, 555)
     assert ("hostStatusCodeDoSnapshot", "555") in telemetry.pairs()
+
+
+def test_bad_address_of_the_host_is_a_host_that_cannot_be_reached(
+    compiled_engine: None,  # noqa: ARG001 (requested for its effect)
+) -> None:
+    telemetry = Telemetry()
+    engine = Engine([])
+    making = made_by(engine, telemetry=telemetry, host_address="127.0.0.1:99999")
+    attempt = making.by_host(PreSnapshot(555))
+    assert (attempt.freeze, attempt.host_number) == (FreezeResult.NOT_TRIED, 555)
+    assert engine.prepared == []

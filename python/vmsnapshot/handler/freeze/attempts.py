@@ -138,12 +138,8 @@ class Attempts:
     def by_host(self, pre_snapshot: PreSnapshot) -> Attempt:
         """Lets the host take the snapshots of all disks in one call."""
         self._telemetry.set("snapshotCreator", Path.HOST.value)
-        uri, headers, body = do_snapshot_call(
-            self._settings, pre=pre_snapshot, address=self._connections.host_address
-        )
-        call = HostCall(uri, headers=headers, body=body)
         try:
-            freeze, report = self._run(Calls(host_call=call))
+            freeze, report = self._run(self._host_calls(pre_snapshot))
         except _UnreachableError as error:
             self._log.error(redacted(error))
             freeze, report = FreezeResult.NOT_TRIED, None
@@ -176,6 +172,16 @@ class Attempts:
             blob_metadata=tuple({"DiskEncryptionSettings": text} if text else {} for text in encryption),
             proxy=proxies.pop(),
         )
+
+    def _host_calls(self, pre_snapshot: PreSnapshot) -> Calls:
+        uri, headers, body = do_snapshot_call(
+            self._settings, pre=pre_snapshot, address=self._connections.host_address
+        )
+        try:
+            return Calls(host_call=HostCall(uri, headers=headers, body=body))
+        except PrepareError as error:
+            # The address comes from the agent. It may be none, for example with a port that does not exist.
+            raise _UnreachableError(str(error)) from None
 
     def _run(self, calls: Calls) -> tuple[FreezeResult, Report | None]:
         """Freezes, calls, thaws; without a freeze where that failed and the job allows it."""
