@@ -16,7 +16,7 @@ import vmsnapshot
 from vmsnapshot.errors import PlanError, PrepareError
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.freeze import attempts, freezing
-from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
+from vmsnapshot.handler.freeze.attempts import Attempts, Calls, EndedEarlyError
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.lock import LockHeldError
 from vmsnapshot.handler.log import Log
@@ -282,6 +282,18 @@ def test_host_that_cannot_be_reached_is_555() -> None:
     attempt = made_by(Engine([error("callee")]), telemetry=telemetry).by_host(PreSnapshot(200))
     assert (attempt.freeze, attempt.host_number) == (FreezeResult.NOT_TRIED, 555)
     assert ("hostStatusCodeDoSnapshot", "555") in telemetry.pairs()
+
+
+def test_text_of_the_calls_has_no_signature_metadata_or_password() -> None:
+    text = repr(
+        Calls(
+            blobs=(URI,),
+            blob_metadata=({"DiskEncryptionSettings": "AAAA"},),
+            metadata={"key": "AAAA"},
+            proxy="http://user:AAAA@proxy:3128",
+        )
+    )
+    assert "AAAA" not in text
 
 
 def test_bad_address_of_the_host_is_a_host_that_cannot_be_reached(

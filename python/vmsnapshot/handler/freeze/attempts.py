@@ -78,10 +78,11 @@ class EndedEarlyError(Exception):
 class Calls:
     """What the engine sends in the window of an attempt: one request per blob, or one call to the host."""
 
-    blobs: tuple[str, ...] = ()
-    blob_metadata: tuple[dict[str, str], ...] = ()
-    metadata: dict[str, str] = field(default_factory=dict)
-    proxy: str | None = None
+    # The first four may contain secrets: signatures, metadata, a password.
+    blobs: tuple[str, ...] = field(default=(), repr=False)
+    blob_metadata: tuple[dict[str, str], ...] = field(default=(), repr=False)
+    metadata: dict[str, str] = field(default_factory=dict, repr=False)
+    proxy: str | None = field(default=None, repr=False)
     host_call: HostCall | None = None
 
 
@@ -180,7 +181,7 @@ class Attempts:
         try:
             return Calls(host_call=HostCall(uri, headers=headers, body=body))
         except PrepareError as error:
-            # The address comes from the agent. It may be none, for example with a port that does not exist.
+            # The address comes from the agent, and no URI can have some addresses: port 99999, for example.
             raise _UnreachableError(str(error)) from None
 
     def _run(self, calls: Calls) -> tuple[FreezeResult, Report | None]:
