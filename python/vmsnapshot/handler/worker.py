@@ -62,9 +62,6 @@ from vmsnapshot.interruptions import Interruptions
 
 # The service gives up on a command after this time (contract 1.7).
 LATE_AFTER = datetime.timedelta(minutes=140)
-# The limit for one try and, if the connection fails, a second one.
-PRE_SNAPSHOT_LIMIT_SECONDS = 40.0
-ENCRYPTION_LIMIT_SECONDS = 10.0
 CONTROL_GROUP = "vmsnapshot-worker"
 
 
@@ -232,7 +229,6 @@ class Worker:
                 task_id=settings.host_task_id,
                 token=settings.snapshot_task_token,
                 details=encrypted if wants_details else None,
-                limit_seconds=PRE_SNAPSHOT_LIMIT_SECONDS,
             )
         ).result()
         self._reporter.telemetry.set("hostStatusCodePreSnapshot", str(answer.telemetry_status))
@@ -296,7 +292,6 @@ class Worker:
                 settings.blobs,
                 # All disks use the same proxy. Otherwise the snapshots fail anyway.
                 proxy=self._connections.proxies.for_uri(settings.blobs[0]),
-                limit_seconds=ENCRYPTION_LIMIT_SECONDS,
             )
         ).result()
 
