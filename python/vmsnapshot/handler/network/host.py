@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vmsnapshot.handler.report.outcome import HOST_SERVICE_NOT_RUNNING
 from vmsnapshot.handler.report.snapshots import DirectDriveIdentifier, SnapshotItem
 from vmsnapshot.handler.secret import Secret, redacted
 from vmsnapshot.handler.settings.values import json_object
@@ -42,9 +43,8 @@ HEADERS = (
 )
 CALL_LIMIT_SECONDS = 40.0
 
-# Numbers that the telemetry has in place of an HTTP status.
+# Numbers that the telemetry has in place of an HTTP status, beside `HOST_SERVICE_NOT_RUNNING`.
 NO_ANSWER = 555
-HOST_SERVICE_NOT_RUNNING = 556
 EMPTY_ANSWER = 557
 UNUSABLE_ANSWER = 558
 
