@@ -644,7 +644,7 @@ LEFT_ALONE = {"mount_point": "/srv", "run_id": "run-2", "why": "the run is at wo
     ("changes", "status", "first_line"),
     [
         ({}, 0, "there was nothing to thaw"),
-        ({"thawed": [THAWED]}, 0, "thawed 1 filesystem; nothing of ours is frozen any more"),
+        ({"thawed": [THAWED]}, 0, "thawed 1 filesystem; no run has left anything frozen"),
         (
             {"thawed": [THAWED], "left_alone": [LEFT_ALONE]},
             1,

@@ -47,8 +47,8 @@ exit status:
             2 bad arguments
   status    0 nothing is frozen           1 the state could not be read
             3 something is frozen
-  thaw      0 nothing of ours is frozen   1 something was left alone
-            3 something is still frozen
+  thaw      0 no run has left anything frozen
+            1 something was left alone    3 something is still frozen
 
 examples:
   vmsnapshot plan

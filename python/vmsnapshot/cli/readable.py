@@ -238,7 +238,7 @@ def thaw_text(result: ThawResult, screen: Screen) -> str:
         done = f"thawed {_filesystems(len(thawed))}" if thawed else "nothing was thawed"
         line, tone = f"{done}; something was left alone (below)", Tone.DOUBTFUL
     elif thawed:
-        line, tone = f"thawed {_filesystems(len(thawed))}; nothing of ours is frozen any more", Tone.GOOD
+        line, tone = f"thawed {_filesystems(len(thawed))}; no run has left anything frozen", Tone.GOOD
     else:
         line, tone = "there was nothing to thaw", Tone.GOOD
     text = screen.paint(line, tone) + "\n"
@@ -262,7 +262,7 @@ def thaw_text(result: ThawResult, screen: Screen) -> str:
 
 
 def duration_text(milliseconds: float | None) -> str:
-    """Writes a length of time with its unit. ``-`` stands for `None`."""
+    """Returns a length of time with its unit, or ``-`` for `None`."""
     if milliseconds is None:
         return "-"
     if milliseconds >= 1000:
