@@ -1,6 +1,6 @@
 """One process of the handler: a command of the agent, or a process that a command starts.
 
-A command must be quick. Therefore each verb imports by itself what is slow to import or rarely needed.
+A command must be quick. Therefore each verb imports its own slow or rarely needed modules.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ TOOK_TOO_LONG = "SNAPSHOT_TOOK_TOO_LONG"
 INCONSISTENT = "SNAPSHOT_INCONSISTENT"
 
 
-# What a run that cannot be prepared is to the host, by what could not be prepared. The host is the callee.
+# The code for a run that cannot be prepared, by the subject of the error. The callee is the host.
 _PREPARE_ERRORS: dict[ErrorSubject, str] = {
     "callee": START_NOT_ANSWERED,
     "metadata": UNEXPECTED_FREEZE,
@@ -66,7 +66,7 @@ _PREPARE_ERRORS: dict[ErrorSubject, str] = {
     "run": UNEXPECTED_FREEZE,
 }
 
-# What the report's doubt about the freeze is to the host, if the host was not called.
+# The code for a doubt about the freeze, if the host was not called.
 _FREEZE_ERRORS: dict[FreezeDoubt | None, str] = {
     "freeze-failed": INCOMPLETE_FREEZE,
     "not-freezable": INCOMPLETE_FREEZE,
@@ -80,7 +80,7 @@ _FREEZE_ERRORS: dict[FreezeDoubt | None, str] = {
     "thawed-by-another": UNEXPECTED_FREEZE,
     "watchdog-lost": UNEXPECTED_FREEZE,
     "window-broke-off": UNEXPECTED_FREEZE,
-    # With these two the host is as good as called: see `is_frozen_and_called`.
+    # These two count as called: see `is_frozen_and_called`.
     "nothing-frozen": UNEXPECTED_FREEZE,
     None: UNEXPECTED_FREEZE,
 }
@@ -318,7 +318,7 @@ class RestorePoint:
 
 
 def usb_mounts(machine: Machine) -> list[Mount]:
-    """Returns the mounts that lie on USB disks: the host knows nothing of those."""
+    """Returns the mounts on USB disks, which the host does not know."""
     on_usb = {
         device.number
         for device in machine.block_devices
@@ -337,14 +337,14 @@ def failure_before_freeze(error: Exception) -> Failure:
 
 
 def is_frozen_and_called(report: Report) -> bool:
-    """Whether the host was called, which it is when everything is frozen, or there was nothing to freeze."""
+    """Returns whether the host was called, or everything was frozen, or there was nothing to freeze."""
     call = report.host_call
     was_called = call is not None and call.outcome != "not-sent"
     return was_called or report.freeze_doubt_code in (None, "nothing-frozen")
 
 
 def failure_of(report: Report) -> Failure | None:
-    """Says why the snapshots of a run that called the host are of no use; none if they are of use."""
+    """Returns why the snapshots of a run that called the host cannot be used, or `None` if they can."""
     call = report.host_call
     if call is None or call.outcome != "answered":
         why = redacted(call.message) if call is not None and call.message else "the host did not answer"

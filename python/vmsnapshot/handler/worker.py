@@ -66,7 +66,7 @@ CONTROL_GROUP = "vmsnapshot-worker"
 
 
 class Worker:
-    """One job. Call either `run` or `mend`, and once."""
+    """One job. Call `run` or `mend`, once."""
 
     def __init__(
         self,

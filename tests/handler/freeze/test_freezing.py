@@ -68,7 +68,7 @@ def test_one_plan_leaves_out_temporary_disks_and_what_else_is_named_and_logs_wha
         "unusable_excludes": "report",
     }
     log = (tmp_path / EXTENSION_LOG).read_text()
-    assert "MountsToSkip: could not understand pattern `a=b`; it is passed over" in log
+    assert "MountsToSkip: could not understand pattern `a=b`; the pattern is ignored" in log
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from vmsnapshot.handler.settings.wire import Settings
 if TYPE_CHECKING:
     from vmsnapshot._native import ErrorSubject, FreezeDoubt  # noqa: TID251 (literals, for types)
 
-# What a run that cannot be prepared means, by what could not be prepared. A code ends the job.
+# The result of a run that cannot be prepared, by the subject of the error. A code ends the job.
 _UNPREPARED: dict[ErrorSubject, FreezeResult | Code] = {
     # No blob can be asked, or the host cannot: nothing could take a snapshot.
     "callee": FreezeResult.NOT_TRIED,
@@ -185,7 +185,7 @@ class Attempts:
             raise _UnreachableError(str(error)) from None
 
     def _run(self, calls: Calls) -> tuple[FreezeResult, Report | None]:
-        """Freezes, calls, thaws; without a freeze where that failed and the job allows it."""
+        """Freezes, calls and thaws. If the freeze failed and the job allows it, calls without a freeze."""
         freeze, report = self._run_frozen(calls)
         # The engine makes the calls although the kernel cannot freeze one of the filesystems. Then the
         # snapshots exist: report them. A second run would take them twice.
@@ -261,11 +261,11 @@ class Attempts:
 
 
 class _UnreachableError(Exception):
-    """Nothing was frozen, because no service could be reached that takes a snapshot."""
+    """No service that takes snapshots could be reached, so nothing was frozen."""
 
 
 class _UnpreparedError(Exception):
-    """The run could not be prepared; nothing was frozen. `freeze` is what that is to the attempt."""
+    """The run could not be prepared; nothing was frozen. `freeze` is the attempt's result."""
 
     def __init__(self, message: str, freeze: FreezeResult) -> None:
         super().__init__(message)

@@ -41,17 +41,18 @@ _EVENT_WORDS: dict[TimelineEventKind, str] = {
 
 @dataclass(frozen=True)
 class Freezing:
-    """Plans, prepares and runs as ``vmbackup.conf`` says. Holds signals from the freeze on."""
+    """Plans, prepares and runs as ``vmbackup.conf`` says. Holds signals from the phase ``freeze`` on."""
 
     configuration: VmBackupConfiguration
     interruptions: Interruptions
     log: Log
 
     def plan(self, machine: Machine, also_excluded: Iterable[Mount] = ()) -> Plan:
-        """Plans all that can be frozen but the temporary disk, ``MountsToSkip`` and `also_excluded`.
+        """Plans everything that can be frozen except the temporary disk, ``MountsToSkip`` and
+        `also_excluded`.
 
         Raises:
-            PlanError: what to freeze cannot be worked out.
+            PlanError: no plan can be made.
         """
         disks = Disks(machine)
         temporary = [mount for mount in machine.mounts if disks.is_on_resource_disk(mount)]
@@ -61,7 +62,7 @@ class Freezing:
             unusable_excludes="report",
         )
         for _, why in plan.unusable_excludes:
-            self.log.warning(f"MountsToSkip: {why}; it is passed over")
+            self.log.warning(f"MountsToSkip: {why}; the pattern is ignored")
         names = ", ".join(f"`{filesystem.mount_point}`" for filesystem in plan.filesystems)
         self.log.info(f"to freeze: {names or 'nothing'}")
         return plan
@@ -92,7 +93,7 @@ class Freezing:
         host_call: HostCall | None = None,
         proxy: str | None = None,
     ) -> Session:
-        """Prepares a run; waits for another one, and thaws what a killed one has left frozen.
+        """Prepares a run. Waits while another run is under way, and thaws what a killed run left frozen.
 
         Blocking: `ANOTHER_RUN_LIMIT_SECONDS`, and the time for connecting.
 
@@ -122,14 +123,14 @@ class Freezing:
                     has_thawed = True
                     thaw_leftovers(self.log)
                 elif error.kind == "another-run" and time.monotonic() < until:
-                    # A run of the command line. Every other program that freezes has the lock.
+                    # Runs of the command line and of the API do not take the lock.
                     self.interruptions.obey()
                     time.sleep(_RETRY_SECONDS)
                 else:
                     raise
 
     def run(self, session: Session) -> Report:
-        """Runs a prepared session, and writes down what happened.
+        """Runs a prepared session, and logs what happened.
 
         The log is suspended meanwhile. It stays suspended if not everything is thawed, because the next write
         to a frozen disk does not return before its thaw, and the blobs must be written first.
