@@ -592,7 +592,10 @@ class ThawFailed:
 
 @final
 class ThawLeftAlone:
-    """A run that ``thaw`` left alone, and why. ``mount_point`` has its mount points, separated by commas."""
+    """A run or an unreadable file that ``thaw`` left alone, and why.
+
+    ``mount_point`` has its mount points, separated by commas.
+    """
 
     @property
     def mount_point(self) -> str: ...

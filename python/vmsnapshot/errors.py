@@ -1,7 +1,7 @@
 """The exceptions of ``vmsnapshot``. The compiled engine raises them too.
 
-Every error has a stable ``code`` and a ``kind``; its wording is not part of the interface. No message holds a
-secret.
+Every error has a stable ``code`` and a ``kind``; its wording is not part of the interface. SECURITY.md names
+the cases in which a message holds a secret.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class VmsnapshotError(Exception):
-    """Something could not be done, and nothing is frozen because of it.
+    """The base class of all errors.
 
-    ``code`` names the error and is stable. ``kind`` says what has to change for the next try to succeed: a
-    program decides by it. ``hint`` says what the reader can do, when there is something.
+    ``code`` names the error and is stable. ``kind`` is what must change before another try can succeed;
+    programs decide by it. ``hint`` is what the reader can do, or `None`.
     """
 
     def __init__(self, message: str, *, code: str, kind: ErrorKind, hint: str | None = None) -> None:
@@ -48,7 +48,7 @@ class ThawError(VmsnapshotError):
 
 
 class ArgumentsError(VmsnapshotError):
-    """The command line, or a file that it names, is wrong; nothing was begun."""
+    """The command line, or a file that it names, is not valid. Nothing was started."""
 
     def __init__(self, message: str, *, code: str, hint: str | None = None) -> None:
         super().__init__(message, code=code, kind="arguments", hint=hint)

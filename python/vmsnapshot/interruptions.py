@@ -36,7 +36,8 @@ class Interruptions:
         """Raises `KeyboardInterrupt` if a signal arrived that should have ended the process already.
 
         Python swallows the exception that a signal handler raises while a finalizer or the callback of a weak
-        reference is running. Call this before and during a long wait, but not after `hold`.
+        reference is running. Call this before and during a long wait, but not while something may be
+        frozen.
         """
         if self.noted:
             raise KeyboardInterrupt

@@ -10,6 +10,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable
+from urllib.parse import quote
 
 import pytest
 
@@ -318,6 +319,12 @@ def test_thaw_timeout_at_either_limit_is_accepted(
         ["snapshot", "--blobs-from", "disks", "--blob", sas_uri()],
         ["snapshot", "--blob", sas_uri(), "--mount", sas_uri()],
         ["snapshot", "--blob", sas_uri(), "--report", sas_uri()],
+        ["snapshot", "--blobs-from", quote(sas_uri(), safe="")],
+        ["snapshot", "--blobs-from", quote(quote(sas_uri(), safe=""), safe="")],
+        ["snapshot", "--blob", sas_uri(), "--mount", quote(sas_uri(), safe="")],
+        ["snapshot", "--blob", sas_uri(), "--mount", "https%3a%2f%2facct.blob.example"],
+        ["snapshot", "--blobs-from", f"disks?SIG={SIGNATURE}"],
+        ["snapshot", "--blobs-from", f"disks?SIG%3d{SIGNATURE}"],
         ["snapshot", "--blob", sas_uri(), f"--json={sas_uri()}"],
         ["snapshot", "--blob", sas_uri(), f"--unknown={sas_uri()}"],
         ["snapshot", "--blob", sas_uri(), "--thaw-timeout", sas_uri()],
@@ -589,10 +596,35 @@ def test_status_does_not_suggest_thaw_while_the_run_is_at_work(command: Command,
     assert "thawed by 2026-11-22T10:26:31.7Z" in command.out
 
 
+def test_status_does_not_suggest_thaw_while_the_watchdog_of_a_late_run_thaws(
+    command: Command, native: FakeNative
+) -> None:
+    late = {**ONE_FROZEN["runs"][0], "state": "late", "watchdog_alive": True}
+    native.status_document = {**ONE_FROZEN, "runs": [late]}
+    assert command("status") == 3
+    assert command.out.splitlines()[0] == (
+        "1 filesystem is frozen; its watchdog calls FITHAW until it succeeds"
+    )
+    assert "vmsnapshot thaw" not in command.out
+
+
+def test_status_suggests_thaw_if_only_one_of_two_runs_has_a_watchdog(
+    command: Command, native: FakeNative
+) -> None:
+    dead, late = ONE_FROZEN["runs"][0], {**ONE_FROZEN["runs"][0], "run_id": "run-2", "state": "late"}
+    frozen = [*ONE_FROZEN["frozen"], {**ONE_FROZEN["frozen"][0], "run_id": "run-2"}]
+    native.status_document = {**ONE_FROZEN, "frozen": frozen, "runs": [dead, late]}
+    assert command("status") == 3
+    assert command.out.startswith("2 filesystems are frozen; run `vmsnapshot thaw`\n")
+
+
 def test_status_exits_1_when_a_ledger_cannot_be_read(command: Command, native: FakeNative) -> None:
     ledger = {"path": "/run/vmsnapshot/x.ledger", "why": "the file is not a ledger"}
     native.status_document = {**NOTHING_FROZEN, "unreadable": [ledger]}
     assert command("status") == 1
+    assert command.out.splitlines()[0] == (
+        "it is not known whether something is frozen: a ledger could not be read"
+    )
     assert ledger["path"] in command.out
 
 
@@ -612,11 +644,11 @@ LEFT_ALONE = {"mount_point": "/srv", "run_id": "run-2", "why": "the run is at wo
     ("changes", "status", "first_line"),
     [
         ({}, 0, "there was nothing to thaw"),
-        ({"thawed": [THAWED]}, 0, "thawed 1 filesystem; nothing of ours is frozen any more"),
+        ({"thawed": [THAWED]}, 0, "thawed 1 filesystem; no run has left anything frozen"),
         (
             {"thawed": [THAWED], "left_alone": [LEFT_ALONE]},
             1,
-            "thawed 1 filesystem; left alone what another run has frozen",
+            "thawed 1 filesystem; something was left alone (below)",
         ),
         (
             {"thawed": [THAWED], "failed": [{**THAWED, "error": "input/output error"}]},

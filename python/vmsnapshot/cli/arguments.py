@@ -21,6 +21,9 @@ LONGEST_TIMEOUT_S = 3600.0
 # Below this, the kernel's scheduling decides the result. The engine refuses it too.
 SHORTEST_THAW_TIMEOUT_S = 0.01
 
+# Both also percent-encoded. The handler's `redacted` knows the same forms of a signature.
+_URI_OR_SIGNATURE = re.compile(r"://|%3a%2f%2f|sig(?:=|%3d|%253d)", re.IGNORECASE)
+
 PATTERN_HELP = """\
 patterns:
   A PATTERN selects filesystems in one of these ways:
@@ -44,8 +47,8 @@ exit status:
             2 bad arguments
   status    0 nothing is frozen           1 the state could not be read
             3 something is frozen
-  thaw      0 nothing of ours is frozen   1 something was left alone
-            3 something is still frozen
+  thaw      0 no run has left anything frozen
+            1 something was left alone    3 something is still frozen
 
 examples:
   vmsnapshot plan
@@ -322,7 +325,7 @@ class _NotAUri(_Checked):
     """Refuses a URI where a name is expected. It may be a SAS URI, and messages repeat the name."""
 
     def __call__(self, text: str) -> str:
-        if "://" in text or "sig=" in text:
+        if _URI_OR_SIGNATURE.search(text):
             raise ArgumentsError(
                 f"`{self.option}` does not take a URI",
                 code="unexpected-uri",

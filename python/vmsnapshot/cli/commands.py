@@ -32,7 +32,7 @@ BAD_ARGUMENTS = 2
 NOT_THAWED = 3
 INTERRUPTED = 130
 
-# What a program has to change for the next try to succeed decides about the exit status.
+# The kind of an error decides the exit status of `plan` and `snapshot`.
 EXIT_STATUSES: dict[ErrorKind, int] = {
     "arguments": BAD_ARGUMENTS,
     "system": FAILED,
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(parsed)
     except ThawError as error:
-        # `status` could not tell. `thaw` answers for its own errors.
+        # Only from `status`: `thaw` handles its own errors.
         return _fail(error, FAILED, as_json=parsed.json)
     except VmsnapshotError as error:
         return _fail(error, EXIT_STATUSES[error.kind], as_json=parsed.json)
@@ -200,8 +200,8 @@ def _run(session: _native.Session) -> _native.Report:
         # Both can only come before the window. Inside it, signals are noted.
         raise
     except BaseException as error:
-        # The engine promises a report once it froze anything. Should that be broken, the worst has to be
-        # assumed: exit status 1 would say that everything is thawed.
+        # The engine promises a report once it froze anything. If that fails, assume the worst: exit status 1
+        # would say that everything is thawed.
         raise VmsnapshotError(
             f"the run ended without a report ({type(error).__name__}); something may still be frozen",
             code="run-lost",

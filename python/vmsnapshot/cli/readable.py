@@ -173,13 +173,21 @@ def status_text(status: Status, screen: Screen) -> str:
     """Describes what is frozen, by which run, since when."""
     frozen = status.frozen
     at_work = {run.run_id: run.thaws_by for run in status.runs if run.state == "at-work"}
-    if not frozen:
+    tended = {run.run_id for run in status.runs if run.state in ("at-work", "late")}
+    if not frozen and status.unreadable:
+        line = "it is not known whether something is frozen: a ledger could not be read"
+        text = screen.paint(screen.fold(line), Tone.DOUBTFUL) + "\n"
+    elif not frozen:
         text = screen.paint("nothing is frozen by vmsnapshot", Tone.GOOD) + "\n"
     elif all(filesystem.run_id in at_work for filesystem in frozen):
         limits = [limit for limit in at_work.values() if limit is not None]
         until = f", and everything is thawed by {max(limits)}" if limits else ""
         line = f"{_are(len(frozen))} frozen; the run is at work{until}"
         text = screen.paint(line, Tone.DOUBTFUL) + "\n"
+    elif all(filesystem.run_id in tended for filesystem in frozen):
+        # `thaw` leaves these alone.
+        line = f"{_are(len(frozen))} frozen; its watchdog calls FITHAW until it succeeds"
+        text = screen.paint(line, Tone.BAD) + "\n"
     else:
         line = f"{_are(len(frozen))} frozen; run `vmsnapshot thaw`"
         text = screen.paint(line, Tone.BAD) + "\n"
@@ -228,9 +236,9 @@ def thaw_text(result: ThawResult, screen: Screen) -> str:
         line, tone = f"NOT THAWED: {_are(len(failed))} still frozen; run `vmsnapshot thaw` again", Tone.BAD
     elif left_alone:
         done = f"thawed {_filesystems(len(thawed))}" if thawed else "nothing was thawed"
-        line, tone = f"{done}; left alone what another run has frozen", Tone.DOUBTFUL
+        line, tone = f"{done}; something was left alone (below)", Tone.DOUBTFUL
     elif thawed:
-        line, tone = f"thawed {_filesystems(len(thawed))}; nothing of ours is frozen any more", Tone.GOOD
+        line, tone = f"thawed {_filesystems(len(thawed))}; no run has left anything frozen", Tone.GOOD
     else:
         line, tone = "there was nothing to thaw", Tone.GOOD
     text = screen.paint(line, tone) + "\n"
@@ -254,7 +262,7 @@ def thaw_text(result: ThawResult, screen: Screen) -> str:
 
 
 def duration_text(milliseconds: float | None) -> str:
-    """Writes a length of time with its unit. ``-`` stands for `None`."""
+    """Returns a length of time with its unit, or ``-`` for `None`."""
     if milliseconds is None:
         return "-"
     if milliseconds >= 1000:

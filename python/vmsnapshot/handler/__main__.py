@@ -1,6 +1,6 @@
 """One process of the handler: a command of the agent, or a process that a command starts.
 
-A command must be quick. Therefore each verb imports by itself what is slow to import or rarely needed.
+A command must be quick. Therefore each verb imports its own slow or rarely needed modules.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vmsnapshot.handler.agent.environment import find_base_directory
 
 USAGE = 2
 # For people on the VM, where the command line is not installed: show what is frozen, and thaw it.
-PEOPLES_VERBS = ("status", "thaw")
+OPERATOR_VERBS = ("status", "thaw")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str]) -> int:
         from vmsnapshot.handler.polling import run_polling
 
         os._exit(run_polling(base_directory, os.environ))
-    if verb in PEOPLES_VERBS:
+    if verb in OPERATOR_VERBS:
         from vmsnapshot import cli
 
         return cli.main([verb])
-    print(f"usage: bin/handler {' | '.join((*commands.COMMANDS, *PEOPLES_VERBS))}", file=sys.stderr)
+    print(f"usage: bin/handler {' | '.join((*commands.COMMANDS, *OPERATOR_VERBS))}", file=sys.stderr)
     return USAGE
 
 

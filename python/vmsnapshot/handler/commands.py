@@ -78,8 +78,8 @@ def enable(context: Context) -> int:
     mended = mend(context, [killed_job for killed_job in killed if killed_job.asked.number != number])
     busy = {record.sequence_number for record in state.workers() if record.is_running()}
     _put_aside(environment, {number, *mended, *busy})
-    seen = [killed_job.asked for killed_job in killed if killed_job.asked.number == number]
-    asked = seen[0] if seen else context.read_job(number)
+    seen = (killed_job.asked for killed_job in killed if killed_job.asked.number == number)
+    asked = next(seen, None) or context.read_job(number)
     if is_known:
         log.info("this sequence number was processed before: no second snapshot is taken")
         _look_after(context, asked)

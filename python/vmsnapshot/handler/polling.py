@@ -23,7 +23,6 @@ from vmsnapshot import HostCall, Machine, Mount, PrepareError, Report, Vmsnapsho
 from vmsnapshot.handler.context import open_context
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
-from vmsnapshot.handler.freeze.lock import LockHeldError, SafeFreezeLock
 from vmsnapshot.handler.log import HOST_BASED_EXTENSION_LOG, Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration, read_vmbackup_configuration
 from vmsnapshot.handler.network.background import Background, Session
@@ -58,7 +57,7 @@ TOOK_TOO_LONG = "SNAPSHOT_TOOK_TOO_LONG"
 INCONSISTENT = "SNAPSHOT_INCONSISTENT"
 
 
-# What a run that cannot be prepared is to the host, by what could not be prepared. The host is the callee.
+# The code for a run that cannot be prepared, by the subject of the error. The callee is the host.
 _PREPARE_ERRORS: dict[ErrorSubject, str] = {
     "callee": START_NOT_ANSWERED,
     "metadata": UNEXPECTED_FREEZE,
@@ -67,7 +66,7 @@ _PREPARE_ERRORS: dict[ErrorSubject, str] = {
     "run": UNEXPECTED_FREEZE,
 }
 
-# What the report's doubt about the freeze is to the host, if the host was not called.
+# The code for a doubt about the freeze, if the host was not called.
 _FREEZE_ERRORS: dict[FreezeDoubt | None, str] = {
     "freeze-failed": INCOMPLETE_FREEZE,
     "not-freezable": INCOMPLETE_FREEZE,
@@ -81,7 +80,7 @@ _FREEZE_ERRORS: dict[FreezeDoubt | None, str] = {
     "thawed-by-another": UNEXPECTED_FREEZE,
     "watchdog-lost": UNEXPECTED_FREEZE,
     "window-broke-off": UNEXPECTED_FREEZE,
-    # With these two the host is as good as called: see `is_frozen_and_called`.
+    # These two count as called: see `is_frozen_and_called`.
     "nothing-frozen": UNEXPECTED_FREEZE,
     None: UNEXPECTED_FREEZE,
 }
@@ -288,15 +287,8 @@ class RestorePoint:
         )
         machine = vmsnapshot.machine()
         plan = self._freezing.plan(machine, usb_mounts(machine))
-        with self._lock(), self._freezing.prepare(plan, host_call=call) as session:
+        with self._freezing.lock(), self._freezing.prepare(plan, host_call=call) as session:
             return self._freezing.run(session)
-
-    def _lock(self) -> SafeFreezeLock:
-        try:
-            return SafeFreezeLock(give_up=lambda: bool(self._interruptions.noted))
-        except LockHeldError:
-            self._interruptions.obey()
-            raise
 
     def _start_unfrozen(self, failure: Failure) -> None:
         """Lets the host take its snapshots although nothing is frozen. The request contains the failure."""
@@ -326,7 +318,7 @@ class RestorePoint:
 
 
 def usb_mounts(machine: Machine) -> list[Mount]:
-    """Returns the mounts that lie on USB disks: the host knows nothing of those."""
+    """Returns the mounts on USB disks, which the host does not know."""
     on_usb = {
         device.number
         for device in machine.block_devices
@@ -345,14 +337,14 @@ def failure_before_freeze(error: Exception) -> Failure:
 
 
 def is_frozen_and_called(report: Report) -> bool:
-    """Whether the host was called, which it is when everything is frozen, or there was nothing to freeze."""
+    """Returns whether the host was called, or everything was frozen, or there was nothing to freeze."""
     call = report.host_call
     was_called = call is not None and call.outcome != "not-sent"
     return was_called or report.freeze_doubt_code in (None, "nothing-frozen")
 
 
 def failure_of(report: Report) -> Failure | None:
-    """Says why the snapshots of a run that called the host are of no use; none if they are of use."""
+    """Returns why the snapshots of a run that called the host cannot be used, or `None` if they can."""
     call = report.host_call
     if call is None or call.outcome != "answered":
         why = redacted(call.message) if call is not None and call.message else "the host did not answer"

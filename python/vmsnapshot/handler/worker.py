@@ -62,14 +62,11 @@ from vmsnapshot.interruptions import Interruptions
 
 # The service gives up on a command after this time (contract 1.7).
 LATE_AFTER = datetime.timedelta(minutes=140)
-# The limit for one try and, if the connection fails, a second one.
-PRE_SNAPSHOT_LIMIT_SECONDS = 40.0
-ENCRYPTION_LIMIT_SECONDS = 10.0
 CONTROL_GROUP = "vmsnapshot-worker"
 
 
 class Worker:
-    """One job. Call either `run` or `mend`, and once."""
+    """One job. Call `run` or `mend`, once."""
 
     def __init__(
         self,
@@ -94,14 +91,14 @@ class Worker:
 
     def run(self) -> bool:
         """Does the job and reports its outcome. Returns False if the status blob could not be written."""
-        self._tell_circumstances()
+        self._log_facts()
         try:
             settings = self._read_settings()
         except SettingsError as error:
             self._log.error(str(error))
             uploads = self._uploads(error.job)
             self._finish_early(failed(error.code, str(error)), uploads)
-            return uploads.is_status_told
+            return uploads.is_status_reported
         uploads = self._uploads(settings.job)
         try:
             # Not earlier: to report the end of a job, its blobs must be known.
@@ -123,7 +120,7 @@ class Worker:
             self._finish(outcome, uploads)
         if settings.dynamic_configs.polling and not self._interruptions.noted:
             service.install(self._context.environment, self._log)
-        return uploads.is_status_told
+        return uploads.is_status_reported
 
     def mend(self) -> bool:
         """Writes the report of a killed job, which its status file already has, to its status blob.
@@ -139,7 +136,7 @@ class Worker:
         text = written.blob if written is not None and is_final else self._reporter.documents(KILLED).blob
         return self._uploads(job).mend_status(text)
 
-    def _tell_circumstances(self) -> None:
+    def _log_facts(self) -> None:
         facts = dict(self._context.facts)
         self._log.info(
             f"extension {facts['extensionVersion']}, engine {vmsnapshot.__version__}, {facts['osVersion']}, "
@@ -232,7 +229,6 @@ class Worker:
                 task_id=settings.host_task_id,
                 token=settings.snapshot_task_token,
                 details=encrypted if wants_details else None,
-                limit_seconds=PRE_SNAPSHOT_LIMIT_SECONDS,
             )
         ).result()
         self._reporter.telemetry.set("hostStatusCodePreSnapshot", str(answer.telemetry_status))
@@ -296,7 +292,6 @@ class Worker:
                 settings.blobs,
                 # All disks use the same proxy. Otherwise the snapshots fail anyway.
                 proxy=self._connections.proxies.for_uri(settings.blobs[0]),
-                limit_seconds=ENCRYPTION_LIMIT_SECONDS,
             )
         ).result()
 
@@ -392,9 +387,9 @@ def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool 
                 reporter = context.reporter_of(asked)
                 worker = Worker(context, asked, reporter, background, interruptions)
                 if mends:
-                    is_told = worker.mend()
+                    is_reported = worker.mend()
                 else:
-                    is_told = worker.run() and (
+                    is_reported = worker.run() and (
                         reporter.has_reported or environment.files_of(number).are_put_aside()
                     )
         except BaseException as error:
@@ -405,13 +400,13 @@ def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool 
             reporter = reporter or context.reporter_of(asked)
             if not reporter.has_reported and not mends:
                 reporter.write_file(BROKEN, reporter.documents(BROKEN), replaces_only=True)
-            is_told = False
+            is_reported = False
             log.resume()
         is_current = number == state.last_sequence_number or (
             task_id is not None and task_id == state.last_task_id
         )
         # The agent will not ask for an older job again, so there is no need to try again.
-        if is_told or not is_current:
+        if is_reported or not is_current:
             state.forget_worker(number, name)
     write_events(
         environment.events_folder,

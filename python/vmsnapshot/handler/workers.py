@@ -1,7 +1,7 @@
 """Starts and ends the processes that do backup jobs, and mends the reports of killed ones.
 
-A backup job runs in a process of its own, the worker. If a worker is killed, the next command thaws what it
-left frozen and completes its report.
+A backup job runs in a process of its own, the worker. If a worker is killed, the next `enable`,
+`disable` or `uninstall` thaws what it left frozen and completes its report.
 """
 
 from __future__ import annotations

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Callable, cast
 
 import pytest
 
 import vmsnapshot
 from vmsnapshot.errors import PlanError, PrepareError
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.freeze import attempts
-from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
+from vmsnapshot.handler.freeze import attempts, freezing
+from vmsnapshot.handler.freeze.attempts import Attempts, Calls, EndedEarlyError
 from vmsnapshot.handler.freeze.freezing import Freezing
+from vmsnapshot.handler.freeze.lock import LockHeldError
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.network.background import Background
 from vmsnapshot.handler.network.connections import Connections
@@ -122,9 +123,15 @@ class Engine:
         return session.report
 
 
-def made_by(engine: Engine, *, settings: Settings = SETTINGS, telemetry: Telemetry | None = None) -> Attempts:
+def made_by(
+    engine: Engine,
+    *,
+    settings: Settings = SETTINGS,
+    telemetry: Telemetry | None = None,
+    host_address: str = "127.0.0.1",
+) -> Attempts:
     """The attempts of a job with this engine. They send nothing outside the window."""
-    connections = Connections(Background(), Proxies({}), "127.0.0.1")
+    connections = Connections(Background(), Proxies({}), host_address)
     return Attempts(
         settings, cast(Freezing, engine), connections, telemetry or Telemetry(), before_freeze=lambda: None
     )
@@ -174,6 +181,21 @@ def test_doubt_about_the_freeze_is_one_of_freeze_or_thaw(
 ) -> None:
     assert run(Report(code))[0].freeze is sent
     assert run(Report(code, blobs=(UNSENT,)))[0].freeze is unsent
+
+
+def test_signal_during_the_wait_for_the_lock_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(*, give_up: Callable[[], bool]) -> None:
+        assert give_up()
+        raise LockHeldError("could not lock", code="lock-held", kind="another-run")
+
+    engine = Engine([Report()])
+    engine.interruptions.noted.append("SIGTERM")
+    monkeypatch.setattr(engine, "plan", lambda *_: Plan(("/data",)))
+    monkeypatch.setattr(engine, "lock", lambda: Freezing.lock(cast(Freezing, engine)), raising=False)
+    monkeypatch.setattr(freezing, "SafeFreezeLock", held)
+    with pytest.raises(KeyboardInterrupt):
+        made_by(engine).by_guest(())
+    assert engine.prepared == []
 
 
 @pytest.mark.parametrize(
@@ -259,3 +281,26 @@ def test_host_that_cannot_be_reached_is_555() -> None:
     attempt = made_by(Engine([error("callee")]), telemetry=telemetry).by_host(PreSnapshot(200))
     assert (attempt.freeze, attempt.host_number) == (FreezeResult.NOT_TRIED, 555)
     assert ("hostStatusCodeDoSnapshot", "555") in telemetry.pairs()
+
+
+def test_text_of_the_calls_has_no_signature_metadata_or_password() -> None:
+    text = repr(
+        Calls(
+            blobs=(URI,),
+            blob_metadata=({"DiskEncryptionSettings": "AAAA"},),
+            metadata={"key": "AAAA"},
+            proxy="http://user:AAAA@proxy:3128",
+        )
+    )
+    assert "AAAA" not in text
+
+
+def test_bad_address_of_the_host_is_a_host_that_cannot_be_reached(
+    compiled_engine: None,  # noqa: ARG001 (requested for its effect)
+) -> None:
+    telemetry = Telemetry()
+    engine = Engine([])
+    making = made_by(engine, telemetry=telemetry, host_address="127.0.0.1:99999")
+    attempt = making.by_host(PreSnapshot(555))
+    assert (attempt.freeze, attempt.host_number) == (FreezeResult.NOT_TRIED, 555)
+    assert engine.prepared == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 
@@ -17,6 +17,7 @@ from tests.handler.machine.fake_machine import IDE_OS, IDE_TEMPORARY, FakeMachin
 from vmsnapshot import Mount, PrepareError
 from vmsnapshot.handler.freeze import freezing
 from vmsnapshot.handler.freeze.freezing import Freezing
+from vmsnapshot.handler.freeze.lock import LockHeldError
 from vmsnapshot.handler.log import EXTENSION_LOG, Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.interruptions import Interruptions
@@ -67,7 +68,7 @@ def test_one_plan_leaves_out_temporary_disks_and_what_else_is_named_and_logs_wha
         "unusable_excludes": "report",
     }
     log = (tmp_path / EXTENSION_LOG).read_text()
-    assert "MountsToSkip: could not understand pattern `a=b`; it is passed over" in log
+    assert "MountsToSkip: could not understand pattern `a=b`; the pattern is ignored" in log
 
 
 @pytest.fixture
@@ -103,6 +104,51 @@ def test_another_run_is_not_waited_for_longer_than_the_limit(
     monkeypatch.setattr(freezing, "ANOTHER_RUN_LIMIT_SECONDS", 0.0)
     with pytest.raises(PrepareError):
         prepare(error("another-run"))
+
+
+@pytest.fixture
+def interrupted() -> Freezing:
+    """A run with a signal whose exception Python has swallowed: it is noted, and interrupted nothing."""
+    run = made()
+    run.interruptions.noted.append("SIGTERM")
+    return run
+
+
+def test_noted_signal_ends_the_wait_for_another_run(
+    interrupted: Freezing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error("another-run")
+
+    monkeypatch.setattr(vmsnapshot, "prepare", refuse)
+    monkeypatch.setattr(freezing, "ANOTHER_RUN_LIMIT_SECONDS", 0.3)
+    plan: Any = None
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.prepare(plan)
+
+
+def test_noted_signal_ends_the_wait_for_the_lock(
+    interrupted: Freezing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(*, give_up: Callable[[], bool]) -> None:
+        assert give_up()
+        raise LockHeldError("could not lock", code="lock-held", kind="another-run")
+
+    monkeypatch.setattr(freezing, "SafeFreezeLock", wait)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.lock()
+
+
+def test_lock_that_another_program_holds_is_an_error_if_there_was_no_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wait(*, give_up: Callable[[], bool]) -> None:
+        assert not give_up()
+        raise LockHeldError("could not lock", code="lock-held", kind="another-run")
+
+    monkeypatch.setattr(freezing, "SafeFreezeLock", wait)
+    with pytest.raises(LockHeldError):
+        made().lock()
 
 
 def test_what_an_earlier_run_left_frozen_is_thawed_once(prepare: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tests.support.host_service import NEVER_MS, SIGNATURE, USUAL, Answer, HostService, blob_error
 from vmsnapshot.handler.network.background import Background
@@ -26,6 +27,10 @@ class Outcome:
     body: str | None = None
 
 
+def items_of(*outcomes: Any) -> tuple[SnapshotItem, ...]:
+    return blob_items(outcomes)
+
+
 def settings_of(service: HostService, *names: str, limit_seconds: float = 10.0) -> tuple[str | None, ...]:
     blobs = [SasUri(service.uri(name)) for name in names]
     with Background() as background:
@@ -35,27 +40,27 @@ def settings_of(service: HostService, *names: str, limit_seconds: float = 10.0) 
 
 def test_snapshot_that_was_created_is_an_item_with_both_uris_and_an_empty_message() -> None:
     created = Outcome(outcome="created", snapshot_uri=f"{URI}?snapshot=2025-05-14T02:10:06Z", http_status=201)
-    assert blob_items([created]) == (
+    assert items_of(created) == (
         SnapshotItem(True, f"{URI}?snapshot=2025-05-14T02:10:06Z", "", blob_uri=URI),
     )
 
 
 def test_refused_snapshot_reports_the_body_and_keeps_the_blobs_uri() -> None:
-    assert blob_items([Outcome(body=BUSY)]) == (SnapshotItem(False, None, BUSY, blob_uri=URI),)
+    assert items_of(Outcome(body=BUSY)) == (SnapshotItem(False, None, BUSY, blob_uri=URI),)
 
 
 def test_refusal_without_a_body_reports_the_message() -> None:
-    (item,) = blob_items([Outcome(message="the server is busy")])
+    (item,) = items_of(Outcome(message="the server is busy"))
     assert item.error_message == "the server is busy"
 
 
 def test_call_that_failed_itself_has_no_message() -> None:
-    (item,) = blob_items([Outcome(outcome="unknown", http_status=None, message="connection reset")])
+    (item,) = items_of(Outcome(outcome="unknown", http_status=None, message="connection reset"))
     assert item == SnapshotItem(False, None, None, blob_uri=URI)
 
 
 def test_body_of_a_refusal_is_bounded_and_has_no_signature() -> None:
-    (item,) = blob_items([Outcome(body=f"\ufeffno such {URI}?sig={SIGNATURE}&sp=rw " + 5000 * "x")])
+    (item,) = items_of(Outcome(body=f"\ufeffno such {URI}?sig={SIGNATURE}&sp=rw " + 5000 * "x"))
     assert item.error_message is not None
     assert item.error_message.startswith(f"no such {URI}?... x")
     assert len(item.error_message) == 4096
@@ -63,7 +68,7 @@ def test_body_of_a_refusal_is_bounded_and_has_no_signature() -> None:
 
 def test_items_are_in_the_order_of_the_outcomes() -> None:
     outcomes = [Outcome(uri=f"https://c.example/{n}") for n in range(5)]
-    assert [item.blob_uri for item in blob_items(outcomes)] == [outcome.uri for outcome in outcomes]
+    assert [item.blob_uri for item in items_of(*outcomes)] == [outcome.uri for outcome in outcomes]
 
 
 def test_each_disk_gets_its_own_encryption_settings(service: HostService) -> None:

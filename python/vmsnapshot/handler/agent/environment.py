@@ -121,7 +121,7 @@ def read_environment(
 
 
 def assumed_environment(base_directory: Path) -> HandlerEnvironment:
-    """Returns the usual environment of every agent, in case that its file cannot be used.
+    """Returns the usual environment of every agent, for use when its file cannot be read.
 
     A command that gave up instead would leave its job without a status.
     """

@@ -15,7 +15,7 @@ import vmsnapshot
 from vmsnapshot import HostCall, Plan, PlanError, PrepareError, Report, Session
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.freeze.freezing import Freezing
-from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
+from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError
 from vmsnapshot.handler.network.connections import Connections
 from vmsnapshot.handler.network.guest import blob_items
 from vmsnapshot.handler.network.host import PreSnapshot, do_snapshot_call, read_do_snapshot_answer
@@ -35,7 +35,7 @@ from vmsnapshot.handler.settings.wire import Settings
 if TYPE_CHECKING:
     from vmsnapshot._native import ErrorSubject, FreezeDoubt  # noqa: TID251 (literals, for types)
 
-# What a run that cannot be prepared means, by what could not be prepared. A code ends the job.
+# The result of a run that cannot be prepared, by the subject of the error. A code ends the job.
 _UNPREPARED: dict[ErrorSubject, FreezeResult | Code] = {
     # No blob can be asked, or the host cannot: nothing could take a snapshot.
     "callee": FreezeResult.NOT_TRIED,
@@ -78,10 +78,11 @@ class EndedEarlyError(Exception):
 class Calls:
     """What the engine sends in the window of an attempt: one request per blob, or one call to the host."""
 
-    blobs: tuple[str, ...] = ()
-    blob_metadata: tuple[dict[str, str], ...] = ()
-    metadata: dict[str, str] = field(default_factory=dict)
-    proxy: str | None = None
+    # The first four may contain secrets: signatures, metadata, a password.
+    blobs: tuple[str, ...] = field(default=(), repr=False)
+    blob_metadata: tuple[dict[str, str], ...] = field(default=(), repr=False)
+    metadata: dict[str, str] = field(default_factory=dict, repr=False)
+    proxy: str | None = field(default=None, repr=False)
     host_call: HostCall | None = None
 
 
@@ -138,12 +139,8 @@ class Attempts:
     def by_host(self, pre_snapshot: PreSnapshot) -> Attempt:
         """Lets the host take the snapshots of all disks in one call."""
         self._telemetry.set("snapshotCreator", Path.HOST.value)
-        uri, headers, body = do_snapshot_call(
-            self._settings, pre=pre_snapshot, address=self._connections.host_address
-        )
-        call = HostCall(uri, headers=headers, body=body)
         try:
-            freeze, report = self._run(Calls(host_call=call))
+            freeze, report = self._run(self._host_calls(pre_snapshot))
         except _UnreachableError as error:
             self._log.error(redacted(error))
             freeze, report = FreezeResult.NOT_TRIED, None
@@ -177,8 +174,18 @@ class Attempts:
             proxy=proxies.pop(),
         )
 
+    def _host_calls(self, pre_snapshot: PreSnapshot) -> Calls:
+        uri, headers, body = do_snapshot_call(
+            self._settings, pre=pre_snapshot, address=self._connections.host_address
+        )
+        try:
+            return Calls(host_call=HostCall(uri, headers=headers, body=body))
+        except PrepareError as error:
+            # The address comes from the agent, and no URI can have some addresses: port 99999, for example.
+            raise _UnreachableError(str(error)) from None
+
     def _run(self, calls: Calls) -> tuple[FreezeResult, Report | None]:
-        """Freezes, calls, thaws; without a freeze where that failed and the job allows it."""
+        """Freezes, calls and thaws. If the freeze failed and the job allows it, calls without a freeze."""
         freeze, report = self._run_frozen(calls)
         # The engine makes the calls although the kernel cannot freeze one of the filesystems. Then the
         # snapshots exist: report them. A second run would take them twice.
@@ -202,7 +209,7 @@ class Attempts:
             with contextlib.ExitStack() as stack:
                 plan = self._freezing.plan(vmsnapshot.machine())
                 if plan.filesystems:
-                    stack.enter_context(SafeFreezeLock(give_up=lambda: bool(self._interruptions.noted)))
+                    stack.enter_context(self._freezing.lock())
                 session = stack.enter_context(self._prepare(plan, calls))
                 self._before_freeze()
                 report = self._freezing.run(session)
@@ -254,11 +261,11 @@ class Attempts:
 
 
 class _UnreachableError(Exception):
-    """Nothing was frozen, because no service could be reached that takes a snapshot."""
+    """No service that takes snapshots could be reached, so nothing was frozen."""
 
 
 class _UnpreparedError(Exception):
-    """The run could not be prepared; nothing was frozen. `freeze` is what that is to the attempt."""
+    """The run could not be prepared; nothing was frozen. `freeze` is the attempt's result."""
 
     def __init__(self, message: str, freeze: FreezeResult) -> None:
         super().__init__(message)

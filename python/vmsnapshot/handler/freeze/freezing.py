@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import vmsnapshot
 from vmsnapshot import HostCall, Machine, Mount, Plan, PrepareError, Report, Session
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
+from vmsnapshot.handler.freeze.lock import LockHeldError, SafeFreezeLock
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.machine.disks import Disks
@@ -40,17 +41,18 @@ _EVENT_WORDS: dict[TimelineEventKind, str] = {
 
 @dataclass(frozen=True)
 class Freezing:
-    """Plans, prepares and runs as ``vmbackup.conf`` says. Holds signals from the freeze on."""
+    """Plans, prepares and runs as ``vmbackup.conf`` says. Holds signals from the phase ``freeze`` on."""
 
     configuration: VmBackupConfiguration
     interruptions: Interruptions
     log: Log
 
     def plan(self, machine: Machine, also_excluded: Iterable[Mount] = ()) -> Plan:
-        """Plans all that can be frozen but the temporary disk, ``MountsToSkip`` and `also_excluded`.
+        """Plans everything that can be frozen except the temporary disk, ``MountsToSkip`` and
+        `also_excluded`.
 
         Raises:
-            PlanError: what to freeze cannot be worked out.
+            PlanError: no plan can be made.
         """
         disks = Disks(machine)
         temporary = [mount for mount in machine.mounts if disks.is_on_resource_disk(mount)]
@@ -60,10 +62,26 @@ class Freezing:
             unusable_excludes="report",
         )
         for _, why in plan.unusable_excludes:
-            self.log.warning(f"MountsToSkip: {why}; it is passed over")
+            self.log.warning(f"MountsToSkip: {why}; the pattern is ignored")
         names = ", ".join(f"`{filesystem.mount_point}`" for filesystem in plan.filesystems)
         self.log.info(f"to freeze: {names or 'nothing'}")
         return plan
+
+    def lock(self) -> SafeFreezeLock:
+        """Takes the lock that the programs of Azure Backup share.
+
+        Blocking: the limit of the lock.
+
+        Raises:
+            LockHeldError: another process still held it at the end of the wait.
+            LockUnavailableError: the lock cannot be taken at all.
+            KeyboardInterrupt: a signal ended the wait.
+        """
+        try:
+            return SafeFreezeLock(give_up=lambda: bool(self.interruptions.noted))
+        except LockHeldError:
+            self.interruptions.obey()
+            raise
 
     def prepare(
         self,
@@ -75,12 +93,13 @@ class Freezing:
         host_call: HostCall | None = None,
         proxy: str | None = None,
     ) -> Session:
-        """Prepares a run; waits for another one, and thaws what a killed one has left frozen.
+        """Prepares a run. Waits while another run is under way, and thaws what a killed run left frozen.
 
         Blocking: `ANOTHER_RUN_LIMIT_SECONDS`, and the time for connecting.
 
         Raises:
             PrepareError: the run cannot be prepared. Nothing is frozen.
+            KeyboardInterrupt: a signal ended the wait.
         """
         until = time.monotonic() + ANOTHER_RUN_LIMIT_SECONDS
         has_thawed = False
@@ -104,13 +123,14 @@ class Freezing:
                     has_thawed = True
                     thaw_leftovers(self.log)
                 elif error.kind == "another-run" and time.monotonic() < until:
-                    # A run of the command line. Every other program that freezes has the lock.
+                    # Runs of the command line and of the API do not take the lock.
+                    self.interruptions.obey()
                     time.sleep(_RETRY_SECONDS)
                 else:
                     raise
 
     def run(self, session: Session) -> Report:
-        """Runs a prepared session, and writes down what happened.
+        """Runs a prepared session, and logs what happened.
 
         The log is suspended meanwhile. It stays suspended if not everything is thawed, because the next write
         to a frozen disk does not return before its thaw, and the blobs must be written first.

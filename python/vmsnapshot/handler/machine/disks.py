@@ -78,7 +78,7 @@ class Disks:
         return bool(lowest) and lowest <= self._temporary
 
     def is_on_loop_device(self, mount: Mount) -> bool:
-        """Tells whether all of `mount` lies on loop devices, through partitions, LVM and encryption too."""
+        """Returns whether `mount` lies on loop devices only, also through partitions, LVM or encryption."""
         lowest = self._lowest_of_all(_block_devices_of(mount))
         return bool(lowest) and all(number.startswith(_LOOP_MAJOR) for number in lowest)
 

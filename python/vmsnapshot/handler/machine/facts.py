@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 UNKNOWN = "Unknown"
-"""Stands for a fact that is not known."""
+"""The text of an unknown fact."""
 
 _WORKLOADS = ("mysqld", "postgresql", "oracle", "cassandra", "mongo")
 # Enough for the command line of a Java server, whose class comes after a long class path.

@@ -10,8 +10,9 @@ from __future__ import annotations
 import email.utils
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from vmsnapshot import BlobOutcome
 from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.secret import SasUri, redacted
 
@@ -26,23 +27,6 @@ _METADATA_API_VERSION = "2018-03-28"
 _PAUSES_SECONDS = (0.2, 0.6)
 # The same limit as the engine's. The status shortens messages further if there is no room.
 _ERROR_MESSAGE_LIMIT = 4096
-
-
-class BlobOutcome(Protocol):
-    """The part of the engine's outcome of one blob that is read here. See ``_native.pyi``."""
-
-    @property
-    def uri(self) -> str: ...
-    @property
-    def outcome(self) -> str: ...
-    @property
-    def snapshot_uri(self) -> str | None: ...
-    @property
-    def http_status(self) -> int | None: ...
-    @property
-    def message(self) -> str | None: ...
-    @property
-    def body(self) -> str | None: ...
 
 
 def blob_items(outcomes: Iterable[BlobOutcome]) -> tuple[SnapshotItem, ...]:

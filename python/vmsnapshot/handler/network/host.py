@@ -18,8 +18,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vmsnapshot.handler.report.outcome import HOST_SERVICE_NOT_RUNNING
 from vmsnapshot.handler.report.snapshots import DirectDriveIdentifier, SnapshotItem
 from vmsnapshot.handler.secret import Secret, redacted
+from vmsnapshot.handler.settings.values import json_object
 from vmsnapshot.handler.settings.wire import Pair, Settings
 
 if TYPE_CHECKING:
@@ -41,9 +43,8 @@ HEADERS = (
 )
 CALL_LIMIT_SECONDS = 40.0
 
-# Numbers that the telemetry has in place of an HTTP status.
+# Numbers that the telemetry has in place of an HTTP status, beside `HOST_SERVICE_NOT_RUNNING`.
 NO_ANSWER = 555
-HOST_SERVICE_NOT_RUNNING = 556
 EMPTY_ANSWER = 557
 UNUSABLE_ANSWER = 558
 
@@ -178,7 +179,7 @@ def read_do_snapshot_answer(http_status: int | None, body: bytes) -> DoSnapshotA
     telemetry_status = _telemetry_status(http_status, body)
     if telemetry_status not in (200, 201):
         return DoSnapshotAnswer(telemetry_status, error=_why_unusable(telemetry_status))
-    document = _json_object(body)
+    document = json_object(body)
     entries = document.get("snapshotInfo") if document is not None else None
     if not isinstance(entries, list):
         return DoSnapshotAnswer(UNUSABLE_ANSWER, error=_why_unusable(UNUSABLE_ANSWER))
@@ -248,7 +249,7 @@ def _read_pre_snapshot_answer(http_status: int, body: bytes, *, details_wanted: 
     telemetry_status = _telemetry_status(http_status, body)
     if telemetry_status not in (200, 201):
         return PreSnapshot(telemetry_status, error=_why_unusable(telemetry_status))
-    document = _json_object(body)
+    document = json_object(body)
     if document is None:
         # A status alone is enough, unless details were asked for.
         return (
@@ -291,14 +292,6 @@ def _why_unusable(telemetry_status: int) -> str:
         EMPTY_ANSWER: "the host's answer is empty",
         UNUSABLE_ANSWER: "the host's answer is not the JSON that was expected",
     }.get(telemetry_status, f"the host answered {telemetry_status}")
-
-
-def _json_object(body: bytes) -> dict[str, Any] | None:
-    try:
-        document = json.loads(body.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def _response_time(fields: Any) -> datetime.datetime | None:

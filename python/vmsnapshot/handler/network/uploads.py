@@ -42,7 +42,7 @@ class Uploads:
         self._status = self._writer(job.status_blob)
         self._logs = self._writer(job.logs_blob, may_cut_front=True)
         self._under_way: list[concurrent.futures.Future[None]] = []
-        self.is_status_told = self._status is None
+        self.is_status_reported = self._status is None
         """Whether the last status reached its blob, or there is no blob that may be written."""
 
     def begin_status_then_log(self, text: StatusText) -> None:
@@ -111,12 +111,12 @@ class Uploads:
     async def _write_status(self, text: StatusText) -> None:
         if self._status is None:
             return
-        self.is_status_told = False
+        self.is_status_reported = False
         result = await self._status.write(text(None).encode())
         if result.room_bytes is not None:
             # Shorten the error messages instead of cutting the text: half a status is useless.
             result = await self._status.write(text(result.room_bytes).encode())
-        self.is_status_told = not result.failed
+        self.is_status_reported = not result.failed
         self._tell("status", result)
 
     async def _write_log(self) -> None:

@@ -18,7 +18,7 @@ RATE_EXCEEDED_TEXT = "The rate of snapshot blob calls is exceeded"
 LIMIT_REACHED_TEXT = "The snapshot count against this blob has been exceeded"
 TOO_LATE_MESSAGE = "CRP timeout limit has reached, will not take snapshot."
 # The telemetry number of DoSnapshot if the host answered 500 without its own error document.
-HOST_SERVER_ERROR_NUMBER = 556
+HOST_SERVICE_NOT_RUNNING = 556
 
 
 class FreezeResult(enum.Enum):
@@ -163,7 +163,7 @@ def _judge(attempt: Attempt) -> Outcome:
         return Outcome(False, freeze_code, _freeze_ext_code(attempt, freeze_code), items=items)
     if attempt.has_all_failed:
         is_server_error = (
-            attempt.host_number == HOST_SERVER_ERROR_NUMBER and attempt.pre_snapshot_was_ok and not items
+            attempt.host_number == HOST_SERVICE_NOT_RUNNING and attempt.pre_snapshot_was_ok and not items
         )
         code = Code.HOST_SERVER_ERROR if is_server_error else Code.SNAPSHOT_FAILED_NO_NETWORK
         return Outcome(False, code, code, items=items)

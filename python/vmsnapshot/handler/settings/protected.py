@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import os
 import re
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 
 from vmsnapshot.errors import VmsnapshotError
 from vmsnapshot.handler.secret import Secret
+from vmsnapshot.handler.settings.values import json_object
 
 OPENSSL = "/usr/bin/openssl"
 """The default of the agent's ``OS.OpensslPath``."""
@@ -63,7 +63,7 @@ def decrypt(
         [openssl, "cms", "-decrypt", "-inform", "DER", "-recip", str(certificate), "-inkey", str(key)],
         message,
     )
-    settings = _json_object(plain_text)
+    settings = json_object(plain_text)
     # This also catches a key that does not belong to its certificate.
     if settings is None:
         raise _error("what was decrypted is not a JSON object", "not-json")
@@ -118,14 +118,6 @@ def _refusal(complaint: bytes) -> ProtectedSettingsError:
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name.startswith("OPENSSL_")}
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", **kept}
-
-
-def _json_object(content: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _error(cause: str, code: str) -> ProtectedSettingsError:

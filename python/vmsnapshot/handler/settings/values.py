@@ -1,4 +1,4 @@
-"""Checks single values of the settings' JSON."""
+"""Parses JSON objects, and checks single values of the settings' JSON."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import math
 from typing import Any
 
 
-def json_object(text: str) -> dict[str, Any] | None:
-    """Parses `text`. Returns `None` if it is not a JSON object."""
+def json_object(text: str | bytes) -> dict[str, Any] | None:
+    """Parses `text`. Returns `None` if it is not a JSON object.
+
+    Bytes are UTF-8, with or without a byte order mark.
+    """
     try:
-        value = json.loads(text)
+        value = json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
