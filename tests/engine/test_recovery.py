@@ -204,9 +204,7 @@ def test_ledger_is_on_tmpfs_also_where_run_is_on_a_disk(
 ) -> None:
     disk, run = scratch.make_on_loop("disk"), scratch.make_on_loop("run")
     rescue([disk.mount_point, run.mount_point])
-    program = (
-        'mount --bind "$0" /run && "$@"; status=$?; stat -f -c %T /run/vmsnapshot >&2; exit $status'
-    )
+    program = 'mount --bind "$0" /run && "$@"; status=$?; stat -f -c %T /run/vmsnapshot >&2; exit $status'
     before = ("unshare", "--mount", "--propagation=private", "sh", "-c", program, str(run.mount_point))
     server = fault_server()
     finished = take_snapshot([disk.mount_point], [server.uri("disk")], before=before)
