@@ -248,9 +248,7 @@ fn settle(run: &KeptRun, entry: &Entry, is_final: bool, answer: Answer, result: 
             entry.thawed_for_another_version();
             None
         }
-        Answer::Thawed | Answer::NotFrozen if !is_final => {
-            Some("FIFREEZE has not returned: end the run's process, then thaw again".to_owned())
-        }
+        Answer::Thawed | Answer::NotFrozen if !is_final => unfinished(entry, &answer),
         Answer::Thawed => {
             entry.thawed(Thawer::Operator, clock::monotonic());
             None
@@ -274,6 +272,26 @@ fn settle(run: &KeptRun, entry: &Entry, is_final: bool, answer: Answer, result: 
             run_id,
             error,
         }),
+    }
+}
+
+/// Records an answer that may not be final. Returns what is left to do, if FIFREEZE has not returned
+/// in the meantime.
+fn unfinished(entry: &Entry, answer: &Answer) -> Option<String> {
+    let was_thawed = matches!(answer, Answer::Thawed);
+    match entry.state() {
+        // FIFREEZE failed after all. So the FITHAW undid the freeze that it waited for.
+        FreezeState::Refused if was_thawed => {
+            entry.undo_another();
+            None
+        }
+        state if !state.may_be_frozen() => None,
+        _ if was_thawed => Some(
+            "FITHAW succeeded, but FIFREEZE had not returned and may freeze it again: end the run's \
+             process, then thaw again"
+                .to_owned(),
+        ),
+        _ => Some("FIFREEZE has not returned: end the run's process, then thaw again".to_owned()),
     }
 }
 
@@ -536,6 +554,12 @@ mod tests {
             settle(&run, entry, false, answer, &mut result);
             assert_eq!((result.thawed.len(), result.failed.len()), (0, 1));
             assert_eq!(entry.state(), FreezeState::Announced);
+
+            entry.refuse(clock::monotonic(), 16);
+            assert_eq!(unfinished(entry, &Answer::NotFrozen), None);
+            assert!(!entry.undid_another());
+            assert_eq!(unfinished(entry, &Answer::Thawed), None);
+            assert!(entry.undid_another());
 
             run.ledger.header.name("test", GONE);
             assert!(is_final(&run, entry));

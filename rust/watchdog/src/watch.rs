@@ -156,7 +156,7 @@ impl<'a> Vigil<'a> {
             if is_over && !self.watch.ledger.may_be_frozen() {
                 break;
             }
-            self.wait();
+            self.wait(is_over);
             if self.run_is_gone() {
                 self.watch.freezer_is_gone.store(true, Ordering::SeqCst);
                 self.fire(FireReason::ParentGone);
@@ -176,13 +176,14 @@ impl<'a> Vigil<'a> {
         self.channel
     }
 
-    /// Waits for a frame from the run, for its end, for the deadline, or for the next look.
-    fn wait(&self) {
+    /// Waits for a frame from the run, for its end, for the deadline, or for the next look. `is_over`
+    /// says that the run has sent its last frame or is gone.
+    fn wait(&self, is_over: bool) {
         let limit = if let Some(fired_at) = self.fired_at {
             let tick = decayed(FIRED_TICK, clock::monotonic().since(fired_at));
-            // Once everything is thawed, only the run's last frame is missing. Without a run there is
-            // none to wait for: a worker may have finished since the caller looked.
-            (self.channel.is_none() || self.watch.ledger.may_be_frozen()).then_some(tick)
+            // Once everything is thawed, only the run's last frame is missing. After that frame there
+            // is nothing to wait for: a worker may have finished since the caller looked.
+            (is_over || self.watch.ledger.may_be_frozen()).then_some(tick)
         } else {
             self.guard_by()
                 .map(|deadline| deadline.since(clock::monotonic()))
@@ -350,33 +351,38 @@ mod tests {
 
     use super::*;
 
-    /// Otherwise it sleeps for ever, with the lock, if the last worker settles between the look at
-    /// the ledger and the wait.
+    /// Otherwise it sleeps with the lock, for ever or as long as the run's process lives, if the last
+    /// worker settles between the look at the ledger and the wait.
     #[test]
-    fn watchdog_without_a_run_looks_again_although_nothing_is_frozen() {
-        let memory = memfd_create("ledger", MemfdFlags::CLOEXEC).unwrap();
-        let (sender, receiver) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            let watch = Watch {
-                ledger: LedgerFile::create(memory, 1).unwrap(),
-                kernel: Arc::new(Linux),
-                freezer_is_gone: AtomicBool::new(true),
-                fired: Signal::new(1),
-                settled: Signal::new(0),
-            };
-            let vigil = Vigil {
-                watch: &watch,
-                channel: None,
-                run: None,
-                rcu: None,
-                is_armed: true,
-                fired_at: Some(clock::monotonic()),
-            };
-            assert!(!watch.ledger.may_be_frozen());
-            vigil.wait();
-            sender.send(()).unwrap();
-        });
-        assert!(receiver.recv_timeout(Duration::from_secs(10)).is_ok());
+    fn watchdog_whose_run_is_over_looks_again_although_nothing_is_frozen() {
+        for has_channel in [false, true] {
+            let memory = memfd_create("ledger", MemfdFlags::CLOEXEC).unwrap();
+            let (ours, theirs) = Channel::pair().unwrap();
+            let (sender, receiver) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let channel = Channel::from_descriptor(theirs);
+                let watch = Watch {
+                    ledger: LedgerFile::create(memory, 1).unwrap(),
+                    kernel: Arc::new(Linux),
+                    freezer_is_gone: AtomicBool::new(true),
+                    fired: Signal::new(1),
+                    settled: Signal::new(0),
+                };
+                let vigil = Vigil {
+                    watch: &watch,
+                    channel: has_channel.then_some(&channel),
+                    run: None,
+                    rcu: None,
+                    is_armed: true,
+                    fired_at: Some(clock::monotonic()),
+                };
+                assert!(!watch.ledger.may_be_frozen());
+                vigil.wait(true);
+                sender.send(()).unwrap();
+            });
+            assert!(receiver.recv_timeout(Duration::from_secs(10)).is_ok());
+            drop(ours);
+        }
     }
 
     #[test]
