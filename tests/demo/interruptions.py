@@ -36,14 +36,18 @@ class Interruptions:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Holds signals until the end of the block."""
+        """Holds signals until the end of the block, also if it fails.
+
+        The same Ctrl-C can be why it fails: it reaches the whole process group, and so also a program that
+        the block is just starting in a session of its own.
+        """
         self._is_held = True
         try:
             yield
         finally:
             self._is_held = False
-        if self._noted is not None:
-            self._raise(self._noted)
+            if self._noted is not None:
+                self._raise(self._noted)
 
     def end(self) -> None:
         """Raises no signal from now on."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require_azurite
+from tests.demo.interruptions import InterruptedBySignalError, Interruptions
 from tests.support import processes
 from tests.support.filesystems import REPOSITORY, loop_devices_below
 from tests.support.mounts import mounts_below
@@ -133,3 +134,12 @@ def test_interrupted_demo_leaves_nothing(demo: RunningDemo, number: signal.Signa
     # The demo prints no traceback. Python may print one if the command is interrupted as it starts.
     assert b"tests/demo" not in demo.output
     assert demo.left_over() == []
+
+
+def test_signal_outranks_the_failure_that_it_caused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    interruptions = Interruptions()
+    with pytest.raises(InterruptedBySignalError) as caught, interruptions.held():
+        interruptions._note(signal.SIGINT, None)
+        raise RuntimeError("the program that was being started is gone")
+    assert caught.value.number == signal.SIGINT
