@@ -18,6 +18,8 @@ LIMIT = blob_error(409, "SnapshotCountExceeded", "The snapshot count against thi
 RATE = blob_error(409, "SnapshotOperationRateExceeded", "The rate of snapshot blob calls is exceeded.")
 BUSY = blob_error(503, "ServerBusy", "The server is busy.")
 NEVER = Answer(after_ms=NEVER_MS)
+# An item without `errorMessage` and `statusCode`.
+PARTIAL = json_answer({"snapshotInfo": [{"isSuccessful": "true", "snapshotUri": "https://a/b?snapshot=1"}]})
 
 
 def items(*are_successful: object) -> Answer:
@@ -53,6 +55,9 @@ def test_failed_guest_snapshots_are_reported_by_disk(
 HOST = [
     ("items that are the text false", items("true", "false"), (76, 761)),
     ("items that are JSON false", items("true", False), (76, 761)),
+    ("an item that is the text True", items("true", "True"), (76, 761)),
+    ("only an item that is the text True", items("True"), (76, 76)),
+    ("items without the required keys", PARTIAL, (76, 76)),
     ("nothing but failures", items("false", "false"), (76, 76)),
     ("an empty list", json_answer({"snapshotInfo": []}), (76, 76)),
     ("an empty answer", Answer(200), (76, 76)),

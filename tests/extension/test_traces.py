@@ -77,6 +77,28 @@ def test_first_host_then_guest_asks_the_blobs_if_the_host_fails(vm: Vm, answer: 
     assert f"hostStatusCodePreSnapshot={number}, " in message(report)
 
 
+def test_first_host_then_guest_asks_the_host_if_its_answer_is_no_json(vm: Vm) -> None:
+    vm.service.script(PRE, Answer(200, b"<html>"))
+    job = vm.job(vm.new_number(), mode="firstHostThenGuest")
+    assert trace(job) == [*BEGINNING, DO, *END]
+    assert "hostStatusCodePreSnapshot=200, " in message(job.blob_report())
+
+
+def test_first_host_then_guest_needs_json_for_encrypted_disks(vm: Vm) -> None:
+    vm.service.script(PRE, Answer(200, b"<html>"))
+    job = vm.job(vm.new_number(), mode="firstHostThenGuest")
+    job.included_disks["isVMADEEnabled"] = True
+    assert DO not in trace(job)
+    assert "hostStatusCodePreSnapshot=558, " in message(job.blob_report())
+
+
+def test_answer_that_is_no_json_leaves_the_status_of_dosnapshot(vm: Vm) -> None:
+    vm.service.script(DO, Answer(200, b"<html>"))
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    assert trace(job) == [*BEGINNING, DO, *END]
+    assert "hostStatusCodeDoSnapshot=200, " in message(job.blob_report())
+
+
 def test_first_guest_then_host_asks_the_host_if_all_disks_fail(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="firstGuestThenHost")
     for disk in job.disks:
