@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from tests.extension.conftest import Vm, final, host_item
+from tests.extension.conftest import Vm, cause, final, host_item, message, telemetry
 from tests.support.freezing import frozen, is_frozen, thaw
 from tests.support.host_service import NEVER_MS, Answer, Script, blob_error, json_answer
 from tests.support.protected_settings import object_str
@@ -77,6 +76,8 @@ def test_failure_of_the_host_is_reported(vm: Vm, answer: Answer, codes: tuple[in
     job = vm.job(vm.new_number(), mode="onlyHost")
     report = job.run()
     assert final(report) == ("error", str(codes[0]), codes[1])
+    assert message(report).startswith("snapshotCreator=")
+    assert cause(report)
     assert len(vm.service.requests("dosnapshot")) == 1
     assert_thawed(vm)
 
@@ -120,6 +121,11 @@ def test_freeze_of_another_program_fails_the_job_and_is_left_alone(vm: Vm) -> No
     assert final(report) == ("error", "121", 121)
     assert report["snapshotInfo"] == []
     assert vm.service.requests("PUT snapshot") == []
+    # The message stays as the service knows it. The cause has its own place, and the log has it too.
+    assert message(report).startswith("snapshotCreator=guestExtension, ")
+    assert f"`{other}`" in cause(report)
+    assert cause(report) in vm.extension.log()
+    assert cause(vm.extension.report(job.number)) == cause(report)
     assert_thawed(vm)
 
 
@@ -245,6 +251,33 @@ def test_excluded_disks_without_a_list_fail_the_job_before_any_request(vm: Vm) -
     assert vm.service.requests("presnapshot") == []
 
 
+def test_blob_that_the_job_names_twice_has_one_snapshot_that_both_entries_report(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    uris = [vm.service.uri(disk) for disk in job.disks]
+    job.protected["objectStr"] = object_str({"blobSASUri": [*uris, uris[0]]})
+    report = job.run()
+    assert final(report) == ("success", "1", 1)
+    first, second, third = report["snapshotInfo"]
+    assert first == third != second
+    assert len(vm.service.requests("PUT snapshot")) == 2
+
+
+def test_metadata_that_cannot_be_sent_fail_the_job_and_say_which(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    job.object["backupMetadata"] = [{"Key": "a b", "Value": "1"}]
+    report = job.run()
+    assert final(report) == ("error", "11", 11)
+    assert "the name of pair 1 is not an identifier" in message(report)
+    assert vm.service.requests("PUT snapshot") == []
+
+
+@pytest.mark.parametrize("value", ["True", "true", "TRUE"])
+def test_uploads_are_not_disabled_by_the_case_of_true(vm: Vm, value: str) -> None:
+    vm.extension.configure(UploadStatusAndLog=value)
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    assert final(job.run()) == ("success", "1", 1)
+
+
 def test_uploads_can_be_disabled(vm: Vm) -> None:
     vm.extension.configure(UploadStatusAndLog="False")
     job = vm.job(vm.new_number(), mode="onlyGuest")
@@ -269,11 +302,6 @@ def test_status_blob_with_other_content_is_left_alone(vm: Vm) -> None:
     vm.extension.finish()
     assert vm.service.content(job.status_blob) == b"the result of another run"
     assert final(vm.extension.report(job.number)) == ("success", "1", 1)
-
-
-def telemetry(report: dict[str, Any]) -> dict[str, str]:
-    """Returns the report's telemetry."""
-    return {pair["Key"]: pair["Value"] for pair in report["telemetryData"]}
 
 
 def assert_thawed(vm: Vm) -> None:

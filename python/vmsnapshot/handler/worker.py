@@ -359,6 +359,8 @@ class Worker:
 
     def _tell(self, outcome: Outcome) -> None:
         text = f"ended with {int(outcome.run_code)} ({outcome.run_code.shown_as}), {int(outcome.ext_code)}"
+        if outcome.cause:
+            text += f": {outcome.cause}"
         (self._log.info if outcome.is_success else self._log.error)(text)
 
 
