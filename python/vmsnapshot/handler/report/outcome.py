@@ -134,6 +134,14 @@ def failed(code: Code, message: str) -> Outcome:
     return Outcome(is_success=False, run_code=code, ext_code=code, message=message)
 
 
+def certificate_missing(problem: str) -> Outcome:
+    """Returns the outcome of a job whose disks are unknown because of `problem`: a decryption that failed."""
+    code = Code.CERTIFICATE_NOT_FOUND
+    return replace(
+        failed(code, f"unable to load certificate: {problem} StatusCode.{code.shown_as},"), items=()
+    )
+
+
 KILLED = failed(Code.ERROR, "Enable failed. The process of the job was ended before it could report ")
 BROKEN = failed(Code.ERROR, "Enable failed. The process of the job failed ")
 STOPPED = failed(Code.ERROR, "Enable failed. The job was ended by disable or uninstall ")
