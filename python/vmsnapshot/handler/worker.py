@@ -145,8 +145,13 @@ class Worker:
             f"kernel {facts['kernelVersion']}, Python {facts['pythonVersion']}, "
             f"agent {facts['guestAgentVersion']}"
         )
-        for warning in (*self._context.configuration.warnings, *self._connections.proxies.warnings):
-            self._log.warning(warning)
+        for warnings in (
+            self._context.configuration.warnings,
+            self._context.applications.scripts.warnings,
+            self._connections.proxies.warnings,
+        ):
+            for warning in warnings:
+                self._log.warning(warning)
         for application in self._context.applications.ignored:
             # The owner may rely on it. The report calls the snapshots what they are.
             self._log.warning(f"{application}: nothing is quiesced, only filesystems are consistent")
@@ -285,7 +290,13 @@ class Worker:
             if self._is_late():
                 raise EndedEarlyError(TOO_LATE_AFTER_PREPARATION)
 
-        freezing = Freezing(self._context.configuration, self._interruptions, self._log)
+        scripts = self._context.applications.scripts
+        freezing = Freezing(
+            self._context.configuration,
+            self._interruptions,
+            self._log,
+            freeze_is_unwanted_by=None if scripts.wants_freeze else scripts.path,
+        )
         attempts = Attempts(settings, freezing, self._connections, self._reporter.telemetry, before_freeze)
         if mode is SnapshotMode.ONLY_HOST:
             return attempts.by_host(pre_snapshot)

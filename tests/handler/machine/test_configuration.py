@@ -265,17 +265,21 @@ def test_waagent_configuration_that_cannot_be_read_is_empty(tmp_path: Path) -> N
     assert read_waagent_configuration(tmp_path) == {}
 
 
-def test_what_asks_to_quiesce_applications_is_named(tmp_path: Path) -> None:
+def test_what_asks_to_quiesce_applications_is_named(
+    root: None,  # noqa: ARG001 (requested for its effect)
+    tmp_path: Path,
+) -> None:
     workload, scripts = tmp_path / "workload.conf", tmp_path / "scripts.json"
     assert read_applications(workload, scripts) == Applications()
     workload.write_text("[workload]\nworkload_name =\ncommand_path = /x\n")
     assert read_applications(workload, scripts) == Applications()
     workload.write_text("[workload]\nWorkload_Name = mysql\n")
-    scripts.write_text("{}")
     both = read_applications(workload, scripts)
     assert both.names_workload
-    assert len(both.ignored) == 2
+    assert both.ignored == (f"`{workload}` names a workload",)
     workload.write_text("[workload]\nworkload_name = something\n")
+    scripts.touch(0o600)
+    scripts.write_text("{}")
     only_scripts = read_applications(workload, scripts)
     assert not only_scripts.names_workload
     assert len(only_scripts.ignored) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vmsnapshot
@@ -46,10 +47,12 @@ class Freezing:
     configuration: VmBackupConfiguration
     interruptions: Interruptions
     log: Log
+    freeze_is_unwanted_by: Path | None = None
+    """The file in which the owner says that nothing is to be frozen, or `None`."""
 
     def plan(self, machine: Machine, also_excluded: Iterable[Mount] = ()) -> Plan:
         """Plans everything that can be frozen except the temporary disk, ``MountsToSkip`` and
-        `also_excluded`.
+        `also_excluded`, or nothing if the owner wants no freeze.
 
         Raises:
             PlanError: no plan can be made.
@@ -63,6 +66,12 @@ class Freezing:
         )
         for _, why in plan.unusable_excludes:
             self.log.warning(f"MountsToSkip: {why}; the pattern is ignored")
+        if self.freeze_is_unwanted_by is not None:
+            self.log.warning(
+                f"nothing is frozen, because `{self.freeze_is_unwanted_by}` sets fsFreezeEnabled to false: "
+                "the snapshots are crash consistent at best"
+            )
+            plan = plan.without_filesystems()
         names = ", ".join(f"`{filesystem.mount_point}`" for filesystem in plan.filesystems)
         self.log.info(f"to freeze: {names or 'nothing'}")
         return plan
