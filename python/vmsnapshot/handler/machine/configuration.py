@@ -179,7 +179,9 @@ class _Options:
         return THAW_TIMEOUT_SECONDS
 
     def mounts_to_skip(self) -> tuple[str, ...]:
-        entries = (self._value("MountsToSkip") or "").split(",")
+        # A pattern has a byte that is not UTF-8 as `\xff`, as the plan shows it.
+        value = (self._value("MountsToSkip") or "").encode("utf-8", "surrogateescape")
+        entries = value.decode("utf-8", "backslashreplace").split(",")
         return tuple(entry.strip() for entry in entries if entry.strip())
 
     def snapshot_method(self) -> SnapshotMode | None:
