@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import vmsnapshot
 from vmsnapshot import HostCall, Machine, Mount, Plan, PrepareError, Report, Session
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
-from vmsnapshot.handler.freeze.lock import LockHeldError, SafeFreezeLock
+from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.machine.disks import Disks
@@ -76,14 +77,18 @@ class Freezing:
         self.log.info(f"to freeze: {names or 'nothing'}")
         return plan
 
-    def lock(self) -> SafeFreezeLock:
+    def lock(self) -> contextlib.AbstractContextManager[object]:
         """Takes the lock that the programs of Azure Backup share.
+
+        If there is no lock file and it cannot be created, for example on a full disk, the freeze goes on
+        without it: no other program can hold it. The engine's own lock, in ``/run``, still keeps two runs
+        apart.
 
         Blocking: the limit of the lock.
 
         Raises:
             LockHeldError: another process still held it at the end of the wait.
-            LockUnavailableError: the lock cannot be taken at all.
+            LockUnavailableError: another program may hold it, and it cannot be taken.
             KeyboardInterrupt: a signal ended the wait.
         """
         try:
@@ -91,6 +96,11 @@ class Freezing:
         except LockHeldError:
             self.interruptions.obey()
             raise
+        except LockUnavailableError as error:
+            if not error.is_missing:
+                raise
+            self.log.warning(f"{error}; freezing without it, because no other program can hold it either")
+            return contextlib.nullcontext()
 
     def prepare(
         self,
