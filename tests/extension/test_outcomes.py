@@ -27,16 +27,18 @@ def items(*are_successful: object) -> Answer:
 
 
 GUEST = [
-    ("some disks failed", [BUSY], ("error", "76", 761)),
-    ("the limit is reached", [LIMIT], ("error", "85", 85)),
-    ("the rate is exceeded", [RATE], ("error", "173", 173)),
-    ("a disk does not answer", [NEVER], ("error", "76", 761)),
+    ("some disks failed", [BUSY], ("error", "76", 761), ["ServerBusy", "The server is busy."]),
+    ("the limit is reached", [LIMIT], ("error", "85", 85), ["SnapshotCountExceeded", "has been exceeded"]),
+    ("the rate is exceeded", [RATE], ("error", "173", 173), ["SnapshotOperationRateExceeded"]),
+    ("a disk does not answer", [NEVER], ("error", "76", 761), ["no known snapshot of"]),
 ]
 
 
-@pytest.mark.parametrize(("script", "expected"), [row[1:] for row in GUEST], ids=[row[0] for row in GUEST])
+@pytest.mark.parametrize(
+    ("script", "expected", "words"), [row[1:] for row in GUEST], ids=[row[0] for row in GUEST]
+)
 def test_failed_guest_snapshots_are_reported_by_disk(
-    vm: Vm, script: list[Script], expected: tuple[str, str, int]
+    vm: Vm, script: list[Script], expected: tuple[str, str, int], words: list[str]
 ) -> None:
     vm.extension.configure(timeout=2)
     job = vm.job(vm.new_number(), mode="onlyGuest")
@@ -48,6 +50,9 @@ def test_failed_guest_snapshots_are_reported_by_disk(
     assert first["snapshotUri"].startswith(f"{first['blobUri']}?snapshot=")
     # The reference omits which disk it was.
     assert second["blobUri"].endswith(job.disks[1])
+    # The cause names the disk, and has the words of the service.
+    assert f"{job.disks[1]}`" in cause(report)
+    assert all(word in cause(report) for word in words)
     assert_thawed(vm)
 
 
@@ -171,6 +176,7 @@ def test_job_with_an_unreachable_blob_service_does_not_freeze(vm: Vm) -> None:
     job.protected["objectStr"] = object_str({"blobSASUri": uris})
     report = job.run()
     assert final(report) == ("error", "76", 76)
+    assert "connection refused" in cause(report).lower()
     assert [entry["isSuccessful"] for entry in report["snapshotInfo"]] == [False, False]
     assert "FreezeTime" not in telemetry(report)
 
@@ -231,6 +237,14 @@ def test_skipped_mounts_are_not_frozen(vm: Vm) -> None:
     log = vm.extension.log()[len(before) :]
     assert f"to freeze: `{frozen}`\n" in log
     assert f"freeze called {skipped}" not in log
+
+
+def test_skipped_mount_that_is_not_utf_8_does_not_fail_the_job(vm: Vm) -> None:
+    configuration = vm.extension.sandbox.path("/etc/azure/vmbackup.conf")
+    configuration.write_bytes(b"[SnapshotThread]\nMountsToSkip = /,/data\xff\n")
+    before = vm.extension.log()
+    assert final(vm.job(vm.new_number(), mode="onlyGuest").run()) == ("success", "1", 1)
+    assert vm.extension.log()[len(before) :].count("freeze called") == 2
 
 
 def test_snapshot_method_of_the_configuration_wins_over_the_settings(vm: Vm) -> None:

@@ -97,7 +97,6 @@ class Worker:
         try:
             settings = self._read_settings()
         except SettingsError as error:
-            self._log.error(str(error))
             uploads = self._uploads(error.job)
             self._finish_early(failed(error.code, str(error)), uploads)
             return uploads.is_status_reported
@@ -108,7 +107,6 @@ class Worker:
             outcome = self._job(settings, uploads)
         except EndedEarlyError as ended:
             self._interruptions.hold()
-            self._log.error(ended.outcome.message or ended.outcome.run_code.shown_as)
             self._finish_early(ended.outcome, uploads)
         except KeyboardInterrupt:
             self._finish(STOPPED, uploads)
@@ -162,7 +160,7 @@ class Worker:
         try:
             protected = self._decrypted(self._asked.envelope)
         except ProtectedSettingsError as error:
-            problem = str(error)
+            problem = f"{error}; {error.hint}"
             self._log.error(problem)
         # The file does not need them any more, whatever the outcome of the job.
         self._scrub()
@@ -396,8 +394,9 @@ class Worker:
 
     def _tell(self, outcome: Outcome) -> None:
         text = f"ended with {int(outcome.run_code)} ({outcome.run_code.shown_as}), {int(outcome.ext_code)}"
-        if outcome.cause:
-            text += f": {outcome.cause}"
+        cause = outcome.cause or ("" if outcome.is_success else outcome.message.strip())
+        if cause:
+            text += f": {cause}"
         (self._log.info if outcome.is_success else self._log.error)(text)
 
 

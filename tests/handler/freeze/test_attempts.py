@@ -55,6 +55,7 @@ class Blob:
     outcome: str = "created"
     snapshot_uri: str | None = "https://h/b?snapshot=t"
     http_status: int | None = 201
+    error_code: str | None = None
     message: str | None = None
     body: str | None = None
     attempts: int = 1
@@ -230,9 +231,9 @@ def test_blobs_of_which_none_can_be_used_are_failed_disks_without_a_freeze(run: 
         (
             "watchdog",
             Code.ENGINE_NOT_FOUND,
-            "could not do it StatusCode.FailedSafeFreezeBinaryNotFound,",
+            "could not do it; do this instead StatusCode.FailedSafeFreezeBinaryNotFound,",
         ),
-        ("metadata", Code.PARAMETERS, "could not do it "),
+        ("metadata", Code.PARAMETERS, "could not do it; do this instead "),
     ],
 )
 def test_some_errors_end_the_job_with_a_code_of_their_own(
@@ -298,6 +299,7 @@ def test_blob_that_is_named_twice_is_sent_once_and_reported_twice() -> None:
     assert other.snapshot_uri == "https://h/other?snapshot=t"
 
 
+NAME = URI.partition("?")[0]
 CAUSES: list[tuple[Report | Exception, str]] = [
     (error("run"), "could not prepare the freeze: could not do it; do this instead"),
     (error("filesystem"), "could not prepare the freeze: could not do it; do this instead"),
@@ -305,7 +307,20 @@ CAUSES: list[tuple[Report | Exception, str]] = [
     (PlanError("no plan", code="unreadable", kind="system"), "could not plan what to freeze: no plan"),
     (Report("freeze-failed", freeze_doubt="`/a` failed", why="other", blobs=(UNSENT,)), "`/a` failed"),
     (Report("thawed-by-another", freeze_doubt="`/a` was thawed", why="other"), "`/a` was thawed"),
-    (Report(why="the snapshot of `b` was refused", blobs=(UNSENT,)), "the snapshot of `b` was refused"),
+    (
+        Report(blobs=(replace(UNSENT, error_code="connect-failed", message="could not connect for `h/b`"),)),
+        f"no known snapshot of `{NAME}`: could not connect for `h/b`",
+    ),
+    (
+        Report(blobs=(replace(UNSENT, error_code="tls-failed", message=f"no TLS for blob `{NAME}`"),)),
+        f"no TLS for blob `{NAME}`",
+    ),
+    (
+        Report(
+            blobs=(Blob(outcome="refused", http_status=503, error_code="ServerBusy", message="Is\nbusy."),)
+        ),
+        f"no known snapshot of `{NAME}`: the service answered 503 ServerBusy: Is busy.",
+    ),
     (Report(), ""),
 ]
 

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Callable
 
 import vmsnapshot
-from vmsnapshot import HostCall, Plan, PlanError, PrepareError, Report, Session, VmsnapshotError
+from vmsnapshot import (
+    BlobOutcome,
+    HostCall,
+    Plan,
+    PlanError,
+    PrepareError,
+    Report,
+    Session,
+    VmsnapshotError,
+)
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError
@@ -139,7 +148,10 @@ class Attempts:
             return attempt(FreezeResult.NOT_TRIED, tuple(failed_items))
         if report is None:
             return attempt(freeze)
-        self._cause = self._cause or redacted(report.why or "")
+        if freeze.code is None:
+            for blob in report.blobs:
+                if blob.outcome != "created":
+                    self._fail(_failure_text(blob))
         # A blob that the job names twice has one snapshot, and both entries report it.
         items = dict(zip(self._distinct_blobs(), blob_items(report.blobs)))
         # With the name from the settings, because the engine has none for a disk with a bad URI.
@@ -160,8 +172,9 @@ class Attempts:
             answer = read_do_snapshot_answer(None, b"")
         else:
             if report is None or report.host_call is None or report.host_call.outcome == "not-sent":
-                cause = self._cause or redacted((report.why if report is not None else None) or "")
-                return Attempt(Path.HOST, freeze, pre_snapshot_was_ok=pre_snapshot.is_ok, cause=cause)
+                if report is not None and freeze.code is None:
+                    self._fail(report.why or "the host was not asked for the snapshots")
+                return Attempt(Path.HOST, freeze, pre_snapshot_was_ok=pre_snapshot.is_ok, cause=self._cause)
             call = report.host_call
             answer = read_do_snapshot_answer(call.http_status, call.body)
             if call.http_status is None and call.message:
@@ -181,7 +194,7 @@ class Attempts:
 
     def _fail(self, text: str) -> None:
         """Logs what failed, and keeps it as the cause unless something failed before it."""
-        text = redacted(text)
+        text = _one_line(text)
         self._log.error(text)
         self._cause = self._cause or text
 
@@ -260,7 +273,7 @@ class Attempts:
         freeze = _freeze_result(report)
         if freeze.code is not None or freeze is FreezeResult.BROKEN:
             # `Freezing.run` has logged it. Kept before the second run of a job that may be crash consistent.
-            self._cause = redacted(report.freeze_doubt or "")
+            self._cause = _one_line(report.freeze_doubt or "")
         return freeze, report
 
     def _prepare(self, plan: Plan, calls: Calls) -> Session:
@@ -279,9 +292,8 @@ class Attempts:
                 raise _UnreachableError(_sentence(error)) from None
             if isinstance(result, FreezeResult):
                 raise _UnpreparedError(_sentence(error), result) from None
-            message = f"{redacted(error)} "
+            message = f"{_one_line(_sentence(error))} "
             if result is Code.ENGINE_NOT_FOUND:
-                self._log.error(redacted(error))
                 message += f"StatusCode.{result.shown_as},"
             raise EndedEarlyError(failed(result, message)) from None
 
@@ -313,6 +325,19 @@ class _UnpreparedError(Exception):
 def _sentence(error: VmsnapshotError) -> str:
     """Returns what failed and why, and what the reader can do, in one line."""
     return f"{error}; {error.hint}" if error.hint else str(error)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(redacted(text).split())
+
+
+def _failure_text(blob: BlobOutcome) -> str:
+    """Returns which disk has no known snapshot, and what the service answered or which step failed."""
+    text = blob.message or blob.error_code or "no reason was given"
+    if blob.http_status is not None:
+        text = f"the service answered {blob.http_status} {blob.error_code or ''}: {text}"
+    # An error of the connection names the blob itself.
+    return text if blob.uri and f"`{blob.uri}`" in text else f"no known snapshot of `{blob.uri}`: {text}"
 
 
 def _why_not_all(answer: DoSnapshotAnswer) -> str | None:
