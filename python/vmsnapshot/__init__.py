@@ -60,6 +60,7 @@ from vmsnapshot._native import (
     prepare,
     status,
     thaw,
+    trust_roots,
 )
 from vmsnapshot.errors import ArgumentsError, PlanError, PrepareError, ThawError, VmsnapshotError
 
@@ -103,4 +104,5 @@ __all__ = [
     "prepare",
     "status",
     "thaw",
+    "trust_roots",
 ]

@@ -414,6 +414,9 @@ class Session:
 
     @property
     def run_id(self) -> str: ...
+    @property
+    def warnings(self) -> list[str]:
+        """What went otherwise than configured while connecting: a proxy that was not used, and why."""
     def run(self) -> Report:
         """Freezes, snapshots and thaws. Works once, and never raises after the first freeze."""
     def close(self) -> None:
@@ -440,6 +443,7 @@ def prepare(
     connect_timeout: float = 10.0,
     ca_file: str | None = None,
     proxy: str | None = None,
+    unusable_proxy: Literal["refuse", "direct"] = "refuse",
     expedite_rcu: bool = True,
     progress: Callable[[Phase], object] | None = None,
 ) -> Session:
@@ -457,8 +461,18 @@ def prepare(
     because this machine's clock may be wrong. If no blob is usable and there is no host, the first blob's
     error is raised even then.
 
+    ``unusable_proxy`` says what happens if the proxy refuses or is down. With ``refuse``, the blobs count as
+    unreachable. With ``direct``, they are tried directly once, within the same time, and ``Session.warnings``
+    says so. A proxy that cannot be read from ``proxy`` is a ``PrepareError`` in both cases.
+
     ``progress`` is called with the name of each phase at its start. ``freeze`` is the last phase.
     ``progress`` is never called inside the window.
+    """
+
+def trust_roots(*, ca_file: str | None = None) -> list[bytes]:
+    """Returns the certificates that the engine trusts, in DER: the system's, and those of ``ca_file``.
+
+    ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace the system's. Raises ``PrepareError``.
     """
 
 def machine() -> Machine:

@@ -28,7 +28,15 @@ def packages() -> dict[str, set[str]]:
 
 def test_only_the_engine_depends_on_the_network_and_only_native_on_python() -> None:
     found = packages()
-    network = {"hyper", "hyper-util", "tokio", "rustls", "tokio-rustls", "rustls-native-certs"}
+    network = {
+        "hyper",
+        "hyper-util",
+        "tokio",
+        "rustls",
+        "tokio-rustls",
+        "rustls-native-certs",
+        "rustls-webpki",
+    }
     for name, dependencies in found.items():
         if name != "vmsnapshot-engine":
             assert not dependencies & network, name

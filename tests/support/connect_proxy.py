@@ -19,8 +19,11 @@ class ConnectProxy(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, wants_user_agent: bool = False, refusal: bytes | None = None) -> None:
+        """`wants_user_agent` answers 403 without one. `refusal` is the answer to every CONNECT."""
         super().__init__(("127.0.0.1", 0), _Tunnel)
+        self.wants_user_agent = wants_user_agent
+        self.refusal = refusal
         self.heads: list[bytes] = []
         self.address = f"127.0.0.1:{self.server_address[1]}"
 
@@ -31,9 +34,9 @@ class ConnectProxy(socketserver.ThreadingTCPServer):
 
 
 @contextlib.contextmanager
-def connect_proxy() -> Iterator[ConnectProxy]:
+def connect_proxy(*, wants_user_agent: bool = False, refusal: bytes | None = None) -> Iterator[ConnectProxy]:
     """Runs a `ConnectProxy` in a thread."""
-    with ConnectProxy() as proxy:
+    with ConnectProxy(wants_user_agent=wants_user_agent, refusal=refusal) as proxy:
         thread = threading.Thread(target=proxy.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:
@@ -59,6 +62,12 @@ class _Tunnel(socketserver.StreamRequestHandler):
         method, target, _ = head.partition(b"\r\n")[0].decode().split(" ")
         if method != "CONNECT":
             self.wfile.write(b"HTTP/1.1 405 No\r\nContent-Length: 0\r\n\r\n")
+            return
+        refusal = self.server.refusal
+        if self.server.wants_user_agent and b"\r\nuser-agent: vmsnapshot/" not in head.lower():
+            refusal = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
+        if refusal is not None:
+            self.wfile.write(refusal)
             return
         host, _, port = target.rpartition(":")
         with socket.create_connection((host, int(port)), timeout=LIMIT_SECONDS) as upstream:

@@ -292,6 +292,8 @@ class Session:
         self._native = native
         self.run_id = "20261122T102621Z-4241"
 
+    warnings: tuple[str, ...] = ()
+
     def run(self) -> Report:
         self._native.calls.append("run")
         if self._native.on_sync is not None:
@@ -382,6 +384,10 @@ class FakeNative(types.ModuleType):
         if self.prepare_error is not None:
             raise self.prepare_error
         return Session(self)
+
+    def trust_roots(self, *, ca_file: Any = None) -> list[bytes]:
+        assert ca_file is None or ca_file
+        return []
 
     def status(self) -> Document:
         if self.status_error is not None:

@@ -7,7 +7,8 @@ network, processes), where that is safe:
 * Its root is an overlay over the machine's files. Writes stay in memory and vanish with the sandbox.
 * The only filesystems on block devices in it are those that the test made and names. The machine's ``/`` is
   only below the overlay, where FIFREEZE cannot reach it. Mounts of other processes are not visible.
-* Its network is a loopback device that also has the addresses of Azure's host, so that they and port 80 work.
+* Its network is a loopback device that also has the addresses of Azure's host and a private one, so that they
+  and port 80 work.
 * Before anything else runs in it, the product's plan inside, with nothing excluded, must name exactly the
   test's filesystems. Otherwise `SandboxError` is raised.
 

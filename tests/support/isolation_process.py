@@ -24,6 +24,8 @@ from typing import Any
 
 # WireServer (also the backup host) and the instance metadata service.
 AZURE_ADDRESSES = ("168.63.129.16", "169.254.169.254")
+# A private endpoint: a service that is neither on loopback nor the platform, as the blobs of a VM are.
+PRIVATE_ADDRESS = "10.9.8.7"
 
 # Directories that every system has and that are mostly empty. The root is built on one of them: the mount on
 # it exists only in the sandbox's mount namespace, and vanishes with the old root.
@@ -100,9 +102,9 @@ def choose_stage(needed: list[Path]) -> Path:
 
 
 def start_network() -> None:
-    """Brings up the loopback device with the addresses of Azure's host."""
+    """Brings up the loopback device with the addresses of Azure's host and of a private endpoint."""
     run("ip", "link", "set", "lo", "up")
-    for address in AZURE_ADDRESSES:
+    for address in (*AZURE_ADDRESSES, PRIVATE_ADDRESS):
         run("ip", "address", "add", f"{address}/32", "dev", "lo")
 
 

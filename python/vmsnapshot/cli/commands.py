@@ -21,7 +21,7 @@ from vmsnapshot.cli.streams import open_missing_streams, printable, say, say_hin
 from vmsnapshot.cli.tables import Screen
 from vmsnapshot.errors import ArgumentsError, ThawError, VmsnapshotError
 from vmsnapshot.interruptions import Interruptions
-from vmsnapshot.proxy import proxy_from_environment
+from vmsnapshot.proxy import proxy_from_environment, read_proxy
 
 if TYPE_CHECKING:
     from vmsnapshot._native import ErrorKind, Phase
@@ -167,6 +167,10 @@ def _prepare(parsed: argparse.Namespace, interruptions: Interruptions) -> _nativ
         say("warning: every user can see a proxy's password on the command line; prefer https_proxy")
     if proxy is None and not parsed.no_proxy:
         proxy = proxy_from_environment(blobs)
+    if proxy is not None:
+        proxy, warning = read_proxy(proxy)
+        if warning is not None:
+            say(f"warning: {warning}")
     plan = _native.plan(include=parsed.mount, exclude=parsed.exclude)
     _warn_of_unmatched(plan)
     progress = Progress()

@@ -26,6 +26,7 @@ from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
 from vmsnapshot.handler.log import HOST_BASED_EXTENSION_LOG, Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration, read_vmbackup_configuration
 from vmsnapshot.handler.network.background import Background, Session
+from vmsnapshot.handler.network.causes import cause_of
 from vmsnapshot.handler.network.host import exchange, host_address
 from vmsnapshot.handler.secret import described, redacted
 from vmsnapshot.interruptions import Interruptions
@@ -378,7 +379,8 @@ async def _exchange(
     try:
         return await exchange(session(), method, uri, headers, body, CALL_LIMIT_SECONDS)
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-        cause = redacted(error)[:200] or f"it took longer than {CALL_LIMIT_SECONDS:g} s"
         raise HostError(
-            f"the host did not answer `{uri.rpartition('=')[2]}`: {cause}", code="no-answer", kind="network"
+            f"the host did not answer `{uri.rpartition('=')[2]}`: {cause_of(error)}",
+            code="no-answer",
+            kind="network",
         ) from None

@@ -22,6 +22,8 @@ use blobs::Blobs;
 pub(crate) struct Callees {
     pub(crate) blobs: Blobs<Call>,
     pub(crate) host: Option<(HostCall, Call)>,
+    /// What went otherwise than configured while connecting, each once.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Callees {
@@ -39,8 +41,6 @@ impl Callees {
         observer: &mut dyn Observer,
     ) -> Result<Callees, PrepareError> {
         let proxy = options.proxy.as_ref();
-        let blobs =
-            blobs.then(|uri, metadata| Ok(PreparedRequest::snapshot(uri, &metadata, proxy)?))?;
         let host = match host_call {
             Some(call) => Some((PreparedRequest::host_call(&call)?, call)),
             None => None,
@@ -53,12 +53,29 @@ impl Callees {
         let work = connect::connect_all(&destinations, options, blobs.on_unusable());
         let mut connections = wait_for(runtime, observer, work)?.into_iter();
         let mut next = || connections.next().expect("each destination has a result");
-        let blobs = blobs.then(|_, request| Ok(Call::new(next()?, request)))?;
+        let mut warnings = Vec::new();
+        let blobs = blobs.then(|uri, metadata| {
+            let connection = next()?;
+            if let Some(warning) = &connection.without_proxy {
+                if !warnings.contains(warning) {
+                    warnings.push(warning.clone());
+                }
+            }
+            // The request depends on the way that was taken: a proxy gets another form of it.
+            let proxy = connection.dialer.destination().proxy();
+            let request = PreparedRequest::snapshot(uri, &metadata, proxy)?;
+            Ok(Call::new(connection, request))
+        })?;
         let host = match host {
             Some((request, call)) => Some((call, Call::new(next()?, request))),
             None => None,
         };
-        Callees { blobs, host }.with_one_to_ask()
+        Callees {
+            blobs,
+            host,
+            warnings,
+        }
+        .with_one_to_ask()
     }
 
     /// Replaces the connections that have been closed since they were made.
@@ -92,6 +109,7 @@ impl Callees {
         Callees {
             blobs,
             host: self.host,
+            warnings: self.warnings,
         }
         .with_one_to_ask()
     }
@@ -114,6 +132,7 @@ impl Callees {
         Ok(Callees {
             blobs,
             host: self.host,
+            warnings: self.warnings,
         })
     }
 }

@@ -162,6 +162,7 @@ impl PreparedCall {
                 WarmConnection {
                     dialer,
                     mut connection,
+                    without_proxy: _,
                 },
             request,
             again,

@@ -14,6 +14,7 @@ mod connection;
 mod destination;
 mod dial;
 mod error;
+mod explain;
 mod proxy;
 mod request;
 mod tls;
@@ -25,7 +26,7 @@ pub use dial::Dialer;
 pub use error::ConnectError;
 pub use proxy::Proxy;
 pub use request::PreparedRequest;
-pub use tls::Tls;
+pub use tls::{trust_roots, Tls};
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -58,12 +59,28 @@ pub struct WarmConnection {
     pub dialer: Dialer,
     /// The connection.
     pub connection: Connection,
+    /// Why it does not use the proxy, if an optional proxy refused or was down.
+    pub without_proxy: Option<String>,
+}
+
+impl WarmConnection {
+    /// Returns the server's refusal, if it came after the handshake.
+    ///
+    /// With TLS 1.3 a server that demands a client certificate says so only after the client has
+    /// completed the handshake. Another connection would end in the same way.
+    fn refusal(&self) -> Option<ConnectError> {
+        let cause = self.connection.end().filter(|cause| cause.is_refusal)?;
+        Some(self.dialer.tls_ended(cause.clone()))
+    }
 }
 
 /// Connects to every destination in parallel. Returns a result for each, in their order.
 ///
 /// `options.proxy` is ignored, because each destination has its own. No destination waits for
 /// another: a name that is not resolved in time takes no time from the rest.
+///
+/// If the proxy of a destination is [optional](Proxy::or_direct) and refuses or is down, the
+/// destination is tried directly. The proxy then has half of the time.
 ///
 /// *Blocking*: `options.time_limit`, and the reading of the trust roots. *In the window*: no.
 ///
@@ -89,13 +106,26 @@ pub async fn connect_all(
     let deadline = Instant::now() + options.time_limit;
 
     // The disks of one machine mostly share a server, so its name is resolved only once.
-    let mut resolutions: HashMap<_, Arc<Resolution>> = HashMap::new();
+    let mut resolutions: HashMap<(String, u16), Arc<Resolution>> = HashMap::new();
+    let mut way_to = |destination: Destination| {
+        let (host, port) = destination.first_hop();
+        let resolution = resolutions.entry((host.to_owned(), port)).or_default();
+        Way {
+            resolution: Arc::clone(resolution),
+            tls: tls.clone(),
+            destination,
+        }
+    };
     let mut dials = JoinSet::new();
     for (index, destination) in destinations.iter().enumerate() {
-        let resolution = Arc::clone(resolutions.entry(destination.first_hop()).or_default());
-        let (destination, tls) = (destination.clone(), tls.clone());
+        let way = way_to(destination.clone());
+        let optional = destination.proxy().filter(|proxy| proxy.is_optional());
+        let direct = optional.map(|proxy| (proxy.clone(), way_to(destination.direct())));
         dials.spawn(async move {
-            let warm = connect_one(destination, tls.as_ref(), &resolution, deadline).await;
+            let warm = match direct {
+                Some((proxy, direct)) => connect_or_direct(way, &proxy, direct, deadline).await,
+                None => way.connect(deadline).await,
+            };
             (index, warm)
         });
     }
@@ -105,21 +135,64 @@ pub async fn connect_all(
 /// The addresses of one server, resolved when they are first needed.
 type Resolution = OnceCell<Result<Vec<SocketAddr>, ResolveFailure>>;
 
-async fn connect_one(
+/// One way to a destination: directly, or through its proxy.
+struct Way {
     destination: Destination,
-    tls: Option<&Tls>,
-    resolution: &Resolution,
+    tls: Option<Tls>,
+    resolution: Arc<Resolution>,
+}
+
+impl Way {
+    async fn connect(self, deadline: Instant) -> Result<WarmConnection, ConnectError> {
+        let (host, port) = self.destination.first_hop();
+        let addresses = self
+            .resolution
+            .get_or_init(|| dial::resolve(host, port, deadline))
+            .await
+            .clone()
+            .map_err(|failure| failure.of(&self.destination, host))?;
+        let dialer = Dialer::with_addresses(self.destination, self.tls.as_ref(), addresses)?;
+        let connection = dialer.dial(deadline).await?;
+        Ok(WarmConnection {
+            dialer,
+            connection,
+            without_proxy: None,
+        })
+    }
+}
+
+/// Connects through `proxy`, and directly if the proxy refuses or is down. If both fail, the error
+/// names both causes, the proxy's first.
+async fn connect_or_direct(
+    through_proxy: Way,
+    proxy: &Proxy,
+    direct: Way,
     deadline: Instant,
 ) -> Result<WarmConnection, ConnectError> {
-    let (host, port) = destination.first_hop();
-    let addresses = resolution
-        .get_or_init(|| dial::resolve(host, port, deadline))
-        .await
-        .clone()
-        .map_err(|failure| failure.of(&destination, host))?;
-    let dialer = Dialer::with_addresses(destination, tls, addresses)?;
-    let connection = dialer.dial(deadline).await?;
-    Ok(WarmConnection { dialer, connection })
+    let now = Instant::now();
+    let half = now + deadline.saturating_duration_since(now) / 2;
+    let of_proxy = match through_proxy.connect(half).await {
+        Err(error) if error.is_transient() => error.cause(),
+        // A certificate that is refused through the proxy is a matter of trust, not of the way.
+        result => return result,
+    };
+    let destination = direct.destination.to_string();
+    match direct.connect(deadline).await {
+        Ok(warm) => Ok(WarmConnection {
+            without_proxy: Some(format!(
+                "connected directly, because the proxy {proxy} failed: {of_proxy}"
+            )),
+            ..warm
+        }),
+        Err(error) => Err(ConnectError::ProxyFailed {
+            destination,
+            proxy: proxy.to_string(),
+            cause: format!("{of_proxy}; directly: {}", error.cause()),
+            hint: Some(
+                "check the configured proxy, and whether the blob can be reached without it",
+            ),
+        }),
+    }
 }
 
 /// Replaces the connections that their servers have closed, in parallel. Returns for each, in their
@@ -141,10 +214,12 @@ pub async fn refresh(
     let mut dials = JoinSet::new();
     for (index, warm) in connections.iter().enumerate() {
         let dialer = (!warm.connection.is_open()).then(|| warm.dialer.clone());
+        let refusal = warm.refusal();
         dials.spawn(async move {
-            let replacement = match dialer {
-                Some(dialer) => dialer.dial(deadline).await.map(Some),
-                None => Ok(None),
+            let replacement = match (refusal, dialer) {
+                (Some(refusal), _) => Err(refusal),
+                (None, Some(dialer)) => dialer.dial(deadline).await.map(Some),
+                (None, None) => Ok(None),
             };
             (index, replacement)
         });

@@ -185,6 +185,12 @@ impl Session {
         &self.run_id
     }
 
+    /// Returns what went otherwise than configured while connecting, for the operator.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.callees.warnings
+    }
+
     /// Syncs, freezes, snapshots, thaws, and reports.
     ///
     /// *Blocking*: the limits on sync and on connecting, 2 s for arming, then the thaw timeout. After

@@ -1028,7 +1028,7 @@ fn certificate_for_another_name_is_refused() {
 fn certificate_that_has_expired_or_is_not_valid_yet_is_refused() {
     run(async {
         let authority = Authority::new();
-        for (from, until, word) in [(2001, 2002, "expired"), (2150, 2151, "not valid yet")] {
+        for (from, until, word) in [(2001, 2002, "expired"), (2150, 2151, "not valid before")] {
             let acceptor = authority.acceptor_with("127.0.0.1", rustls::ALL_VERSIONS, |params| {
                 params.not_before = rcgen::date_time_ymd(from, 1, 1);
                 params.not_after = rcgen::date_time_ymd(until, 1, 1);
@@ -1166,7 +1166,7 @@ fn https_request_goes_through_a_tunnel_of_the_proxy() {
             requests.lock().unwrap().as_slice(),
             [format!(
                 "CONNECT {server_address} HTTP/1.1\r\nHost: {server_address}\r\n\
-                 Proxy-Authorization: Basic dXNlcjpodW50ZXIy\r\n\r\n"
+                 User-Agent: vmsnapshot/0.1.0\r\nProxy-Authorization: Basic dXNlcjpodW50ZXIy\r\n\r\n"
             )]
         );
     });
@@ -1195,7 +1195,7 @@ fn http_request_goes_to_the_proxy_in_absolute_form() {
             requests.lock().unwrap().as_slice(),
             [
                 "PUT http://server.example:10000/c/b?sig=x%3d&comp=snapshot HTTP/1.1\r\n\
-              Host: server.example:10000\r\nContent-Length: 0\r\n\
+              Host: server.example:10000\r\nContent-Length: 0\r\nUser-Agent: vmsnapshot/0.1.0\r\n\
               Proxy-Authorization: Basic dXNlcjpodW50ZXIy\r\nx-ms-meta-RunId: 1\r\n\r\n"
             ]
         );
@@ -1228,6 +1228,115 @@ fn error_names_a_proxy_that_refuses_the_tunnel_without_its_password() {
                 "{error}"
             );
         }
+    });
+}
+
+/// Returns options with a proxy that may be left out.
+fn optional_proxy(address: SocketAddr) -> ConnectOptions {
+    let options = proxy_options(address);
+    ConnectOptions {
+        proxy: options.proxy.map(Proxy::or_direct),
+        time_limit: 20 * SHORT,
+        ..options
+    }
+}
+
+#[test]
+fn optional_proxy_that_refuses_or_is_down_is_left_out_with_a_warning() {
+    run(async {
+        let authority = Authority::new();
+        // The socket is bound and does not listen. Connections to its port are refused, and no
+        // other program can take the port.
+        let closed = tokio::net::TcpSocket::new_v4().unwrap();
+        closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let (refusing, refusing_address) = listen().await;
+        serve(refusing, "HTTP/1.1 403 Forbidden\r\n\r\n");
+        let (_silent, silent_address) = listen().await;
+        for (proxy_address, cause) in [
+            (closed.local_addr().unwrap(), "connection refused"),
+            (refusing_address, "it answered 403 Forbidden to CONNECT"),
+            (silent_address, "took too long"),
+        ] {
+            let (listener, address) = listen().await;
+            serve_tls(listener, authority.acceptor());
+            let uri = uri("https", address);
+            let options = ConnectOptions {
+                ca_file: authority.options().ca_file,
+                ..optional_proxy(proxy_address)
+            };
+            let mut connections = connect_blobs(std::slice::from_ref(&uri), &options)
+                .await
+                .unwrap();
+            let warm = &mut connections[0];
+            let warning = warm.without_proxy.clone().unwrap();
+            assert!(
+                warning.contains(cause) && warning.contains(&proxy_address.to_string()),
+                "{warning}"
+            );
+            no_secret(&[warning]);
+            assert!(warm.dialer.destination().proxy().is_none());
+            let answer = warm.connection.send_whole(prepared(&uri), soon()).await;
+            assert_eq!(answer.unwrap().status, 201);
+        }
+    });
+}
+
+#[test]
+fn error_names_the_optional_proxy_and_both_causes_when_the_server_cannot_be_reached_either() {
+    run(async {
+        let closed = tokio::net::TcpSocket::new_v4().unwrap();
+        closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let closed = closed.local_addr().unwrap();
+        let options = optional_proxy(closed);
+        let error = checked(
+            connect_blobs(&[uri("http", closed)], &options)
+                .await
+                .unwrap_err(),
+        );
+        assert_eq!(error.code(), "proxy-failed");
+        let text = error.to_string();
+        assert!(
+            text.contains(&format!("the proxy http://{closed}")),
+            "{text}"
+        );
+        assert!(text.contains("; directly: could not connect"), "{text}");
+        assert!(error.hint().is_some());
+    });
+}
+
+#[test]
+fn optional_proxy_is_not_left_out_when_the_server_behind_it_is_not_trusted() {
+    run(async {
+        let (server, server_address) = listen().await;
+        serve_tls(server, Authority::named("another").acceptor());
+        let (proxy, proxy_address) = listen().await;
+        serve_tunnel(proxy, server_address);
+        let authority = Authority::new();
+        let options = ConnectOptions {
+            ca_file: authority.options().ca_file,
+            ..optional_proxy(proxy_address)
+        };
+        let error = connect_blobs(&[uri("https", server_address)], &options)
+            .await
+            .unwrap_err();
+        assert_eq!(checked(error).code(), "tls-failed");
+    });
+}
+
+#[test]
+fn proxy_that_speaks_tls_is_named_as_such() {
+    run(async {
+        let authority = Authority::new();
+        let (proxy, proxy_address) = listen().await;
+        serve_tls(proxy, authority.acceptor());
+        let options = ConnectOptions {
+            ca_file: authority.options().ca_file,
+            ..proxy_options(proxy_address)
+        };
+        let uri = SasUri::parse(&format!("https://server.example/c/b?sig={SIGNATURE}")).unwrap();
+        let error = checked(connect_blobs(&[uri], &options).await.unwrap_err());
+        assert_eq!(error.code(), "proxy-failed");
+        assert!(error.to_string().ends_with("it speaks TLS"), "{error}");
     });
 }
 

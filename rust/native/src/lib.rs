@@ -18,6 +18,7 @@ mod session;
 mod status;
 mod thaw;
 mod time_limit;
+mod trust_roots;
 
 use pyo3::prelude::*;
 
@@ -40,6 +41,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<plan::SkippedFilesystem>()?;
 
     module.add_function(wrap_pyfunction!(prepare::prepare, module)?)?;
+    module.add_function(wrap_pyfunction!(trust_roots::read, module)?)?;
     module.add_class::<host_call::HostCall>()?;
     module.add_class::<session::Session>()?;
 

@@ -23,7 +23,7 @@ use crate::time_limit::time_limit;
 #[pyo3(signature = (
     plan, blobs = Vec::new(), *, metadata = None, blob_metadata = Vec::new(), host_call = None,
     unusable_blobs = "refuse", thaw_timeout = 10.0, sync_timeout = Some(30.0), connect_timeout = 10.0,
-    ca_file = None, proxy = None, expedite_rcu = true, progress = None
+    ca_file = None, proxy = None, unusable_proxy = "refuse", expedite_rcu = true, progress = None
 ))]
 #[expect(
     clippy::too_many_arguments,
@@ -42,6 +42,7 @@ pub(crate) fn prepare(
     connect_timeout: f64,
     ca_file: Option<PathBuf>,
     proxy: Option<String>,
+    unusable_proxy: &str,
     expedite_rcu: bool,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<Session> {
@@ -51,6 +52,15 @@ pub(crate) fn prepare(
         _ => {
             return Err(PyValueError::new_err(
                 "unusable_blobs is neither 'refuse' nor 'report'",
+            ))
+        }
+    };
+    let is_proxy_optional = match unusable_proxy {
+        "refuse" => false,
+        "direct" => true,
+        _ => {
+            return Err(PyValueError::new_err(
+                "unusable_proxy is neither 'refuse' nor 'direct'",
             ))
         }
     };
@@ -71,7 +81,17 @@ pub(crate) fn prepare(
                 .transpose()?,
             connect: ConnectOptions {
                 ca_file,
-                proxy: proxy.as_deref().map(Proxy::parse).transpose()?,
+                proxy: proxy
+                    .as_deref()
+                    .map(Proxy::parse)
+                    .transpose()?
+                    .map(|proxy| {
+                        if is_proxy_optional {
+                            proxy.or_direct()
+                        } else {
+                            proxy
+                        }
+                    }),
                 time_limit: time_limit("connect timeout", connect_timeout)?,
             },
             expedite_rcu,

@@ -13,6 +13,7 @@ use crate::report::Report;
 #[pyclass(frozen, module = "vmsnapshot")]
 pub(crate) struct Session {
     run_id: String,
+    warnings: Vec<String>,
     /// The process that prepared it. A forked child has a copy of this object, but none of its
     /// threads. If the child ran or closed the copy, it would change the run of its parent.
     owner: u32,
@@ -26,6 +27,11 @@ impl Session {
     #[getter]
     fn run_id(&self) -> &str {
         &self.run_id
+    }
+
+    #[getter]
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
     }
 
     fn run(&self, py: Python<'_>) -> PyResult<Report> {
@@ -71,6 +77,7 @@ impl Session {
     pub(crate) fn new(session: session::Session, progress: Option<Py<PyAny>>) -> Self {
         Self {
             run_id: session.run_id().to_owned(),
+            warnings: session.warnings().to_vec(),
             owner: std::process::id(),
             session: Mutex::new(Some(session)),
             progress,

@@ -377,3 +377,12 @@ def test_bad_address_of_the_host_is_a_host_that_cannot_be_reached(
     attempt = making.by_host(PreSnapshot(555))
     assert (attempt.freeze, attempt.host_number) == (FreezeResult.NOT_TRIED, 555)
     assert engine.prepared == []
+
+
+def test_variable_that_cannot_be_a_proxy_makes_the_disks_unreachable_and_nothing_is_prepared(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:3128/proxy.pac")
+    attempt, engine = run(Report(None))
+    assert attempt.freeze is FreezeResult.NOT_TRIED
+    assert engine.prepared == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
@@ -47,6 +48,10 @@ def made(directory: Path | None = None) -> Freezing:
     return Freezing(configuration, Interruptions(), Log(directory, "test"))
 
 
+# A prepared run.
+SESSION = SimpleNamespace(warnings=["connected directly"])
+
+
 def error(kind: ErrorKind) -> PrepareError:
     return PrepareError("could not do it", code="a-code", kind=kind, subject="run")
 
@@ -75,11 +80,11 @@ def test_one_plan_leaves_out_temporary_disks_and_what_else_is_named_and_logs_wha
 def prepare(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Prepares with an engine that gives these answers. Returns the last answer and the number of thaws."""
 
-    def run(*answers: PrepareError | str) -> tuple[object, int]:
+    def run(*answers: object) -> tuple[object, int]:
         remaining = list(answers)
         thaws: list[Log] = []
 
-        def answer(*_: object, **__: object) -> str:
+        def answer(*_: object, **__: object) -> object:
             given = remaining.pop(0)
             if isinstance(given, PrepareError):
                 raise given
@@ -95,7 +100,7 @@ def prepare(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_another_run_is_waited_for(prepare: Any) -> None:
-    assert prepare(error("another-run"), error("another-run"), "session") == ("session", 0)
+    assert prepare(error("another-run"), error("another-run"), SESSION) == (SESSION, 0)
 
 
 def test_another_run_is_not_waited_for_longer_than_the_limit(
@@ -170,7 +175,7 @@ def test_lock_that_cannot_be_taken_is_an_error_unless_no_other_program_can_hold_
 
 
 def test_what_an_earlier_run_left_frozen_is_thawed_once(prepare: Any) -> None:
-    assert prepare(error("left-frozen"), "session") == ("session", 1)
+    assert prepare(error("left-frozen"), SESSION) == (SESSION, 1)
     with pytest.raises(PrepareError):
         prepare(error("left-frozen"), error("left-frozen"))
 

@@ -546,11 +546,39 @@ def test_blob_over_https_is_written_through_a_tunnel(
     azurite_https: Azurite, certificates: Certificates, name: str
 ) -> None:
     create_block_blob(azurite_https, name)
-    with connect_proxy() as proxy, Background(ca_file=str(certificates.ca_file)) as background:
+    ca_file = str(certificates.ca_file)
+    with connect_proxy(wants_user_agent=True) as proxy, Background(ca_file=ca_file) as background:
         writer = writer_of(background, uri_of(azurite_https, name), proxy=f"http://{proxy.address}")
         assert write(background, writer) == WriteResult(True)
     assert proxy.request_lines == [f"CONNECT {azurite_https.endpoint.partition('://')[2]} HTTP/1.1"]
     assert read(azurite_https, name) == STATUS
+
+
+@pytest.mark.parametrize(
+    "refusal", [b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", None]
+)
+def test_blob_is_written_directly_with_a_remark_if_the_proxy_refuses_or_is_down(
+    azurite_https: Azurite, certificates: Certificates, name: str, refusal: bytes | None
+) -> None:
+    create_block_blob(azurite_https, name)
+    ca_file = str(certificates.ca_file)
+    with connect_proxy(refusal=refusal) as refusing, Background(ca_file=ca_file) as background:
+        proxy = f"http://user:hunter2@{refusing.address if refusal else '127.0.0.1:1'}"
+        writer = writer_of(background, uri_of(azurite_https, name), proxy=proxy)
+        first, second = write(background, writer), write(background, writer)
+    assert first.written
+    assert ("answered 407 Proxy" if refusal else "connection refused") in str(first.remark)
+    assert "hunter2" not in str(first.remark)
+    # Later writes do not try the proxy again.
+    assert second == WriteResult(True)
+    assert len(refusing.heads) == (1 if refusal else 0)
+
+
+def test_failed_write_names_the_proxy_and_both_causes(background: Background) -> None:
+    uri = f"https://127.0.0.1:1/disks/status?sig={SIGNATURE}"
+    result = write(background, writer_of(background, uri, proxy="http://127.0.0.1:2"))
+    assert result.failed
+    assert "to the proxy http://127.0.0.1:2: connection refused; directly: could not" in str(result.reason)
 
 
 @pytest.mark.usefixtures("compiled_engine")

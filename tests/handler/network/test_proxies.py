@@ -94,3 +94,45 @@ def test_the_agents_none_means_unset(environment: pytest.MonkeyPatch) -> None:
 def test_ipv6_host_is_put_in_brackets() -> None:
     proxies = Proxies({"HttpProxy.Host": "2001:db8::1", "HttpProxy.Port": "3128"})
     assert proxies.for_uri(BLOB) == "http://[2001:db8::1]:3128"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://proxy.example:8080",
+        "proxy.example:8080",
+        "HTTP://Proxy.example:8080/",
+        "'proxy.example:8080'",
+    ],
+)
+def test_proxy_of_the_environment_is_read_as_people_write_it(
+    environment: pytest.MonkeyPatch, text: str
+) -> None:
+    environment.setenv("https_proxy", text)
+    proxies = Proxies({})
+    assert (proxies.for_uri(BLOB), proxies.defect_for(BLOB)) == ("http://proxy.example:8080", None)
+    assert len(proxies.warnings) == text.startswith("https:")
+
+
+def test_variable_that_cannot_be_a_proxy_is_a_defect_of_the_blobs_that_need_it(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    environment.setenv("https_proxy", "http://user:hunter2@proxy.example:8080/proxy.pac")
+    proxies = Proxies({})
+    # The report is sent directly, so that the cause arrives.
+    assert proxies.for_uri(BLOB) is None
+    defect = proxies.defect_for(BLOB)
+    assert defect is not None
+    assert "PAC" in defect
+    assert "https_proxy" in defect
+    assert "hunter2" not in str((defect, proxies.warnings))
+    assert proxies.defect_for(PLAIN_BLOB) is None
+    environment.setenv("no_proxy", "*.blob.example")
+    assert Proxies({}).defect_for(BLOB) is None
+    environment.delenv("no_proxy")
+    assert Proxies(WAAGENT).defect_for(BLOB) is None
+
+
+def test_host_of_waagent_conf_that_is_none_is_no_proxy_and_warned_of() -> None:
+    proxies = Proxies({"HttpProxy.Host": "http://proxy/x", "HttpProxy.Port": "3128"})
+    assert (proxies.for_uri(BLOB), len(proxies.warnings)) == (None, 1)

@@ -200,6 +200,8 @@ class Attempts:
 
     def _guest_calls(self, encryption: Sequence[str | None]) -> Calls:
         settings = self._settings
+        for defect in filter(None, map(self._connections.proxies.defect_for, settings.blobs)):
+            raise _UnreachableError(defect)
         proxies = {self._connections.proxies.for_uri(blob) for blob in settings.blobs}
         if len(proxies) > 1:
             raise _UnreachableError(

@@ -124,7 +124,7 @@ class Freezing:
         has_thawed = False
         while True:
             try:
-                return vmsnapshot.prepare(
+                session = vmsnapshot.prepare(
                     plan,
                     blobs,
                     metadata=metadata,
@@ -135,6 +135,8 @@ class Freezing:
                     thaw_timeout=self.configuration.thaw_timeout_seconds,
                     connect_timeout=CONNECT_TIMEOUT_SECONDS,
                     proxy=proxy,
+                    # The predecessor used no proxy, so it backed up VMs whose proxy is down.
+                    unusable_proxy="direct",
                     progress=self._on_phase,
                 )
             except PrepareError as error:
@@ -147,6 +149,10 @@ class Freezing:
                     time.sleep(_RETRY_SECONDS)
                 else:
                     raise
+            else:
+                for warning in session.warnings:
+                    self.log.warning(warning)
+                return session
 
     def run(self, session: Session) -> Report:
         """Runs a prepared session, and logs what happened.

@@ -19,8 +19,12 @@ from collections.abc import Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
+import vmsnapshot
+from vmsnapshot import PrepareError
+
 if TYPE_CHECKING:
     import asyncio
+    import ssl
 
     import aiohttp
 
@@ -42,7 +46,7 @@ class Background:
     """
 
     def __init__(self, *, ca_file: str | None = None) -> None:
-        """`ca_file` replaces the system's certificate authorities. ``SSL_CERT_FILE`` can do so too."""
+        """`ca_file` has certificates to trust besides the system's."""
         self._ca_file = ca_file
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread
@@ -72,12 +76,10 @@ class Background:
         The session ignores the proxies of the environment. `proxies` chooses one, and each call names it.
         """
         if self._session is None:
-            import ssl
-
             import aiohttp
 
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=self._ca_file)),
+                connector=aiohttp.TCPConnector(ssl=_tls_context(self._ca_file)),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 # The Azure SDK decompresses by itself. No other request asks for compression.
                 auto_decompress=False,
@@ -130,3 +132,31 @@ class Background:
             await self._session.close()
             # As aiohttp recommends: a TLS connection needs one or two more iterations of the loop to close.
             await asyncio.sleep(0.05)
+
+
+def _tls_context(ca_file: str | None) -> ssl.SSLContext:
+    """Makes a context that trusts what the engine trusts, and judges as it does.
+
+    A service that gets the snapshots must not then refuse to get their report. OpenSSL's own list may be
+    another one, or empty: a Python that was not built for this distribution looks in another directory.
+    """
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Only the names of subjectAltName count, as RFC 6125 says.
+    context.hostname_checks_common_name = False
+    # An intermediate certificate may be a trust root. Python 3.9 has no name for the flag.
+    context.verify_flags |= getattr(ssl, "VERIFY_X509_PARTIAL_CHAIN", 0x80000)
+    # Python 3.13 sets it in its default context. It refuses authorities whose `basicConstraints` is not
+    # critical, and those of inspecting proxies often are like that.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    try:
+        roots = vmsnapshot.trust_roots(ca_file=ca_file)
+    except PrepareError:
+        # Calls to the host use no TLS and need no roots. A TLS server is then refused as unknown.
+        return context
+    for root in roots:
+        with contextlib.suppress(ssl.SSLError):
+            context.load_verify_locations(cadata=root)
+    return context

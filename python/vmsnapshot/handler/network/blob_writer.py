@@ -14,11 +14,14 @@ import urllib.parse
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vmsnapshot.handler.network.causes import cause_of, is_of_proxy
+from vmsnapshot.handler.network.proxies import USER_AGENT
 from vmsnapshot.handler.secret import SasUri, redacted
 
 if TYPE_CHECKING:
     import asyncio
 
+    from azure.core.pipeline.transport import AioHttpTransport
     from azure.storage.blob import BlobProperties
     from azure.storage.blob.aio import BlobClient
 
@@ -53,6 +56,8 @@ class WriteResult:
     """Whether this is an error. Leaving a blob alone on purpose is not."""
     room_bytes: int | None = None
     """The size of a page blob, if the text did not fit and the blob cannot grow."""
+    remark: str | None = None
+    """What went otherwise than configured, for the log: a proxy that was not used."""
 
 
 class BlobWriter:
@@ -66,7 +71,10 @@ class BlobWriter:
     def __init__(
         self, uri: SasUri, *, session: Session, proxy: str | None = None, may_cut_front: bool = False
     ) -> None:
-        """`may_cut_front`: the text is a log. If the blob is too small, its end is enough."""
+        """`may_cut_front`: the text is a log. If the blob is too small, its end is enough.
+
+        If `proxy` refuses or is down, the blob is written directly.
+        """
         self._uri = uri
         self._session = session
         self._proxy = proxy
@@ -99,16 +107,19 @@ class BlobWriter:
         import asyncio
 
         async with turn:
-            cause = ""
+            cause, of_proxy = "", None
             for pause_seconds in (0.0, *_PAUSES_SECONDS):
                 await asyncio.sleep(pause_seconds)
                 try:
-                    return await self._write(text)
+                    return replace(await self._write(text), remark=_remark(of_proxy))
                 except Exception as error:
-                    cause, is_transient = _judge(error)
-                    if not is_transient:
+                    cause, is_transient = _judge(error, self._proxy)
+                    if self._proxy is not None and is_of_proxy(error):
+                        # For the writes to come as well.
+                        self._proxy, of_proxy = None, cause
+                    elif not is_transient:
                         break
-            return self._failed(cause)
+            return self._failed(f"{of_proxy}; directly: {cause}" if of_proxy else cause)
 
     async def _write(self, text: bytes) -> WriteResult:
         async with _client(self._uri, self._session, self._proxy) as blob:
@@ -163,11 +174,12 @@ class BlobWriter:
             try:
                 await blob.resize_blob(len(pages))
             except HttpResponseError as error:
-                if _judge(error)[1]:
+                reason, is_transient = _judge(error, self._proxy)
+                if is_transient:
                     raise
                 if not self._may_cut_front or not size_bytes:
                     # Half a status is useless. Leave the one that is there.
-                    cause = f"it cannot grow from {size_bytes} to {len(pages)} bytes: {_judge(error)[0]}"
+                    cause = f"it cannot grow from {size_bytes} to {len(pages)} bytes: {reason}"
                     return replace(self._failed(cause), room_bytes=size_bytes)
                 pages = _padded(_last_lines(text, size_bytes))
         if size_bytes:
@@ -199,7 +211,7 @@ async def may_be_mended(
     import asyncio
 
     try:
-        content = await asyncio.wait_for(_read(uri, session, proxy), limit_seconds)
+        content = await asyncio.wait_for(_read_or_direct(uri, session, proxy), limit_seconds)
     except Exception:
         return None
     text = content.rstrip(b" \0")
@@ -211,6 +223,19 @@ async def may_be_mended(
     except (ValueError, LookupError, TypeError, RecursionError):
         # Not a report of ours.
         return False
+
+
+async def _read_or_direct(uri: SasUri, session: Session, proxy: str | None) -> bytes:
+    try:
+        return await _read(uri, session, proxy)
+    except Exception as error:
+        if proxy is None or not is_of_proxy(error):
+            raise
+    return await _read(uri, session, None)
+
+
+def _remark(of_proxy: str | None) -> str | None:
+    return f"connected directly, because the proxy failed: {of_proxy}" if of_proxy else None
 
 
 async def _read(uri: SasUri, session: Session, proxy: str | None) -> bytes:
@@ -228,7 +253,6 @@ def _client(uri: SasUri, session: Session, proxy: str | None) -> BlobClient:
     import logging
 
     from azure.core.credentials import AzureSasCredential
-    from azure.core.pipeline.transport import AioHttpTransport
     from azure.storage.blob.aio import BlobClient
 
     # The SDK logs every request with its headers at INFO.
@@ -245,12 +269,7 @@ def _client(uri: SasUri, session: Session, proxy: str | None) -> BlobClient:
         # and encode the rest differently.
         credential=AzureSasCredential(parts.query),
         api_version=API_VERSION,
-        transport=AioHttpTransport(
-            session=session(),
-            session_owner=False,
-            connection_timeout=_SOCKET_LIMIT_SECONDS,
-            read_timeout=_SOCKET_LIMIT_SECONDS,
-        ),
+        transport=_transport(session, is_proxied=proxy is not None),
         # This module retries by itself, and it never follows a redirect to another host.
         retry_total=0,
         permit_redirects=False,
@@ -261,7 +280,25 @@ def _client(uri: SasUri, session: Session, proxy: str | None) -> BlobClient:
     )
 
 
-def _judge(error: Exception) -> tuple[str, bool]:
+def _transport(session: Session, *, is_proxied: bool) -> AioHttpTransport:
+    from azure.core.pipeline.transport import AioHttpTransport
+
+    class Transport(AioHttpTransport):  # type: ignore[misc]  # it has no types
+        """Introduces itself to a proxy. Some refuse a client that does not."""
+
+        async def send(self, request: Any, **options: Any) -> Any:
+            return await super().send(request, proxy_headers={"User-Agent": USER_AGENT}, **options)
+
+    return (Transport if is_proxied else AioHttpTransport)(
+        session=session(),
+        session_owner=False,
+        # Half of the time of a write, so that the other half is left if a proxy swallows packets.
+        connection_timeout=_SOCKET_LIMIT_SECONDS / 2 if is_proxied else _SOCKET_LIMIT_SECONDS,
+        read_timeout=_SOCKET_LIMIT_SECONDS,
+    )
+
+
+def _judge(error: Exception, proxy: str | None) -> tuple[str, bool]:
     """Returns the cause in words, and whether another try may succeed."""
     import asyncio
 
@@ -271,12 +308,16 @@ def _judge(error: Exception) -> tuple[str, bool]:
     if isinstance(error, HttpResponseError) and error.status_code:
         code = getattr(error.response, "headers", {}).get("x-ms-error-code", "")
         cause = f"the service answered {error.status_code} {redacted(code)[:64]}".rstrip()
+        if error.status_code == 403:
+            cause += " (hint: the SAS may have expired, or a firewall of the storage account refuses this VM)"
+        elif error.status_code == 407 and proxy is not None:
+            cause = f"the proxy {redacted(proxy)} asks for another name and password (407)"
         # Another program wrote the blob between our HEAD and our PUT. Start again with HEAD.
         was_changed = error.status_code == 412 and code == "ConditionNotMet"
         return cause, was_changed or error.status_code in _TRANSIENT_STATUSES
-    origin = getattr(error, "inner_exception", None) or error
-    cause = f"{redacted(origin)[:200]} ({type(origin).__name__})".strip()
-    return cause, isinstance(error, (AzureError, aiohttp.ClientError, asyncio.TimeoutError, OSError))
+    return cause_of(error, proxy=proxy), isinstance(
+        error, (AzureError, aiohttp.ClientError, asyncio.TimeoutError, OSError)
+    )
 
 
 def _padded(text: bytes) -> bytes:

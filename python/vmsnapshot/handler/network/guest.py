@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vmsnapshot import BlobOutcome
+from vmsnapshot.handler.network.causes import is_of_proxy
+from vmsnapshot.handler.network.proxies import USER_AGENT
 from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.secret import SasUri, redacted
 
@@ -79,7 +81,9 @@ async def _encryption_settings(
             break
         try:
             status, settings = await _ask(session, blob, proxy, left_seconds)
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError):
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+            if is_of_proxy(error):
+                proxy = None
             continue
         if status < 500:
             return settings if status == 200 else None
@@ -99,7 +103,9 @@ async def _ask(
         headers={"x-ms-date": email.utils.formatdate(usegmt=True), "x-ms-version": _METADATA_API_VERSION},
         allow_redirects=False,
         proxy=proxy,
-        timeout=aiohttp.ClientTimeout(total=limit_seconds),
+        proxy_headers={"User-Agent": USER_AGENT} if proxy else None,
+        # Half of the time, so that the other half is left if a proxy swallows packets.
+        timeout=aiohttp.ClientTimeout(total=limit_seconds, sock_connect=limit_seconds / 2 if proxy else None),
     ) as response:
         # These headers compare case-insensitively, as in HTTP.
         return response.status, response.headers.get(ENCRYPTION_SETTINGS_HEADER) or None

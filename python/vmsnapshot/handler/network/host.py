@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vmsnapshot.handler.network.causes import cause_of
 from vmsnapshot.handler.report.outcome import HOST_SERVICE_NOT_RUNNING
 from vmsnapshot.handler.report.snapshots import DirectDriveIdentifier, SnapshotItem
 from vmsnapshot.handler.secret import Secret, redacted
@@ -139,8 +140,7 @@ async def pre_snapshot(
     try:
         status, answer = await _post(session(), f"http://{address}{PRE_SNAPSHOT_PATH}", body, limit_seconds)
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-        cause = redacted(error)[:200] or "it took too long"
-        return PreSnapshot(NO_ANSWER, error=f"the host did not answer: {cause} ({type(error).__name__})")
+        return PreSnapshot(NO_ANSWER, error=f"the host did not answer: {cause_of(error)}")
     return _read_pre_snapshot_answer(status, answer, details=details)
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import vmsnapshot
+from vmsnapshot import ArgumentsError
 from vmsnapshot.handler.secret import SasUri
-from vmsnapshot.proxy import environment_proxies, proxy_for
+from vmsnapshot.proxy import environment_proxies, proxy_for, read_proxy
 
 HOST_KEY = "HttpProxy.Host"
 PORT_KEY = "HttpProxy.Port"
+USER_AGENT = f"vmsnapshot/{vmsnapshot.__version__}"
+"""What a proxy is told about this program. The engine says the same."""
 
 
 class Proxies:
@@ -21,29 +25,64 @@ class Proxies:
     ``HttpProxy.Host`` and ``HttpProxy.Port`` win over ``https_proxy`` and ``http_proxy`` for every scheme.
     ``no_proxy`` applies to both. A host without a usable port means no proxy at all, as it does for the
     agent. A guessed port could only be right on a VM whose agent cannot connect.
+
+    A variable of the environment that cannot be an HTTP proxy is a defect: no disk that needs it is reached,
+    and the report says why. The report itself is sent directly, because it would not arrive otherwise.
     """
 
     def __init__(self, waagent_configuration: Mapping[str, str]) -> None:
         self._proxies = environment_proxies()
+        self._defects: dict[str, str] = {}
         self.warnings: tuple[str, ...] = ()
         """Warnings for the log."""
+        for scheme in ("http", "https"):
+            if scheme in self._proxies:
+                self._read(scheme, self._proxies[scheme])
         host, port = (_value_of(waagent_configuration, key) for key in (HOST_KEY, PORT_KEY))
         if not host:
             return
         for scheme in ("http", "https"):
             self._proxies.pop(scheme, None)
-        if port.isascii() and port.isdigit() and 0 < int(port) < 65536:
-            shown = f"[{host}]" if ":" in host else host
-            self._proxies.update(dict.fromkeys(("http", "https"), f"http://{shown}:{port}"))
+        self._defects.clear()
+        self.warnings = ()
+        shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        problem = None
+        if not port:
+            problem = f"there is no {PORT_KEY}"
+        elif not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            problem = f"{PORT_KEY} is not a port"
         else:
-            problem = f"{PORT_KEY} is not a port" if port else f"there is no {PORT_KEY}"
+            try:
+                proxy = read_proxy(f"http://{shown}:{port}")
+            except ArgumentsError:
+                problem = "it is not a host"
+            else:
+                self._proxies.update(dict.fromkeys(("http", "https"), proxy.uri))
+        if problem:
             self.warnings = (
                 f"waagent.conf sets {HOST_KEY}, but {problem}; like the agent, the extension uses no proxy",
             )
 
     def for_uri(self, uri: SasUri) -> str | None:
-        """Returns the proxy for one blob as ``http://HOST:PORT``, or `None` for a direct connection."""
-        return proxy_for(uri.expose(), self._proxies)
+        """Returns the proxy for one blob as ``http://[USER:PASSWORD@]HOST:PORT``, or `None` for none."""
+        proxy = proxy_for(uri.expose(), self._proxies)
+        return None if proxy in self._defects else proxy
+
+    def defect_for(self, uri: SasUri) -> str | None:
+        """Returns why the proxy of one blob cannot be used, or `None` if it can or there is none."""
+        return self._defects.get(proxy_for(uri.expose(), self._proxies) or "")
+
+    def _read(self, scheme: str, text: str) -> None:
+        name = f"{scheme}_proxy"
+        try:
+            proxy = read_proxy(text)
+        except ArgumentsError as error:
+            self._defects[text] = f"{error}, in the variable {name} (hint: {error.hint})"
+            self.warnings += (self._defects[text],)
+        else:
+            self._proxies[scheme] = proxy.uri
+            if proxy.warning:
+                self.warnings += (f"{name}: {proxy.warning}",)
 
 
 def _value_of(configuration: Mapping[str, str], key: str) -> str:

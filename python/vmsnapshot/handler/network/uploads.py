@@ -124,6 +124,8 @@ class Uploads:
             self._tell("log", await self._logs.write(self._log.blob_text()))
 
     def _tell(self, name: str, result: WriteResult) -> None:
+        if result.remark:
+            self._log.warning(f"the {name} blob: {result.remark}")
         if result.failed:
             self._fail(f"the {name} blob was not written: {result.reason}")
         elif not result.written:

@@ -1,6 +1,7 @@
 //! One open connection, and the one call that the window makes on it.
 
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout_at;
 
 use super::answer::{RawAnswer, SendFailure};
+use super::explain::{self, Cause};
 use super::request::PreparedRequest;
 
 /// An open HTTP/1.1 connection. A task on the runtime that dialled it reads and writes it. Dropping
@@ -18,6 +20,8 @@ use super::request::PreparedRequest;
 pub struct Connection {
     sender: SendRequest<Full<Bytes>>,
     task: AbortHandle,
+    /// Why it ended, if that was an error. hyper tells only a request that waits for its answer.
+    end: Arc<OnceLock<Cause>>,
 }
 
 impl Connection {
@@ -27,14 +31,17 @@ impl Connection {
         Stream: Read + Write + Unpin + Send + 'static,
     {
         let (sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+        let end = Arc::new(OnceLock::new());
+        let kept = Arc::clone(&end);
         let task = tokio::spawn(async move {
-            // A request that waits for its answer gets this error too. Without such a request the
-            // error does not matter.
-            let _ = connection.await;
+            if let Err(error) = connection.await {
+                let _ = kept.set(explain::connection(&error));
+            }
         });
         Ok(Self {
             sender,
             task: task.abort_handle(),
+            end,
         })
     }
 
@@ -45,6 +52,11 @@ impl Connection {
     #[must_use]
     pub fn is_open(&self) -> bool {
         !self.sender.is_closed()
+    }
+
+    /// Returns why the connection ended without a request, if that was an error.
+    pub(super) fn end(&self) -> Option<&Cause> {
+        self.end.get()
     }
 
     /// Sends `request` and waits for the head of the answer until `call_by`, rounded up to the
@@ -65,7 +77,7 @@ impl Connection {
         if !self.sender.is_ready() {
             let cause = match timeout_at(call_by, self.sender.ready()).await {
                 Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(chain_text(&error)),
+                Ok(Err(error)) => Some(self.cause_of(&error)),
                 Err(_) => Some("the connection was busy".to_owned()),
             };
             if let Some(cause) = cause {
@@ -76,7 +88,7 @@ impl Connection {
         let response = match timeout_at(call_by, self.sender.try_send_request(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(mut failure)) => {
-                let cause = chain_text(failure.error());
+                let cause = self.cause_of(failure.error());
                 // hyper gives the request back if and only if it has not begun to write it.
                 return Err(match failure.take_message() {
                     Some(_) => SendFailure::NotSent { cause },
@@ -88,6 +100,15 @@ impl Connection {
         };
         let limit_bytes = purpose.body_limit_bytes(response.status().as_u16());
         Ok(RawAnswer::new(response, limit_bytes))
+    }
+
+    /// Says in words why a request failed. A connection that had ended before knows more than hyper
+    /// tells the request.
+    fn cause_of(&self, error: &hyper::Error) -> String {
+        match self.end() {
+            Some(cause) if error.is_canceled() || error.is_closed() => cause.text.clone(),
+            _ => explain::connection(error).text,
+        }
     }
 }
 
@@ -104,17 +125,4 @@ impl fmt::Debug for Connection {
             .field("is_open", &self.is_open())
             .finish_non_exhaustive()
     }
-}
-
-/// Joins the texts of an error and its sources. hyper's own text only says something like
-/// "connection error", and the sources say what happened.
-fn chain_text(error: &hyper::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -39,11 +39,21 @@ impl Destination {
         }
     }
 
+    /// Returns this destination without its proxy.
+    pub(super) fn direct(&self) -> Self {
+        Self {
+            proxy: None,
+            ..self.clone()
+        }
+    }
+
     pub(super) fn uri(&self) -> &HttpUri {
         &self.uri
     }
 
-    pub(super) fn proxy(&self) -> Option<&Proxy> {
+    /// Returns the proxy that the connection uses.
+    #[must_use]
+    pub fn proxy(&self) -> Option<&Proxy> {
         self.proxy.as_ref()
     }
 

@@ -13,10 +13,12 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 use vmsnapshot_core::uri::Scheme;
+use vmsnapshot_sys::errno::cause_text;
 
 use super::connection::Connection;
 use super::destination::Destination;
-use super::error::{explain_handshake, ConnectError};
+use super::error::ConnectError;
+use super::explain;
 use super::tls::Tls;
 
 /// Everything needed to connect to one server: addresses, TLS, proxy. Clones share it.
@@ -43,7 +45,7 @@ impl Dialer {
                 let host = destination.uri().host();
                 let failed = |cause: &str| ConnectError::TlsFailed {
                     destination: destination.to_string(),
-                    host: host.to_owned(),
+                    server: format!("`{host}`"),
                     cause: cause.to_owned(),
                     hint: None,
                 };
@@ -87,14 +89,15 @@ impl Dialer {
             route
                 .in_time(
                     deadline,
-                    "the proxy",
+                    &format!("the answer of the proxy {proxy} to CONNECT"),
                     proxy.open_tunnel(&mut stream, &host_and_port),
                 )
                 .await?
                 .map_err(|cause| ConnectError::ProxyFailed {
                     destination: destination.to_string(),
                     proxy: proxy.to_string(),
-                    cause,
+                    cause: cause.text,
+                    hint: cause.hint,
                 })?;
         }
         let begun = match &route.tls {
@@ -104,19 +107,20 @@ impl Dialer {
                     .in_time(deadline, "the TLS handshake", handshake)
                     .await?
                     .map_err(|error| {
-                        let (cause, hint) = explain_handshake(&error);
-                        ConnectError::TlsFailed {
-                            destination: destination.to_string(),
-                            host: destination.uri().host().to_owned(),
-                            cause,
-                            hint,
-                        }
+                        let cause = explain::handshake(&error);
+                        route.tls_failed(cause.text, cause.hint)
                     })?;
                 Connection::begin(TokioIo::new(stream)).await
             }
             None => Connection::begin(TokioIo::new(stream)).await,
         };
-        begun.map_err(|error| route.connect_failed(&host_and_port, error.to_string()))
+        begun
+            .map_err(|error| route.connect_failed(&host_and_port, explain::connection(&error).text))
+    }
+
+    /// Returns the error of a server that ended TLS after the handshake, because of `cause`.
+    pub(super) fn tls_ended(&self, cause: explain::Cause) -> ConnectError {
+        self.0.tls_failed(cause.text, cause.hint)
     }
 }
 
@@ -148,11 +152,14 @@ impl Route {
         }
         match last_failure {
             Some((address, error)) => {
-                let address = match count {
-                    1 => address.to_string(),
-                    _ => format!("{address} (the last of {count} addresses to fail)"),
+                let mut text = match self.destination.proxy() {
+                    Some(proxy) => format!("the proxy {proxy} at {address}"),
+                    None => address.to_string(),
                 };
-                Err(self.connect_failed(&address, error.to_string()))
+                if count > 1 {
+                    text.push_str(&format!(" (the last of {count} addresses to fail)"));
+                }
+                Err(self.connect_failed(&text, cause_text(&error)))
             }
             None => Err(self.late(&format!("the connection to {}", self.first_hop_text()))),
         }
@@ -181,6 +188,19 @@ impl Route {
             destination: self.destination.to_string(),
             address: address.to_owned(),
             cause,
+        }
+    }
+
+    fn tls_failed(&self, cause: String, hint: Option<&'static str>) -> ConnectError {
+        let host = self.destination.uri().host();
+        ConnectError::TlsFailed {
+            destination: self.destination.to_string(),
+            server: match self.destination.proxy() {
+                Some(proxy) => format!("`{host}` through the proxy {proxy}"),
+                None => format!("`{host}`"),
+            },
+            cause,
+            hint,
         }
     }
 
@@ -219,13 +239,19 @@ impl ResolveFailure {
     pub(super) fn of(self, destination: &Destination, host: &str) -> ConnectError {
         match self {
             Self::Failed(cause) => ConnectError::ResolveFailed {
-                destination: destination.to_string(),
+                destination: match destination.proxy() {
+                    Some(_) => format!("the proxy of {destination}"),
+                    None => destination.to_string(),
+                },
                 host: host.to_owned(),
                 cause,
             },
             Self::Late => ConnectError::ConnectTimeout {
                 destination: destination.to_string(),
-                step: format!("the resolution of `{host}`"),
+                step: match destination.proxy() {
+                    Some(_) => format!("the resolution of the proxy's name `{host}`"),
+                    None => format!("the resolution of `{host}`"),
+                },
             },
         }
     }
@@ -255,17 +281,26 @@ pub(super) async fn resolve(
                     .map(Iterator::collect::<Vec<_>>),
             );
         })
-        .map_err(|error| ResolveFailure::Failed(error.to_string()))?;
+        .map_err(|error| ResolveFailure::Failed(cause_text(&error)))?;
     match timeout_at(deadline.into(), answered).await {
         Ok(Ok(Ok(addresses))) if addresses.is_empty() => {
             Err(ResolveFailure::Failed("it has no address".to_owned()))
         }
         Ok(Ok(Ok(addresses))) => Ok(addresses),
-        Ok(Ok(Err(error))) => Err(ResolveFailure::Failed(error.to_string())),
+        Ok(Ok(Err(error))) => Err(ResolveFailure::Failed(resolver_text(&error))),
         Ok(Err(_)) => Err(ResolveFailure::Failed(
             "the resolver's thread died".to_owned(),
         )),
         Err(_) => Err(ResolveFailure::Late),
+    }
+}
+
+/// Returns the resolver's own words, without those that `std` puts in front.
+fn resolver_text(error: &io::Error) -> String {
+    let text = cause_text(error);
+    match text.split_once("failed to lookup address information: ") {
+        Some((_, words)) => words.to_lowercase(),
+        None => text,
     }
 }
 

@@ -3,10 +3,8 @@
 //! An error names the destination (a blob or the host call) by its URI without the query, and a
 //! proxy without its password.
 
-use std::io;
 use std::path::PathBuf;
 
-use rustls::CertificateError;
 use vmsnapshot_core::error_kind::ErrorKind;
 
 /// Why a connection could not be prepared or made.
@@ -27,8 +25,11 @@ pub enum ConnectError {
         cause: String,
     },
     /// The TLS library refused its configuration.
-    #[error("could not configure TLS")]
-    TlsConfiguration(#[source] rustls::Error),
+    #[error("could not configure TLS: {cause}")]
+    TlsConfiguration {
+        /// What the library answered.
+        cause: String,
+    },
     /// The proxy's URI cannot be used. The error repeats no part of it, because it may hold a
     /// password.
     #[error("could not read the proxy's URI: {cause}")]
@@ -65,12 +66,12 @@ pub enum ConnectError {
         cause: String,
     },
     /// The TLS handshake failed.
-    #[error("could not set up TLS with `{host}` for {destination}: {cause}")]
+    #[error("could not set up TLS with {server} for {destination}: {cause}")]
     TlsFailed {
         /// The name of the `Destination`.
         destination: String,
-        /// The server's name.
-        host: String,
+        /// The server's name, and the proxy if there is one.
+        server: String,
         /// What went wrong.
         cause: String,
         /// What the reader can do.
@@ -85,6 +86,8 @@ pub enum ConnectError {
         proxy: String,
         /// What the proxy answered.
         cause: String,
+        /// What the reader can do.
+        hint: Option<&'static str>,
     },
     /// The time limit passed.
     #[error("could not connect for {destination} in time: {step} took too long")]
@@ -103,7 +106,7 @@ impl ConnectError {
         match self {
             Self::BadCaFile { .. } => "bad-ca-file",
             Self::NoTrustRoots { .. } => "no-trust-roots",
-            Self::TlsConfiguration(_) => "tls-configuration",
+            Self::TlsConfiguration { .. } => "tls-configuration",
             Self::BadProxy { .. } => "bad-proxy",
             Self::BadRequest { .. } => "bad-request",
             Self::ResolveFailed { .. } => "resolve-failed",
@@ -121,7 +124,7 @@ impl ConnectError {
             Self::BadCaFile { .. } | Self::BadProxy { .. } | Self::BadRequest { .. } => {
                 ErrorKind::Arguments
             }
-            Self::NoTrustRoots { .. } | Self::TlsConfiguration(_) => ErrorKind::System,
+            Self::NoTrustRoots { .. } | Self::TlsConfiguration { .. } => ErrorKind::System,
             Self::ResolveFailed { .. }
             | Self::ConnectFailed { .. }
             | Self::TlsFailed { .. }
@@ -142,10 +145,32 @@ impl ConnectError {
             | Self::ConnectTimeout { .. } => true,
             Self::BadCaFile { .. }
             | Self::NoTrustRoots { .. }
-            | Self::TlsConfiguration(_)
+            | Self::TlsConfiguration { .. }
             | Self::BadProxy { .. }
             | Self::BadRequest { .. }
             | Self::TlsFailed { .. } => false,
+        }
+    }
+
+    /// Returns the step that failed and why, without the name of the destination.
+    pub(super) fn cause(&self) -> String {
+        match self {
+            Self::ResolveFailed { host, cause, .. } => {
+                format!("could not resolve `{host}`: {cause}")
+            }
+            Self::ConnectFailed { address, cause, .. } => {
+                format!("could not connect to {address}: {cause}")
+            }
+            Self::TlsFailed { server, cause, .. } => {
+                format!("could not set up TLS with {server}: {cause}")
+            }
+            Self::ProxyFailed { cause, .. } => cause.clone(),
+            Self::ConnectTimeout { step, .. } => format!("{step} took too long"),
+            Self::BadCaFile { .. }
+            | Self::NoTrustRoots { .. }
+            | Self::TlsConfiguration { .. }
+            | Self::BadProxy { .. }
+            | Self::BadRequest { .. } => self.to_string(),
         }
     }
 
@@ -160,65 +185,16 @@ impl ConnectError {
             Self::BadProxy { .. } => {
                 Some("give http://HOST:PORT or http://USER:PASSWORD@HOST:PORT")
             }
-            Self::TlsFailed { hint, .. } => *hint,
-            Self::TlsConfiguration(_)
-            | Self::BadRequest { .. }
-            | Self::ResolveFailed { .. }
-            | Self::ConnectFailed { .. }
-            | Self::ProxyFailed { .. }
-            | Self::ConnectTimeout { .. } => None,
-        }
-    }
-}
-
-/// Explains a failed handshake to the operator. Returns the cause and a hint.
-pub(super) fn explain_handshake(error: &io::Error) -> (String, Option<&'static str>) {
-    let tls_error = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match tls_error {
-        Some(rustls::Error::InvalidCertificate(certificate)) => explain_certificate(certificate),
-        Some(rustls::Error::InvalidMessage(_)) => (
-            "the server's answer is not TLS".to_owned(),
-            Some("check scheme and port: the server may speak plain HTTP there"),
-        ),
-        Some(other) => (other.to_string(), None),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => (
-            "the server closed the connection during the handshake".to_owned(),
-            None,
-        ),
-        None => (error.to_string(), None),
-    }
-}
-
-fn explain_certificate(error: &CertificateError) -> (String, Option<&'static str>) {
-    const CLOCK: Option<&str> =
-        Some("check this machine's clock, or renew the server's certificate");
-    match error {
-        CertificateError::UnknownIssuer => (
-            "the issuer of its certificate is unknown".to_owned(),
-            Some("name the file with the issuer's certificate with --ca-file"),
-        ),
-        CertificateError::BadSignature => (
-            "its certificate was not signed by the trusted issuer of that name".to_owned(),
-            Some("name the file with the issuer's current certificate with --ca-file"),
-        ),
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            ("its certificate has expired".to_owned(), CLOCK)
-        }
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            ("its certificate is not valid yet".to_owned(), CLOCK)
-        }
-        CertificateError::NotValidForName => {
-            ("its certificate is for another name".to_owned(), None)
-        }
-        CertificateError::NotValidForNameContext { presented, .. } => (
-            format!(
-                "its certificate is for another name ({})",
-                presented.join(", ")
+            Self::TlsFailed { hint, .. } | Self::ProxyFailed { hint, .. } => *hint,
+            Self::ResolveFailed { .. } => Some("check the name, and the name servers of this machine"),
+            Self::ConnectFailed { .. } => Some(
+                "check host and port, this machine's routes, and the firewalls in between",
             ),
-            Some("use the name that the certificate is for"),
-        ),
-        other => (format!("its certificate cannot be used: {other}"), None),
+            Self::ConnectTimeout { .. } => Some(
+                "a firewall or a network security group in between may drop the packets; otherwise \
+                 allow more time",
+            ),
+            Self::TlsConfiguration { .. } | Self::BadRequest { .. } => None,
+        }
     }
 }

@@ -6,12 +6,18 @@
 //! HTTP request passes.
 
 use std::fmt;
+use std::io;
 
 use http::uri::Authority;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use vmsnapshot_core::uri::percent_decoded;
+use vmsnapshot_sys::errno::cause_text;
 
 use super::error::ConnectError;
+use super::explain::{self, Cause};
+
+/// What the proxy is told about this program. Some proxies refuse a client that does not say it.
+pub(super) const USER_AGENT: &str = concat!("vmsnapshot/", env!("CARGO_PKG_VERSION"));
 
 const ANSWER_LIMIT_BYTES: usize = 16 * 1024;
 
@@ -21,6 +27,7 @@ pub struct Proxy {
     host: String,
     port: u16,
     authorization: Option<String>,
+    is_optional: bool,
 }
 
 impl Proxy {
@@ -78,7 +85,22 @@ impl Proxy {
             host: host.to_owned(),
             port,
             authorization,
+            is_optional: false,
         })
+    }
+
+    /// Returns this proxy for destinations that are tried directly if it refuses or is down.
+    #[must_use]
+    pub fn or_direct(self) -> Self {
+        Self {
+            is_optional: true,
+            ..self
+        }
+    }
+
+    /// Returns whether a destination is tried directly if the proxy refuses or is down.
+    pub(super) fn is_optional(&self) -> bool {
+        self.is_optional
     }
 
     /// Returns the proxy's host. An IPv6 address has no brackets.
@@ -103,42 +125,70 @@ impl Proxy {
         &self,
         stream: &mut Stream,
         host_and_port: &str,
-    ) -> Result<(), String>
+    ) -> Result<(), Cause>
     where
         Stream: AsyncRead + AsyncWrite + Unpin,
     {
-        let mut request = format!("CONNECT {host_and_port} HTTP/1.1\r\nHost: {host_and_port}\r\n");
+        let mut request = format!(
+            "CONNECT {host_and_port} HTTP/1.1\r\nHost: {host_and_port}\r\nUser-Agent: {USER_AGENT}\r\n"
+        );
         if let Some(authorization) = self.authorization() {
             request.push_str("Proxy-Authorization: ");
             request.push_str(authorization);
             request.push_str("\r\n");
         }
         request.push_str("\r\n");
-        stream
-            .write_all(request.as_bytes())
-            .await
-            .map_err(|error| error.to_string())?;
+        let lost = |error: io::Error| explain::only(cause_text(&error));
+        stream.write_all(request.as_bytes()).await.map_err(lost)?;
         let mut answer = Vec::new();
         loop {
-            if stream
-                .read_buf(&mut answer)
-                .await
-                .map_err(|error| error.to_string())?
-                == 0
-            {
-                return Err("it closed the connection".to_owned());
+            if stream.read_buf(&mut answer).await.map_err(lost)? == 0 {
+                return Err(match answer.is_empty() {
+                    true => explain::only("it closed the connection without an answer to CONNECT"),
+                    false => not_http(&answer),
+                });
             }
             if let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") {
                 return judge_tunnel(&answer, end + 4);
             }
             if answer.len() > ANSWER_LIMIT_BYTES {
-                return Err("its answer has no end".to_owned());
+                return Err(explain::only("its answer to CONNECT has no end"));
             }
         }
     }
 }
 
-fn judge_tunnel(answer: &[u8], head_length: usize) -> Result<(), String> {
+/// Explains an answer that is not one to CONNECT.
+fn not_http(answer: &[u8]) -> Cause {
+    // A TLS server answers plain text with an alert: type 21, version 3.x.
+    if answer.starts_with(&[21, 3]) {
+        explain::because(
+            "it speaks TLS",
+            "name a port on which the proxy speaks plain HTTP; TLS to the proxy itself is not supported",
+        )
+    } else {
+        explain::because(
+            "its answer to CONNECT is not HTTP",
+            "check the proxy's port: it must be an HTTP proxy",
+        )
+    }
+}
+
+/// Returns status and reason of an answer, for a message: `403 Forbidden`.
+fn status_line(answer: &[u8], status: u16) -> String {
+    let line = answer.split(|byte| *byte == b'\r').next().unwrap_or(answer);
+    let reason: String = line
+        .get("HTTP/1.1 200 ".len()..)
+        .unwrap_or_default()
+        .iter()
+        .map(|byte| char::from(*byte))
+        .filter(|letter| letter.is_ascii_graphic() || *letter == ' ')
+        .take(64)
+        .collect();
+    format!("{status} {reason}").trim_end().to_owned()
+}
+
+fn judge_tunnel(answer: &[u8], head_length: usize) -> Result<(), Cause> {
     let status = answer
         .strip_prefix(b"HTTP/1.")
         .and_then(|rest| rest.get(2..5))
@@ -147,12 +197,21 @@ fn judge_tunnel(answer: &[u8], head_length: usize) -> Result<(), String> {
     match status {
         // The server behind the tunnel sends nothing before it has our TLS hello.
         Some(200..=299) if answer.len() > head_length => {
-            Err("it sent more than an answer to CONNECT".to_owned())
+            Err(explain::only("it sent more than an answer to CONNECT"))
         }
         Some(200..=299) => Ok(()),
-        Some(407) => Err("it asks for another name and password (407)".to_owned()),
-        Some(status) => Err(format!("it answered {status} to CONNECT")),
-        None => Err("its answer is not HTTP".to_owned()),
+        Some(status @ 407) => Err(explain::because(
+            format!(
+                "it asks for another name and password ({})",
+                status_line(answer, status)
+            ),
+            "give the proxy as http://USER:PASSWORD@HOST:PORT; only the method Basic is supported",
+        )),
+        Some(status) => Err(explain::because(
+            format!("it answered {} to CONNECT", status_line(answer, status)),
+            "let the proxy connect to the blob's host and port, or connect directly",
+        )),
+        None => Err(not_http(answer)),
     }
 }
 

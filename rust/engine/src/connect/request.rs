@@ -23,7 +23,7 @@ use vmsnapshot_core::uri::Scheme;
 use super::answer::{RawAnswer, SendFailure, BODY_LIMIT_BYTES, HOST_BODY_LIMIT_BYTES};
 use super::destination::Destination;
 use super::error::ConnectError;
-use super::proxy::Proxy;
+use super::proxy::{Proxy, USER_AGENT};
 
 /// A whole request, ready to be sent. The clone for a second attempt is made before the window too.
 ///
@@ -50,8 +50,8 @@ impl PreparedRequest {
     ///
     /// On the wire it is `PUT path?query&comp=snapshot`, `Host`, `Content-Length: 0` and the
     /// metadata as `x-ms-meta-Name`, in which the name keeps its case. For an HTTP blob behind a
-    /// proxy the target is in absolute form, and `Proxy-Authorization` is added if the proxy has a
-    /// password. There is no other header: the SAS carries the version.
+    /// proxy the target is in absolute form, `User-Agent` is added, and `Proxy-Authorization` if the
+    /// proxy has a password. There is no other header: the SAS carries the version.
     ///
     /// *In the window*: no.
     ///
@@ -70,11 +70,14 @@ impl PreparedRequest {
         let host = uri.as_http().host_header();
         let mut head = format!("PUT / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n");
         let is_forwarded = proxy.is_some() && uri.scheme() == Scheme::Http;
+        if is_forwarded {
+            // Writing into a String cannot fail, here and below.
+            let _ = write!(head, "User-Agent: {USER_AGENT}\r\n");
+        }
         if let Some(authorization) = proxy
             .filter(|_| is_forwarded)
             .and_then(Proxy::authorization)
         {
-            // Writing into a String cannot fail, here and below.
             let _ = write!(head, "Proxy-Authorization: {authorization}\r\n");
         }
         for (name, value) in metadata.pairs() {
@@ -82,7 +85,7 @@ impl PreparedRequest {
         }
         head.push_str("\r\n");
 
-        let header_count = metadata.pairs().count() + 3;
+        let header_count = metadata.pairs().count() + 4;
         let mut request = with_case_kept(head, header_count, Bytes::new())
             .ok_or_else(|| bad("its headers cannot be written"))?;
         let target: PathAndQuery = uri

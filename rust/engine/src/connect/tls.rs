@@ -7,9 +7,12 @@ use std::sync::Arc;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
+use rustls_native_certs::ErrorKind;
 use tokio_rustls::TlsConnector;
+use vmsnapshot_sys::errno::cause_text;
 
 use super::error::ConnectError;
+use super::explain;
 
 /// The TLS side of a client: versions 1.2 and 1.3, the system's roots, and an extra CA file.
 #[derive(Clone)]
@@ -28,25 +31,15 @@ impl Tls {
     /// [`ConnectError::TlsConfiguration`].
     pub fn new(ca_file: Option<&Path>) -> Result<Self, ConnectError> {
         let mut roots = RootCertStore::empty();
-        if let Some(path) = ca_file {
-            add_file(&mut roots, path)?;
-        }
-        let system = rustls_native_certs::load_native_certs();
-        // Systems have some roots that no library can read. Only the lack of any root is an error.
-        let _ = roots.add_parsable_certificates(system.certs);
-        if roots.is_empty() {
-            let cause = system
-                .errors
-                .first()
-                .map_or_else(|| "it has none".to_owned(), ToString::to_string);
-            return Err(ConnectError::NoTrustRoots { cause });
-        }
+        let _ = roots.add_parsable_certificates(trust_roots(ca_file)?);
         // The provider is named here and not taken from the process, because another library in the
         // same process may have installed its own.
         let mut config =
             ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
                 .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-                .map_err(ConnectError::TlsConfiguration)?
+                .map_err(|error| ConnectError::TlsConfiguration {
+                    cause: explain::tls(&error).text,
+                })?
                 .with_root_certificates(roots)
                 .with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -65,28 +58,64 @@ impl std::fmt::Debug for Tls {
     }
 }
 
-fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), ConnectError> {
+/// Returns the certificates that a client trusts: the system's, and those of `ca_file`.
+///
+/// `SSL_CERT_FILE` and `SSL_CERT_DIR` replace the system's.
+///
+/// *Blocking*: reads files. *In the window*: no.
+///
+/// # Errors
+///
+/// [`ConnectError::BadCaFile`] or [`ConnectError::NoTrustRoots`].
+pub fn trust_roots(ca_file: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
+    let mut roots = match ca_file {
+        Some(path) => of_file(path)?,
+        None => Vec::new(),
+    };
+    let system = rustls_native_certs::load_native_certs();
+    // Systems have some roots that no library can read. Only the lack of any root is an error.
+    roots.extend(system.certs.into_iter().filter(is_readable));
+    if roots.is_empty() {
+        let cause = match system.errors.first().map(|error| &error.kind) {
+            Some(ErrorKind::Io { inner, path }) => {
+                format!("{} at `{}`", cause_text(inner), path.display())
+            }
+            Some(_) => "one of its files is not well-formed PEM".to_owned(),
+            None => "it has none".to_owned(),
+        };
+        return Err(ConnectError::NoTrustRoots { cause });
+    }
+    Ok(roots)
+}
+
+/// Whether TLS can use `certificate` as a trust root.
+fn is_readable(certificate: &CertificateDer<'_>) -> bool {
+    webpki::anchor_from_trusted_cert(certificate).is_ok()
+}
+
+fn of_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
     let bad = |cause: String| ConnectError::BadCaFile {
         path: path.to_owned(),
         cause,
     };
     let explain = |error: pem::Error| {
         bad(match error {
-            pem::Error::Io(error) => error.to_string(),
+            pem::Error::Io(error) => cause_text(&error),
             // The library's text repeats the file, which may be a private key given by mistake.
             _ => "it is not well-formed PEM".to_owned(),
         })
     };
-    let mut count = 0;
+    let mut certificates = Vec::new();
     for certificate in CertificateDer::pem_file_iter(path).map_err(explain)? {
         let certificate = certificate.map_err(explain)?;
-        count += 1;
-        roots
-            .add(certificate)
-            .map_err(|error| bad(format!("certificate {count} cannot be read: {error}")))?;
+        if !is_readable(&certificate) {
+            let number = certificates.len() + 1;
+            return Err(bad(format!("certificate {number} is malformed")));
+        }
+        certificates.push(certificate);
     }
-    if count == 0 {
+    if certificates.is_empty() {
         return Err(bad("it holds no certificate".to_owned()));
     }
-    Ok(())
+    Ok(certificates)
 }

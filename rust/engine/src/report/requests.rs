@@ -82,7 +82,10 @@ fn unusable_outcome(unusable: &Unusable) -> BlobOutcome {
         snapshot_uri: None,
         http_status: None,
         error_code: Some(error.code().to_owned()),
-        message: Some(error.to_string()),
+        message: Some(match error.hint() {
+            Some(hint) => format!("{error} (hint: {hint})"),
+            None => error.to_string(),
+        }),
         retryable: matches!(error, PrepareError::Connect(cause) if cause.is_transient()),
         attempts: 0,
         answer_ms: None,
@@ -263,7 +266,10 @@ mod tests {
         assert_eq!(unreachable.outcome, BlobResult::Refused);
         assert_eq!((unreachable.attempts, unreachable.http_status), (0, None));
         assert_eq!(unreachable.error_code.as_deref(), Some("connect-failed"));
-        assert!(unreachable.message.unwrap().ends_with("connection refused"));
+        assert!(unreachable
+            .message
+            .unwrap()
+            .contains(": connection refused (hint: "));
         assert!(unreachable.retryable);
         let twice = BlobError::DuplicateBlob {
             blob: "http://host/c/b".to_owned(),
