@@ -156,14 +156,76 @@ def test_a_refusal_is_not_retried_and_reported_with_its_code(
 
 @pytest.mark.parametrize(
     "raw",
-    [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"],
-    ids=["not HTTP", "without a snapshot's time"],
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 201 Created\r\nx-ms-snapshot: 2026-11-22T10\r\n :26:21.8190000Z\r\n\r\n",
+        b"HTTP/1.1 201 Created\r\nx-ms-snapshot: 1\r\nx-ms-snapshot: 2\r\n\r\n",
+        b"HTTP/1.1 201 Created\r\nx-ms-snapshot 2026-11-22T10:26:21.8190000Z\r\n\r\n",
+        b"HTTP/1.1 201 Created\r\nx-ms-snapshot: 2026-11-22T10:26:21\x01Z\r\n\r\n",
+        b"HTTP/1.1 201 Created\r\nx-ms-snapshot: 2026\rX-A: b\r\n\r\n",
+        b"HTTP/1.1 202 Accepted\r\nX-A : a\r\nx-ms-snapshot: 2026\r\nContent-Length: 0\r\n\r\n",
+    ],
+    ids=[
+        "not HTTP",
+        "without a snapshot's time",
+        "folded time",
+        "two times",
+        "time without a colon",
+        "control character in the time",
+        "carriage return in the time",
+        "another status",
+    ],
 )
 def test_a_malformed_answer_is_unknown(machine: Machine, raw: bytes) -> None:
     finished = take(machine, Answers(raw))
     assert finished.status == 1
     assert_all_thawed_in_time(machine, finished.document)
-    assert finished.document["blobs"][0]["outcome"] == "unknown"
+    (blob,) = finished.document["blobs"]
+    assert (blob["outcome"], blob["error_code"], blob["snapshot"]) == ("unknown", "BadAnswer", None)
+
+
+SNAPSHOT = b"x-ms-snapshot: 2026-11-22T10:26:21.8190000Z\r\n"
+EMPTY = b"Content-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"HTTP/1.1 201 Created\r\nX-Appliance : a\r\n" + SNAPSHOT + EMPTY,
+        b"HTTP/1.1 201 Created\r\nX Appliance: a\r\n" + SNAPSHOT + EMPTY,
+        b"HTTP/1.1 201 Created\r\nno colon\r\n" + SNAPSHOT + EMPTY,
+        b"HTTP/1.1 201 Created\r\nX-Appliance: a\x01b\r\n" + SNAPSHOT + EMPTY,
+        b"HTTP/1.1 201 Created\r\nX-Appliance: a\xffb\r\n" + SNAPSHOT + EMPTY,
+        b"HTTP/1.1 201 Created\r\nX-Appliance: a,\r\n b\r\n" + SNAPSHOT + EMPTY,
+        b"HTTP/1.1 201 Created\r\n" + SNAPSHOT + SNAPSHOT + EMPTY,
+        b"HTTP/1.1 201 Created\r\n" + SNAPSHOT + b"Content-Length: 9\r\n\r\nshort",
+        b"HTTP/1.1 201\r\n" + SNAPSHOT + EMPTY,
+        b"HTTP/1.0 201 Created\r\n" + SNAPSHOT + b"\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\n" + SNAPSHOT + EMPTY,
+    ],
+    ids=[
+        "blank before the colon",
+        "blank in a name",
+        "line without a colon",
+        "control character in a value",
+        "byte above ASCII in a value",
+        "folded value",
+        "the same time twice",
+        "body that is too short",
+        "no reason phrase",
+        "HTTP/1.0 without a length",
+        "interim answer before",
+    ],
+)
+def test_an_oddity_in_the_head_of_a_good_answer_does_not_hide_its_snapshot(
+    machine: Machine, raw: bytes
+) -> None:
+    finished = take(machine, Answers(raw, then_closes=True))
+    (blob,) = finished.document["blobs"]
+    assert (blob["outcome"], blob["error_code"], blob["attempts"]) == ("created", None, 1)
+    assert blob["snapshot"] == "2026-11-22T10:26:21.8190000Z"
+    assert finished.document["consistent"] is True
 
 
 def test_connections_that_the_server_closed_before_the_window_are_replaced(machine: Machine) -> None:

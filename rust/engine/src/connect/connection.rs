@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::client::conn::http1::SendRequest;
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper::rt::{Read, Write};
 use tokio::task::AbortHandle;
 use tokio::time::timeout_at;
@@ -26,7 +26,7 @@ impl Connection {
     where
         Stream: Read + Write + Unpin + Send + 'static,
     {
-        let (sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+        let (sender, connection) = lenient_http1().handshake(stream).await?;
         let task = tokio::spawn(async move {
             // A request that waits for its answer gets this error too. Without such a request the
             // error does not matter.
@@ -104,6 +104,24 @@ impl fmt::Debug for Connection {
             .field("is_open", &self.is_open())
             .finish_non_exhaustive()
     }
+}
+
+/// HTTP/1.1 that passes over what is odd in the head of an answer.
+///
+/// Appliances between a machine and the service add headers, and not all of them are well formed.
+/// An answer that is refused for one of those leaves a snapshot behind that the report cannot name.
+/// The status and the headers that the report needs are judged as strictly as ever.
+fn lenient_http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        // `X-Appliance : a`. RFC 9112, 5.1: a proxy removes such blanks from a response.
+        .allow_spaces_after_header_name_in_responses(true)
+        // RFC 9112, 5.2: a user agent reads a folded line as one with blanks. Without this, the
+        // next option would drop the second half of a value and keep the first.
+        .allow_obsolete_multiline_headers_in_responses(true)
+        // Drops a line that has no colon, or a control character in it.
+        .ignore_invalid_headers_in_responses(true);
+    builder
 }
 
 /// Joins the texts of an error and its sources. hyper's own text only says something like
