@@ -436,6 +436,7 @@ def prepare(
     host_call: HostCall | None = None,
     unusable_blobs: Literal["refuse", "report"] = "refuse",
     thaw_timeout: float = 10.0,
+    call_timeout: float = 10.0,
     sync_timeout: float | None = 30.0,
     connect_timeout: float = 10.0,
     ca_file: str | None = None,
@@ -456,6 +457,9 @@ def prepare(
     ``uri`` is empty if it could not be read. The service then judges the times and permissions of a SAS,
     because this machine's clock may be wrong. If no blob is usable and there is no host, the first blob's
     error is raised even then.
+
+    ``call_timeout`` is how long the service of a blob may take to answer, with both attempts together. The
+    window may end earlier. A host call has its own ``time_limit``.
 
     ``progress`` is called with the name of each phase at its start. ``freeze`` is the last phase.
     ``progress`` is never called inside the window.

@@ -64,6 +64,30 @@ def test_a_request_without_an_answer_by_the_deadline_is_unknown(
     assert unanswered["uri"] in report["why"]
 
 
+def test_a_request_without_an_answer_by_its_call_timeout_ends_the_window_early(machine: Machine) -> None:
+    machine.server.script("disk", NeverAnswers())
+    uris = [machine.server.uri(blob) for blob in ("disk", "answered")]
+    finished = take_snapshot(machine.mount_points, uris, "--call-timeout=0.3", thaw_timeout=8.0)
+    report = finished.document
+    assert_all_thawed_in_time(machine, report)
+    assert 300 <= report["window_ms"] < 600
+    unanswered, answered = report["blobs"]
+    assert (unanswered["outcome"], unanswered["error_code"]) == ("unknown", "NoAnswer")
+    assert unanswered["message"] == "there was no answer within 0.30 s"
+    assert answered["outcome"] == "created"
+
+
+def test_both_attempts_of_a_request_share_its_call_timeout(machine: Machine) -> None:
+    machine.server.script("disk", Refuses(503, "ServerBusy", after_ms=300.0), NeverAnswers())
+    uris = [machine.server.uri("disk")]
+    finished = take_snapshot(machine.mount_points, uris, "--call-timeout=0.6", thaw_timeout=8.0)
+    report = finished.document
+    assert_all_thawed_in_time(machine, report)
+    assert 600 <= report["window_ms"] < 900
+    (blob,) = report["blobs"]
+    assert (blob["outcome"], blob["error_code"], blob["attempts"]) == ("unknown", "NoAnswer", 2)
+
+
 def test_an_answer_byte_by_byte_that_ends_in_time_is_accepted(machine: Machine) -> None:
     finished = take(machine, AnswersByteByByte(pause_ms=0.5))
     assert (finished.status, finished.document["consistent"]) == (0, True)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.extension.conftest import Vm, final, host_item
 from tests.support.freezing import frozen, is_frozen, thaw
-from tests.support.host_service import NEVER_MS, Answer, Script, blob_error, json_answer
+from tests.support.host_service import NEVER_MS, Answer, Script, Usual, blob_error, json_answer
 from tests.support.protected_settings import object_str
 
 LIMIT = blob_error(409, "SnapshotCountExceeded", "The snapshot count against this blob has been exceeded.")
@@ -138,6 +138,20 @@ def test_failed_freeze_is_a_crash_consistent_success_if_the_job_allows_it(vm: Vm
     assert json.loads(report["formattedMessage"]["message"])["snapshotConsistency"] == 3
     assert telemetry(report)["consistencyType"] == "crashConsistent"
     assert len(report["snapshotInfo"]) == 1
+
+
+def test_disk_that_does_not_answer_within_the_limit_of_a_call_has_failed(vm: Vm) -> None:
+    vm.extension.configure(timeout=25)
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    vm.service.script(job.disks[1], Usual(after_ms=12_000.0), operation="PUT snapshot")
+    before = vm.extension.log()
+    report = job.run()
+    assert final(report) == ("error", "76", 761)
+    assert [entry["isSuccessful"] for entry in report["snapshotInfo"]] == [True, False]
+    assert report["snapshotInfo"][1]["errorMessage"] is None
+    # The contract's limit of a storage call, 10 s, is shorter than the hold.
+    assert window_ms(vm, before) == pytest.approx(10_000, abs=500)
+    assert_thawed(vm)
 
 
 @pytest.mark.parametrize("is_allowed", [False, True])
@@ -269,6 +283,12 @@ def test_status_blob_with_other_content_is_left_alone(vm: Vm) -> None:
 def telemetry(report: dict[str, Any]) -> dict[str, str]:
     """Returns the report's telemetry."""
     return {pair["Key"]: pair["Value"] for pair in report["telemetryData"]}
+
+
+def window_ms(vm: Vm, log_before: str) -> float:
+    """Returns how long the window of the last job was, as its log says."""
+    [milliseconds] = re.findall(r"window (\S+) ms", vm.extension.log()[len(log_before) :])
+    return float(milliseconds)
 
 
 def assert_thawed(vm: Vm) -> None:

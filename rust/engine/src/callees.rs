@@ -4,6 +4,7 @@
 //! The window treats a host call like a blob's request. Nothing here is called inside the window.
 
 use std::future::Future;
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use vmsnapshot_core::blob::Metadata;
@@ -25,7 +26,8 @@ pub(crate) struct Callees {
 }
 
 impl Callees {
-    /// Makes every request and a connection for each.
+    /// Makes every request and a connection for each. The answer of a blob's service may take
+    /// `call_timeout`. The host's has a limit of its own.
     ///
     /// *Blocking*: the limit on connecting.
     ///
@@ -34,6 +36,7 @@ impl Callees {
     pub(crate) fn connect(
         blobs: Blobs<Metadata>,
         host_call: Option<HostCall>,
+        call_timeout: Duration,
         runtime: &Runtime,
         options: &ConnectOptions,
         observer: &mut dyn Observer,
@@ -53,9 +56,12 @@ impl Callees {
         let work = connect::connect_all(&destinations, options, blobs.on_unusable());
         let mut connections = wait_for(runtime, observer, work)?.into_iter();
         let mut next = || connections.next().expect("each destination has a result");
-        let blobs = blobs.then(|_, request| Ok(Call::new(next()?, request)))?;
+        let blobs = blobs.then(|_, request| Ok(Call::new(next()?, request, call_timeout)))?;
         let host = match host {
-            Some((request, call)) => Some((call, Call::new(next()?, request))),
+            Some((request, host_call)) => {
+                let call = Call::new(next()?, request, host_call.time_limit());
+                Some((host_call, call))
+            }
             None => None,
         };
         Callees { blobs, host }.with_one_to_ask()

@@ -37,6 +37,8 @@ pub(crate) struct PreparedCall {
     request: PreparedRequest,
     /// The same request for a second attempt, made before the window.
     again: PreparedRequest,
+    /// How long both attempts may take together. The window may end earlier.
+    time_limit: Duration,
 }
 
 /// The result of one call, as it came.
@@ -47,7 +49,7 @@ pub(crate) struct CallRecord {
     pub(crate) result: Result<RawAnswer, SendFailure>,
     /// Whether the result is a second attempt's, and the first may have made a snapshot.
     pub(crate) first_left_open: bool,
-    /// The deadline of its body, if the request has a limit of its own.
+    /// The deadline of its body, if the body may take as long as the call.
     body_by: Option<Instant>,
     /// Held until the body is read. The window does not spend time on closing it either.
     _connection: Connection,
@@ -63,9 +65,14 @@ pub(crate) enum Waiting {
 }
 
 impl Call {
-    /// Makes the call that sends `request` on `connection`.
-    pub(crate) fn new(connection: WarmConnection, request: PreparedRequest) -> Self {
-        Self::Prepared(Box::new(PreparedCall::new(connection, request)))
+    /// Makes the call that sends `request` on `connection`. Both of its attempts together may take
+    /// `time_limit`.
+    pub(crate) fn new(
+        connection: WarmConnection,
+        request: PreparedRequest,
+        time_limit: Duration,
+    ) -> Self {
+        Self::Prepared(Box::new(PreparedCall::new(connection, request, time_limit)))
     }
 
     /// Returns the connection of a call that was not sent.
@@ -119,7 +126,7 @@ pub(crate) async fn send_all(
 }
 
 /// Reads the rest of the answers' bodies, after the thaw. All together may take `limit`, except
-/// those whose request has a limit of its own.
+/// those that may take as long as their call.
 pub(crate) async fn read_bodies(calls: Vec<&mut Call>, limit: Duration) {
     let deadline = Instant::now() + limit;
     for call in calls {
@@ -146,11 +153,12 @@ async fn first_of(work: impl Future<Output = ()>, end: impl Future<Output = ()>)
 }
 
 impl PreparedCall {
-    fn new(connection: WarmConnection, request: PreparedRequest) -> Self {
+    fn new(connection: WarmConnection, request: PreparedRequest, time_limit: Duration) -> Self {
         Self {
             connection,
             again: request.clone(),
             request,
+            time_limit,
         }
     }
 
@@ -165,10 +173,12 @@ impl PreparedCall {
                 },
             request,
             again,
+            time_limit,
         } = self;
         let sent_at = clock::monotonic();
-        let body_by = again.own_deadline(Instant::now());
-        let deadline = body_by.map_or(call_by, |own| call_by.min(own));
+        let own_deadline = Instant::now() + time_limit;
+        let body_by = again.asks_for_a_body().then_some(own_deadline);
+        let deadline = call_by.min(own_deadline);
         let mut attempts = 1;
         let mut first_left_open = false;
         let mut result = connection.send(request, deadline).await;
@@ -224,9 +234,9 @@ fn leaves_open(result: &Result<RawAnswer, SendFailure>) -> bool {
             blob::leaves_open(answer.status, code, &answer.body)
         }
         Err(SendFailure::NotSent { .. }) => false,
-        Err(SendFailure::Lost { .. } | SendFailure::BadAnswer { .. } | SendFailure::NoAnswer) => {
-            true
-        }
+        Err(
+            SendFailure::Lost { .. } | SendFailure::BadAnswer { .. } | SendFailure::NoAnswer { .. },
+        ) => true,
     }
 }
 
@@ -305,7 +315,11 @@ mod tests {
         (listener, address)
     }
 
-    async fn call(destination: Destination, request: PreparedRequest) -> PreparedCall {
+    async fn call(
+        destination: Destination,
+        request: PreparedRequest,
+        time_limit: Duration,
+    ) -> PreparedCall {
         let options = ConnectOptions {
             ca_file: None,
             proxy: None,
@@ -313,7 +327,7 @@ mod tests {
         };
         let connected = connect_all(&[destination], &options, OnUnusable::Refuse).await;
         let connection = connected.unwrap().pop().unwrap().unwrap();
-        PreparedCall::new(connection, request)
+        PreparedCall::new(connection, request, time_limit)
     }
 
     async fn host_call(address: std::net::SocketAddr, time_limit: Duration) -> PreparedCall {
@@ -321,13 +335,13 @@ mod tests {
         let headers = vec![("Backup".to_owned(), "true".to_owned())];
         let prepared = HostCall::new(&uri, headers, Vec::new(), time_limit).unwrap();
         let request = PreparedRequest::host_call(&prepared).unwrap();
-        call(Destination::host(&prepared), request).await
+        call(Destination::host(&prepared), request, time_limit).await
     }
 
-    async fn blob_call(address: std::net::SocketAddr) -> PreparedCall {
+    async fn blob_call(address: std::net::SocketAddr, time_limit: Duration) -> PreparedCall {
         let uri = SasUri::parse(&format!("http://{address}/c/b?sig=x")).unwrap();
         let request = PreparedRequest::snapshot(&uri, &Metadata::default(), None).unwrap();
-        call(Destination::blob(&uri, None), request).await
+        call(Destination::blob(&uri, None), request, time_limit).await
     }
 
     fn status(record: &CallRecord) -> Option<u16> {
@@ -383,7 +397,8 @@ mod tests {
             ] {
                 let (listener, address) = listen().await;
                 let count = serve(listener, answers);
-                let record = blob_call(address).await.send(soon()).await;
+                let call = blob_call(address, Duration::from_secs(10)).await;
+                let record = call.send(soon()).await;
                 assert_eq!((status(&record), record.attempts), (Some(200), 2));
                 assert_eq!(record.first_left_open, left_open, "{answers:?}");
                 assert_eq!(count.load(Ordering::SeqCst), 2);
@@ -408,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn host_call_ends_at_its_own_limit_or_at_the_windows_if_that_is_earlier() {
+    fn call_ends_at_its_own_limit_or_at_the_windows_if_that_is_earlier() {
         run(async {
             let short = Duration::from_millis(50);
             for (own, call_by) in [
@@ -416,10 +431,11 @@ mod tests {
                 (Duration::from_secs(40), Instant::now() + short),
             ] {
                 let (_listener, address) = listen().await;
-                let call = host_call(address, own).await;
-                let record = call.send(call_by).await;
-                assert!(matches!(record.result, Err(SendFailure::NoAnswer)));
-                assert!(record.ended_at.since(record.sent_at) < Duration::from_secs(5));
+                for call in [host_call(address, own).await, blob_call(address, own).await] {
+                    let record = call.send(call_by).await;
+                    assert!(matches!(record.result, Err(SendFailure::NoAnswer { .. })));
+                    assert!(record.ended_at.since(record.sent_at) < Duration::from_secs(5));
+                }
             }
         });
     }

@@ -64,6 +64,9 @@ pub struct Options {
     pub thaw_timeout: Duration,
     /// How long to wait for dirty data to be written before the window. `None` skips the sync.
     pub sync_timeout: Option<Duration>,
+    /// How long the service of a blob may take to answer, with both attempts together. The window
+    /// may end earlier.
+    pub call_timeout: Duration,
     /// How to connect to the blobs.
     pub connect: ConnectOptions,
     /// Whether to switch expedited RCU on for the length of the window.
@@ -127,7 +130,14 @@ pub fn prepare_on(
         .enable_time()
         .build()
         .map_err(|cause| resources("start the input and output of the run", cause))?;
-    let callees = Callees::connect(blobs, asked.host_call, &runtime, &options.connect, observer)?;
+    let callees = Callees::connect(
+        blobs,
+        asked.host_call,
+        options.call_timeout,
+        &runtime,
+        &options.connect,
+        observer,
+    )?;
 
     observer.phase(Phase::StartWatchdog);
     let run_id = run_id();

@@ -19,8 +19,9 @@ from vmsnapshot.interruptions import Interruptions
 if TYPE_CHECKING:
     from vmsnapshot._native import Phase, TimelineEventKind  # noqa: TID251 (literals, for types)
 
-# The contract's limit for a storage call (7.7). It limits the connecting before the freeze.
-CONNECT_TIMEOUT_SECONDS = 10.0
+# The contract's limit for a storage call (7.7). It limits the connecting before the freeze, and then the wait
+# for the answer of each disk. The call to the host has a limit of its own.
+STORAGE_CALL_LIMIT_SECONDS = 10.0
 # How long to wait for another run of the engine. The same as for the lock.
 ANOTHER_RUN_LIMIT_SECONDS = 35.0
 _RETRY_SECONDS = 0.1
@@ -114,7 +115,8 @@ class Freezing:
                     # One bad disk must not stop the others, and the clock of this VM must not judge a SAS.
                     unusable_blobs="report",
                     thaw_timeout=self.configuration.thaw_timeout_seconds,
-                    connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                    call_timeout=STORAGE_CALL_LIMIT_SECONDS,
+                    connect_timeout=STORAGE_CALL_LIMIT_SECONDS,
                     proxy=proxy,
                     progress=self._on_phase,
                 )

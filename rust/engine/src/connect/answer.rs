@@ -1,7 +1,7 @@
 //! A server's answer, or the reason why there is none.
 
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
@@ -55,8 +55,11 @@ pub enum SendFailure {
         cause: String,
     },
     /// The request was written, and there was no answer in time.
-    #[error("there was no answer in time")]
-    NoAnswer,
+    #[error("there was no answer within {:.2} s", .waited.as_secs_f64())]
+    NoAnswer {
+        /// How long the run waited for it.
+        waited: Duration,
+    },
 }
 
 impl RawAnswer {

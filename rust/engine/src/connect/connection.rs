@@ -61,6 +61,7 @@ impl Connection {
         request: PreparedRequest,
         call_by: Instant,
     ) -> Result<RawAnswer, SendFailure> {
+        let sent_at = Instant::now();
         let call_by = tokio::time::Instant::from_std(call_by);
         if !self.sender.is_ready() {
             let cause = match timeout_at(call_by, self.sender.ready()).await {
@@ -84,7 +85,10 @@ impl Connection {
                     None => SendFailure::Lost { cause },
                 });
             }
-            Err(_) => return Err(SendFailure::NoAnswer),
+            Err(_) => {
+                let waited = sent_at.elapsed();
+                return Err(SendFailure::NoAnswer { waited });
+            }
         };
         let limit_bytes = purpose.body_limit_bytes(response.status().as_u16());
         Ok(RawAnswer::new(response, limit_bytes))

@@ -160,7 +160,7 @@ fn judge_failure(failure: &SendFailure) -> (bool, &'static str) {
         SendFailure::NotSent { .. } => (false, "NotSent"),
         SendFailure::Lost { .. } => (true, "ConnectionLost"),
         SendFailure::BadAnswer { .. } => (true, "BadAnswer"),
-        SendFailure::NoAnswer => (true, "NoAnswer"),
+        SendFailure::NoAnswer { .. } => (true, "NoAnswer"),
     }
 }
 
