@@ -58,6 +58,7 @@ FreezeDoubt: TypeAlias = Literal[
     "watchdog-fired",
     "watchdog-lost",
     "nothing-frozen",  # nothing was planned
+    "answered-late",  # the answer that confirms a snapshot came after the window
 ]
 FireReason: TypeAlias = Literal["parent-gone", "deadline", "told"]
 TimelineEventKind: TypeAlias = Literal[
@@ -292,6 +293,9 @@ class BlobOutcome:
     @property
     def answer_ms(self) -> float | None: ...
     @property
+    def answered_late(self) -> bool:
+        """The answer came after the window. A snapshot that it names may have been taken after the thaw."""
+    @property
     def body(self) -> str | None:
         """The body of a refusal, 4 KiB at most, with signatures redacted. It is not in the JSON."""
 
@@ -323,6 +327,9 @@ class HostCallOutcome:
     def attempts(self) -> int: ...
     @property
     def answer_ms(self) -> float | None: ...
+    @property
+    def answered_late(self) -> bool:
+        """The answer came after the window. Its snapshots may have been taken after the thaw."""
 
 @final
 class TimelineEvent:
@@ -415,7 +422,11 @@ class Session:
     @property
     def run_id(self) -> str: ...
     def run(self) -> Report:
-        """Freezes, snapshots and thaws. Works once, and never raises after the first freeze."""
+        """Freezes, snapshots and thaws. Works once, and never raises after the first freeze.
+
+        Blocking: after the thaw, it reads the answers that are still to come. This takes what is left of the
+        time limits of the calls, and at most 5 s from when the window stopped waiting for them.
+        """
     def close(self) -> None:
         """Releases everything; nothing is frozen. Does nothing after ``run``."""
     def __enter__(self) -> Session: ...
@@ -458,8 +469,9 @@ def prepare(
     because this machine's clock may be wrong. If no blob is usable and there is no host, the first blob's
     error is raised even then.
 
-    ``call_timeout`` is how long the service of a blob may take to answer, with both attempts together. The
-    window may end earlier. A host call has its own ``time_limit``.
+    ``call_timeout`` is how long the service of a blob may take to answer, with both attempts together. A host
+    call has its own ``time_limit``. The window may end earlier. The answer is then read after the thaw, up to
+    5 s later, and ``answered_late`` is true.
 
     ``progress`` is called with the name of each phase at its start. ``freeze`` is the last phase.
     ``progress`` is never called inside the window.

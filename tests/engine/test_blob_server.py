@@ -30,10 +30,13 @@ THAW_TIMEOUT_SECONDS = 1.0
 CLOSES = Answers(b"", then_closes=True)
 
 
-def take(machine: Machine, *script: Behaviour, more: Sequence[str] = ()) -> Finished:
+def take(
+    machine: Machine, *script: Behaviour, more: Sequence[str] = (), call_timeout: float = THAW_TIMEOUT_SECONDS
+) -> Finished:
     machine.server.script("disk", *script)
     uris = [machine.server.uri(blob) for blob in ("disk", *more)]
-    return take_snapshot(machine.mount_points, uris, thaw_timeout=THAW_TIMEOUT_SECONDS)
+    option = f"--call-timeout={call_timeout}"
+    return take_snapshot(machine.mount_points, uris, option, thaw_timeout=THAW_TIMEOUT_SECONDS)
 
 
 def assert_all_thawed_in_time(machine: Machine, report: Any) -> None:
@@ -86,6 +89,34 @@ def test_both_attempts_of_a_request_share_its_call_timeout(machine: Machine) -> 
     assert 600 <= report["window_ms"] < 900
     (blob,) = report["blobs"]
     assert (blob["outcome"], blob["error_code"], blob["attempts"]) == ("unknown", "NoAnswer", 2)
+
+
+def test_an_answer_after_the_thaw_names_its_snapshot_and_the_set_is_not_consistent(machine: Machine) -> None:
+    late = Creates(after_ms=THAW_TIMEOUT_SECONDS * 1e3 + 500)
+    finished = take(machine, late, more=["answered"], call_timeout=10.0)
+    assert finished.status == 1
+    report = finished.document
+    assert_all_thawed_in_time(machine, report)
+    outlasting, answered = report["blobs"]
+    assert (outlasting["outcome"], outlasting["answered_late"]) == ("created", True)
+    assert outlasting["snapshot_uri"].startswith(f"{outlasting['uri']}?snapshot=")
+    assert (answered["outcome"], answered["answered_late"]) == ("created", False)
+    assert (report["consistent"], report["consistency"]) == (False, "crash")
+    assert report["freeze_doubt_code"] == "answered-late"
+    assert outlasting["uri"] in report["why"]
+    assert report["window_ms"] < THAW_TIMEOUT_SECONDS * 1e3
+
+
+def test_a_refusal_after_the_thaw_is_reported_and_nothing_is_sent_after_the_window(machine: Machine) -> None:
+    late = Refuses(503, "ServerBusy", after_ms=THAW_TIMEOUT_SECONDS * 1e3 + 200)
+    finished = take(machine, late, Creates(), call_timeout=10.0)
+    assert finished.status == 1
+    report = finished.document
+    assert_all_thawed_in_time(machine, report)
+    (blob,) = report["blobs"]
+    assert (blob["outcome"], blob["answered_late"], blob["error_code"]) == ("refused", True, "ServerBusy")
+    assert (blob["attempts"], report["freeze_doubt_code"]) == (1, None)
+    assert len(machine.server.requests()) == 1
 
 
 def test_an_answer_byte_by_byte_that_ends_in_time_is_accepted(machine: Machine) -> None:

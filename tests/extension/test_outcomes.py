@@ -154,6 +154,48 @@ def test_disk_that_does_not_answer_within_the_limit_of_a_call_has_failed(vm: Vm)
     assert_thawed(vm)
 
 
+@pytest.mark.parametrize("mode", ["onlyGuest", "onlyHost"])
+def test_snapshots_that_outlast_the_hold_are_reported_and_not_consistent(vm: Vm, mode: str) -> None:
+    vm.extension.configure(timeout=3)
+    job = vm.job(vm.new_number(), mode=mode)
+    for disk in job.disks:
+        vm.service.script(disk, Usual(after_ms=4000.0), operation="PUT snapshot")
+    vm.service.script("dosnapshot", replace(items("true", "true"), after_ms=4000.0))
+    before = vm.extension.log()
+    report = job.run()
+    assert final(report) == ("error", "2", 2)
+    assert [str(entry["isSuccessful"]).lower() for entry in report["snapshotInfo"]] == ["true", "true"]
+    assert window_ms(vm, before) < 3000
+    if mode == "onlyGuest":
+        for disk, entry in zip(job.disks, report["snapshotInfo"]):
+            [snapshot] = vm.service.snapshots(disk)
+            assert entry["snapshotUri"].endswith(f"{disk}?snapshot={snapshot.time}")
+
+
+def test_failed_snapshot_outranks_one_that_outlasts_the_hold(vm: Vm) -> None:
+    vm.extension.configure(timeout=3)
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    vm.service.script(job.disks[0], Usual(after_ms=4000.0), operation="PUT snapshot")
+    vm.service.script(job.disks[1], BUSY, operation="PUT snapshot")
+    report = job.run()
+    assert final(report) == ("error", "76", 761)
+    assert [entry["isSuccessful"] for entry in report["snapshotInfo"]] == [True, False]
+
+
+def test_snapshot_that_outlasts_the_hold_is_a_crash_consistent_success_if_the_job_allows_it(vm: Vm) -> None:
+    vm.extension.configure(timeout=3)
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    job.custom.update(canTakeCrashConsistentSnapshot=True, backupRetryCount=1)
+    vm.service.script(job.disks[0], Usual(after_ms=5000.0), operation="PUT snapshot")
+    report = job.run()
+    assert final(report) == ("success", "1", 1)
+    assert json.loads(report["formattedMessage"]["message"])["snapshotConsistency"] == 3
+    assert telemetry(report)["consistencyType"] == "crashConsistent"
+    assert [entry["isSuccessful"] for entry in report["snapshotInfo"]] == [True]
+    # The request was sent once. The run without a freeze, for a failed freeze, does not follow.
+    assert len(vm.service.requests("PUT snapshot")) == 1
+
+
 @pytest.mark.parametrize("is_allowed", [False, True])
 def test_thaw_by_another_program_makes_the_snapshots_inconsistent(vm: Vm, is_allowed: bool) -> None:
     vm.service.script("dosnapshot", replace(items("true"), after_ms=500.0))

@@ -27,7 +27,7 @@ use vmsnapshot_window::window;
 
 use crate::callees::blobs::Blobs;
 use crate::callees::Callees;
-use crate::calls;
+use crate::calls::{self, CallsUnderWay};
 use crate::companion::sync::{sync, Synced};
 use crate::companion::{self, Role};
 use crate::connect::ConnectOptions;
@@ -198,8 +198,10 @@ impl Session {
     /// Syncs, freezes, snapshots, thaws, and reports.
     ///
     /// *Blocking*: the limits on sync and on connecting, 2 s for arming, then the thaw timeout. After
-    /// it, 2 s for the watchdog's last word (250 ms if something is still frozen), 1 s or the limit
-    /// of the host call for the bodies of answers, and 200 ms for the freeze threads to end.
+    /// it, with everything thawed: 2 s for the watchdog's last word (250 ms if something is still
+    /// frozen), 200 ms for the freeze threads to end, what is left of the limits of the calls for
+    /// late answers (at most 5 s after the last moment for answers in the window), and 1 s or the
+    /// limit of the host call for the bodies of answers.
     ///
     /// # Errors
     /// [`PrepareError`], before anything is frozen. Later failures are in the report, because
@@ -258,10 +260,11 @@ impl Session {
             freezers: &freezers,
             rcu: &rcu,
         };
-        let calls = callees.calls_mut();
+        let mut calls = callees.calls_mut();
+        let mut under_way = CallsUnderWay::default();
         let record = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             window::open(&prepared, |call_by| {
-                runtime.block_on(calls::send_all(calls, &watchdog_end, call_by))
+                runtime.block_on(under_way.send_all(&mut calls, &watchdog_end, call_by))
             })
         }));
 
@@ -277,7 +280,10 @@ impl Session {
         quiet.end(&ledger);
         drop(freezers);
         drop(directories);
-        runtime.block_on(calls::read_bodies(callees.calls_mut(), BODIES_LIMIT));
+        runtime.block_on(async {
+            under_way.read_late(&mut calls).await;
+            calls::read_bodies(&mut calls, BODIES_LIMIT).await;
+        });
         let report = report::make(Facts {
             run_id: &run_id,
             plan: &plan,

@@ -63,6 +63,7 @@ _FREEZE_RESULTS: dict[FreezeDoubt | None, tuple[FreezeResult, FreezeResult]] = {
     "not-thawed": (FreezeResult.BROKEN, FreezeResult.FAILED),
     "watchdog-lost": (FreezeResult.BROKEN, FreezeResult.FAILED),
     "window-broke-off": (FreezeResult.BROKEN, FreezeResult.FAILED),
+    "answered-late": (FreezeResult.BROKEN, FreezeResult.FAILED),
 }
 
 
@@ -253,10 +254,11 @@ class Attempts:
         freeze_ms = max(freezes_ms, default=0.0)
         window_ms = report.window_ms or 0.0
         self._telemetry.set("FreezeTime", duration_text(freeze_ms / 1000))
-        last_call_ms = max(
-            (event.at_ms for event in report.timeline if event.event == "request-ended"), default=freeze_ms
+        # The last call may have ended after the thaw.
+        thaw_called_ms = min(
+            (event.at_ms for event in report.timeline if event.event == "thaw-called"), default=window_ms
         )
-        self._telemetry.set("ThawTime", duration_text(max(0.0, window_ms - last_call_ms) / 1000))
+        self._telemetry.set("ThawTime", duration_text(max(0.0, window_ms - thaw_called_ms) / 1000))
         self._telemetry.set("snapshotTimeTaken", duration_text(max(0.0, window_ms - freeze_ms) / 1000))
 
 

@@ -47,6 +47,26 @@ impl Connection {
         !self.sender.is_closed()
     }
 
+    /// Waits until the connection takes a request, until `deadline` at the latest.
+    ///
+    /// *Blocking*: until `deadline`; almost no time on a connection that has carried none. *In the
+    /// window*: allowed.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFailure::NotSent`].
+    pub async fn ready(&mut self, deadline: Instant) -> Result<(), SendFailure> {
+        if self.sender.is_ready() {
+            return Ok(());
+        }
+        let cause = match timeout_at(deadline.into(), self.sender.ready()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => chain_text(&error),
+            Err(_) => "the connection was busy".to_owned(),
+        };
+        Err(SendFailure::NotSent { cause })
+    }
+
     /// Sends `request` and waits for the head of the answer until `call_by`, rounded up to the
     /// millisecond.
     ///
@@ -62,17 +82,8 @@ impl Connection {
         call_by: Instant,
     ) -> Result<RawAnswer, SendFailure> {
         let sent_at = Instant::now();
+        self.ready(call_by).await?;
         let call_by = tokio::time::Instant::from_std(call_by);
-        if !self.sender.is_ready() {
-            let cause = match timeout_at(call_by, self.sender.ready()).await {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(chain_text(&error)),
-                Err(_) => Some("the connection was busy".to_owned()),
-            };
-            if let Some(cause) = cause {
-                return Err(SendFailure::NotSent { cause });
-            }
-        }
         let PreparedRequest { request, purpose } = request;
         let response = match timeout_at(call_by, self.sender.try_send_request(request)).await {
             Ok(Ok(response)) => response,

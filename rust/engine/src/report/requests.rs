@@ -43,7 +43,7 @@ fn record_of<'a>(facts: &Facts<'_>, call: &'a Call) -> Result<&'a CallRecord, No
             "the request was not sent: an internal error ended the window",
         ),
         (Call::Sent, None) => (true, "an internal error ended the window"),
-        (Call::Sent, Some(_)) => (true, "the window ended before an answer arrived"),
+        (Call::Sent, Some(_)) => (true, "an internal error ended the call"),
     };
     Err(NoRecord {
         may_be_sent,
@@ -86,6 +86,7 @@ fn unusable_outcome(unusable: &Unusable) -> BlobOutcome {
         retryable: matches!(error, PrepareError::Connect(cause) if cause.is_transient()),
         attempts: 0,
         answer_ms: None,
+        answered_late: false,
         body: None,
     }
 }
@@ -117,6 +118,7 @@ pub(super) fn host_outcome(facts: &Facts<'_>) -> Option<HostCallOutcome> {
             message: None,
             attempts: record.attempts,
             answer_ms: None,
+            answered_late: record.outlasted_window,
         },
         Err(failure) => {
             let (may_be_sent, code) = judge_failure(failure);
@@ -151,6 +153,7 @@ fn unanswered(
         message: Some(message.to_owned()),
         attempts,
         answer_ms: None,
+        answered_late: false,
     }
 }
 
@@ -187,6 +190,7 @@ fn blob_outcome(uri: &SasUri, record: &CallRecord) -> BlobOutcome {
                 retryable: verdict.retryable,
                 attempts: record.attempts,
                 answer_ms: None,
+                answered_late: record.outlasted_window,
                 body: blob::refusal_body(&answer.body)
                     .filter(|_| verdict.outcome != BlobResult::Created),
             }
@@ -230,6 +234,7 @@ fn unjudged(
         retryable: true,
         attempts,
         answer_ms: None,
+        answered_late: false,
         body: None,
     }
 }
