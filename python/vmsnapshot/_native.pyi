@@ -425,7 +425,7 @@ class Session:
         """Freezes, snapshots and thaws. Works once, and never raises after the first freeze.
 
         Blocking: after the thaw, it reads the answers that are still to come. This takes what is left of the
-        time limits of the calls, and at most 5 s from when the window stopped waiting for them.
+        time limits of the calls, and 5.1 s at most.
         """
     def close(self) -> None:
         """Releases everything; nothing is frozen. Does nothing after ``run``."""

@@ -5,7 +5,8 @@
 //! attempt may open a socket to an address that is already known.
 //!
 //! The thaw does not wait for a call that outlasts the window. Its answer is read after the thaw,
-//! for a limited time, because it says whether there is a snapshot. Nothing is sent then.
+//! for a limited time, because it says whether there is a snapshot. No request is handed to a
+//! connection then.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_macros)]
 
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 use vmsnapshot_core::blob;
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_sys::clock;
@@ -28,6 +29,8 @@ use crate::connect::{Connection, PreparedRequest, RawAnswer, SendFailure, WarmCo
 /// The limit of a host call is 40 s. A caller whose filesystems are thawed should not wait that
 /// long for its report.
 const LATE_LIMIT: Duration = Duration::from_secs(5);
+/// By how much the wait for all late calls is longer than that for each of them.
+const LATE_GRACE: Duration = Duration::from_millis(100);
 /// How long the rest of an answer may take if its connection is to carry the second attempt. After
 /// that, the attempt goes over a connection of its own.
 const REUSE_LIMIT: Duration = Duration::from_millis(20);
@@ -156,12 +159,14 @@ impl CallsUnderWay {
     /// Waits for the calls that have outlasted the window, and sends nothing. Leaves its result in
     /// each call.
     ///
-    /// *Blocking*: until the limit of each call, and at most [`LATE_LIMIT`] after the window's
-    /// `call_by`. *In the window*: no.
+    /// *Blocking*: until the limit of each call, and at most [`LATE_LIMIT`] and 100 ms. *In the
+    /// window*: no.
     pub(crate) async fn read_late(&mut self, calls: &mut [&mut Call]) {
         // A panic may have ended the window.
         self.is_over.store(true, Ordering::SeqCst);
-        self.collect(calls).await;
+        // After a whole window, every call ends by itself before this. The watchdog's end may have
+        // ended the window much earlier.
+        let _ = timeout(LATE_LIMIT + LATE_GRACE, self.collect(calls)).await;
     }
 
     /// Waits until all calls have ended, and leaves its result in each.

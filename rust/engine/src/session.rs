@@ -200,8 +200,7 @@ impl Session {
     /// *Blocking*: the limits on sync and on connecting, 2 s for arming, then the thaw timeout. After
     /// it, with everything thawed: 2 s for the watchdog's last word (250 ms if something is still
     /// frozen), 200 ms for the freeze threads to end, what is left of the limits of the calls for
-    /// late answers (at most 5 s after the last moment for answers in the window), and 1 s or the
-    /// limit of the host call for the bodies of answers.
+    /// late answers (5.1 s at most), and 1 s or the limit of the host call for the bodies of answers.
     ///
     /// # Errors
     /// [`PrepareError`], before anything is frozen. Later failures are in the report, because
