@@ -98,6 +98,7 @@ def test_an_answer_after_the_thaw_names_its_snapshot_and_the_set_is_not_consiste
     report = finished.document
     assert_all_thawed_in_time(machine, report)
     outlasting, answered = report["blobs"]
+    assert "after the thaw" in outlasting["message"]
     assert (outlasting["outcome"], outlasting["answered_late"]) == ("created", True)
     assert outlasting["snapshot_uri"].startswith(f"{outlasting['uri']}?snapshot=")
     assert (answered["outcome"], answered["answered_late"]) == ("created", False)
@@ -132,6 +133,7 @@ def test_a_lost_request_is_sent_once_more(machine: Machine, behaviour: Behaviour
     assert_all_thawed_in_time(machine, finished.document)
     (blob,) = finished.document["blobs"]
     assert (blob["outcome"], blob["attempts"]) == ("created", 2)
+    assert "may have created another snapshot" in blob["message"]
     assert len(machine.server.requests()) == 2
 
 
@@ -174,6 +176,8 @@ def test_a_request_to_a_busy_server_is_sent_once_more(machine: Machine, status: 
     assert (finished.status, finished.document["consistent"]) == (0, True)
     (blob,) = finished.document["blobs"]
     assert (blob["outcome"], blob["attempts"], blob["http_status"]) == ("created", 2, 201)
+    # Only a 500 leaves open whether the first attempt made a snapshot.
+    assert (blob["message"] is not None) == (status == 500)
 
 
 def test_a_request_to_a_server_that_is_busy_twice_is_refused_and_retryable(machine: Machine) -> None:

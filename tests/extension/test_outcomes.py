@@ -11,7 +11,7 @@ import pytest
 
 from tests.extension.conftest import Vm, final, host_item
 from tests.support.freezing import frozen, is_frozen, thaw
-from tests.support.host_service import NEVER_MS, Answer, Script, Usual, blob_error, json_answer
+from tests.support.host_service import NEVER_MS, USUAL, Answer, Script, Usual, blob_error, json_answer
 from tests.support.protected_settings import object_str
 
 LIMIT = blob_error(409, "SnapshotCountExceeded", "The snapshot count against this blob has been exceeded.")
@@ -45,9 +45,20 @@ def test_failed_guest_snapshots_are_reported_by_disk(
     first, second = report["snapshotInfo"]
     assert (first["isSuccessful"], second["isSuccessful"]) == (True, False)
     assert first["snapshotUri"].startswith(f"{first['blobUri']}?snapshot=")
+    assert f"{job.disks[1]}: " in vm.extension.log()
     # The reference omits which disk it was.
     assert second["blobUri"].endswith(job.disks[1])
     assert_thawed(vm)
+
+
+def test_second_snapshot_that_a_lost_answer_may_have_left_is_in_the_log(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    vm.service.script(job.disks[0], Answer(drops_connection=True), USUAL, operation="PUT snapshot")
+    before = vm.extension.log()
+    assert final(job.run()) == ("success", "1", 1)
+    assert len(vm.service.requests("PUT snapshot")) == 2
+    log = vm.extension.log()[len(before) :]
+    assert f"{job.disks[0]}: created: the first attempt may have created another snapshot" in log
 
 
 HOST = [

@@ -14,6 +14,7 @@ from vmsnapshot.handler.freeze.lock import LockHeldError, SafeFreezeLock
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.machine.disks import Disks
+from vmsnapshot.handler.secret import redacted
 from vmsnapshot.interruptions import Interruptions
 
 if TYPE_CHECKING:
@@ -151,6 +152,10 @@ class Freezing:
         self.log.info(f"run {report.run_id}: window {report.window_ms or 0.0:.3f} ms")
         if report.freeze_doubt and report.freeze_doubt_code != "nothing-frozen":
             self.log.error(f"the freeze is in doubt: {report.freeze_doubt}")
+        for blob in report.blobs:
+            if blob.message is not None:
+                words = ": ".join(filter(None, (blob.outcome, blob.error_code, blob.message)))
+                self.log.warning(redacted(f"snapshot of {blob.uri}: {words}"))
         if report.all_thawed:
             self.log.resume()
         else:

@@ -142,8 +142,10 @@ impl PreparedRequest {
 
     /// Returns whether the request may be sent a second time in a window after the result `first`.
     ///
-    /// A second snapshot of a blob does no harm. A second call to the host makes a second set of
-    /// snapshots, so it is allowed only if the first certainly made none.
+    /// A blob's request may follow one that was lost: a connection that died unnoticed must not cost
+    /// the backup. If the first was executed all the same, the blob has a second snapshot, and the
+    /// report says so. A second call to the host makes a second set of snapshots, so it is allowed
+    /// only if the first certainly made none.
     ///
     /// *In the window*: allowed.
     #[must_use]

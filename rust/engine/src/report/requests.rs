@@ -43,7 +43,7 @@ fn record_of<'a>(facts: &Facts<'_>, call: &'a Call) -> Result<&'a CallRecord, No
             "the request was not sent: an internal error ended the window",
         ),
         (Call::Sent, None) => (true, "an internal error ended the window"),
-        (Call::Sent, Some(_)) => (true, "an internal error ended the call"),
+        (Call::Sent, Some(_)) => (true, "there was no answer in time"),
     };
     Err(NoRecord {
         may_be_sent,
@@ -205,15 +205,31 @@ fn blob_outcome(uri: &SasUri, record: &CallRecord) -> BlobOutcome {
             unjudged(uri, outcome, code, &failure.to_string(), record.attempts)
         }
     };
-    if record.first_left_open && outcome.outcome == BlobResult::Refused {
-        outcome.outcome = BlobResult::Unknown;
-        outcome.message = Some(format!(
-            "the first attempt may have created a snapshot; the second was refused: {}",
-            outcome.message.as_deref().unwrap_or("no reason was given")
-        ));
+    match outcome.outcome {
+        BlobResult::Refused if record.first_left_open => {
+            outcome.outcome = BlobResult::Unknown;
+            outcome.message = Some(format!(
+                "the first attempt may have created a snapshot; the second was refused: {}",
+                outcome.message.as_deref().unwrap_or("no reason was given")
+            ));
+        }
+        BlobResult::Created => outcome.message = remark(record),
+        BlobResult::Refused | BlobResult::Unknown => {}
     }
     outcome.answer_ms = Some(milliseconds(record.ended_at.since(record.sent_at)));
     outcome
+}
+
+/// Returns what the reader should know about a snapshot that was created, if anything.
+fn remark(record: &CallRecord) -> Option<String> {
+    let second = "the first attempt may have created another snapshot, whose name is not known";
+    let late = "the answer came after the thaw, and the snapshot may have been taken after it";
+    match (record.first_left_open, record.outlasted_window) {
+        (false, false) => None,
+        (true, false) => Some(second.to_owned()),
+        (false, true) => Some(late.to_owned()),
+        (true, true) => Some(format!("{second}; {late}")),
+    }
 }
 
 fn unjudged(
