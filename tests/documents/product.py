@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from typing import NamedTuple
 
 from tests.documents.stub import Stub
 from tests.support import fake_native
@@ -18,13 +19,19 @@ import vmsnapshot  # noqa: E402  (needs an engine, real or not)
 from vmsnapshot import cli  # noqa: E402
 from vmsnapshot.cli import arguments  # noqa: E402
 from vmsnapshot.errors import ArgumentsError  # noqa: E402
+from vmsnapshot.handler.codes import Code  # noqa: E402
+from vmsnapshot.handler.freeze import attempts  # noqa: E402
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration, read_vmbackup_configuration  # noqa: E402
+from vmsnapshot.handler.report.outcome import Attempt, FreezeResult, outcome_of  # noqa: E402
+from vmsnapshot.handler.report.outcome import Path as Taker  # noqa: E402
+from vmsnapshot.handler.report.snapshots import SnapshotItem  # noqa: E402
 
 __all__ = [
     "ENGINE",
     "ERRORS",
     "ArgumentsError",
     "VmBackupConfiguration",
+    "codes_of_failures",
     "command_parsers",
     "exceptions",
     "exported_names",
@@ -64,6 +71,34 @@ def exceptions() -> list[str]:
     return sorted(
         name for name, value in exported.items() if isinstance(value, type) and issubclass(value, Exception)
     )
+
+
+class FailureCodes(NamedTuple):
+    """The run codes of the extension for every failure of the engine, as text."""
+
+    by_subject: dict[str, str]
+    by_doubt: dict[str, tuple[str, str]]
+    """If no request was sent, and if some were."""
+
+
+def codes_of_failures() -> FailureCodes:
+    """The run codes of the extension for every failure of the engine."""
+    return FailureCodes(
+        {subject: _run_code(result) for subject, result in attempts._UNPREPARED.items()},
+        {
+            doubt: (_run_code(if_unsent), _run_code(if_sent))
+            for doubt, (if_sent, if_unsent) in attempts._FREEZE_RESULTS.items()
+            if doubt is not None
+        },
+    )
+
+
+def _run_code(result: FreezeResult | Code) -> str:
+    if isinstance(result, Code):
+        return str(int(result))
+    # With a good snapshot, if there was an attempt.
+    items = () if result is FreezeResult.NOT_TRIED else (SnapshotItem(True),)
+    return str(int(outcome_of(Attempt(Taker.GUEST, result, items), may_be_crash_consistent=False).run_code))
 
 
 def handler_verbs() -> set[str]:

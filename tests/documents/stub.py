@@ -57,6 +57,10 @@ class Stub:
                 codes |= self.codes_in(self._aliases[node.id])
         return codes
 
+    def codes_of_alias(self, name: str) -> set[str]:
+        """The texts of the type alias `name`."""
+        return self.codes_in(ast.Name(name))
+
     def arguments(self, function: str) -> dict[str, tuple[ast.expr | None, str | None]]:
         """The arguments of ``function`` or ``Class.function``, with their annotations and defaults."""
         class_name, _, name = function.rpartition(".")

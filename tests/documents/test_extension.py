@@ -95,3 +95,13 @@ def test_an_option_without_effect_is_accepted_and_the_log_says_so(
 
 def test_every_command_of_the_agent_has_a_row() -> None:
     assert set(PAGE.table("command", "Commands").first_codes) == product.handler_verbs() - {"status", "thaw"}
+
+
+def test_every_failure_of_the_engine_has_a_code_and_a_row() -> None:
+    codes = product.codes_of_failures()
+    subjects = PAGE.table("`subject`", "Why a job failed")
+    assert {row[0].codes[0]: row[1].text for row in subjects.rows} == codes.by_subject
+    assert sorted(subjects.first_codes) == sorted(product.ENGINE.codes_of_alias("ErrorSubject"))
+    doubts = PAGE.table("`freeze_doubt_code`", "Why a job failed")
+    assert {row[0].codes[0]: (row[1].text, row[2].text) for row in doubts.rows} == codes.by_doubt
+    assert sorted(doubts.first_codes) == sorted(product.ENGINE.codes_of_alias("FreezeDoubt"))

@@ -151,6 +151,17 @@ def message(report: dict[str, Any]) -> str:
     return text
 
 
+def cause(report: dict[str, Any]) -> str:
+    """Returns why the job failed, in the report's words for people."""
+    text: str = json.loads(report["formattedMessage"]["message"])["jobMessage"]
+    return text
+
+
+def telemetry(report: dict[str, Any]) -> dict[str, str]:
+    """Returns the report's telemetry."""
+    return {pair["Key"]: pair["Value"] for pair in report["telemetryData"]}
+
+
 def worker_of(vm: Vm) -> int:
     """Returns the process id of the worker, as it is outside of the sandbox."""
     until = time.monotonic() + 10.0

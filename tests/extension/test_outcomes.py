@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from tests.extension.conftest import Vm, final, host_item
+from tests.extension.conftest import Vm, cause, final, host_item, message, telemetry
 from tests.support.freezing import frozen, is_frozen, thaw
 from tests.support.host_service import NEVER_MS, USUAL, Answer, Script, Usual, blob_error, json_answer
 from tests.support.protected_settings import object_str
@@ -18,6 +17,8 @@ LIMIT = blob_error(409, "SnapshotCountExceeded", "The snapshot count against thi
 RATE = blob_error(409, "SnapshotOperationRateExceeded", "The rate of snapshot blob calls is exceeded.")
 BUSY = blob_error(503, "ServerBusy", "The server is busy.")
 NEVER = Answer(after_ms=NEVER_MS)
+# An item without `errorMessage` and `statusCode`.
+PARTIAL = json_answer({"snapshotInfo": [{"isSuccessful": "true", "snapshotUri": "https://a/b?snapshot=1"}]})
 
 
 def items(*are_successful: object) -> Answer:
@@ -26,16 +27,18 @@ def items(*are_successful: object) -> Answer:
 
 
 GUEST = [
-    ("some disks failed", [BUSY], ("error", "76", 761)),
-    ("the limit is reached", [LIMIT], ("error", "85", 85)),
-    ("the rate is exceeded", [RATE], ("error", "173", 173)),
-    ("a disk does not answer", [NEVER], ("error", "76", 761)),
+    ("some disks failed", [BUSY], ("error", "76", 761), ["ServerBusy", "The server is busy."]),
+    ("the limit is reached", [LIMIT], ("error", "85", 85), ["SnapshotCountExceeded", "has been exceeded"]),
+    ("the rate is exceeded", [RATE], ("error", "173", 173), ["SnapshotOperationRateExceeded"]),
+    ("a disk does not answer", [NEVER], ("error", "76", 761), ["no known snapshot of"]),
 ]
 
 
-@pytest.mark.parametrize(("script", "expected"), [row[1:] for row in GUEST], ids=[row[0] for row in GUEST])
+@pytest.mark.parametrize(
+    ("script", "expected", "words"), [row[1:] for row in GUEST], ids=[row[0] for row in GUEST]
+)
 def test_failed_guest_snapshots_are_reported_by_disk(
-    vm: Vm, script: list[Script], expected: tuple[str, str, int]
+    vm: Vm, script: list[Script], expected: tuple[str, str, int], words: list[str]
 ) -> None:
     vm.extension.configure(timeout=2)
     job = vm.job(vm.new_number(), mode="onlyGuest")
@@ -45,9 +48,11 @@ def test_failed_guest_snapshots_are_reported_by_disk(
     first, second = report["snapshotInfo"]
     assert (first["isSuccessful"], second["isSuccessful"]) == (True, False)
     assert first["snapshotUri"].startswith(f"{first['blobUri']}?snapshot=")
-    assert f"{job.disks[1]}: " in vm.extension.log()
     # The reference omits which disk it was.
     assert second["blobUri"].endswith(job.disks[1])
+    # The cause names the disk, and has the words of the service.
+    assert f"{job.disks[1]}`" in cause(report)
+    assert all(word in cause(report) for word in words)
     assert_thawed(vm)
 
 
@@ -58,12 +63,15 @@ def test_second_snapshot_that_a_lost_answer_may_have_left_is_in_the_log(vm: Vm) 
     assert final(job.run()) == ("success", "1", 1)
     assert len(vm.service.requests("PUT snapshot")) == 2
     log = vm.extension.log()[len(before) :]
-    assert f"{job.disks[0]}: created: the first attempt may have created another snapshot" in log
+    assert f"{job.disks[0]}` was created, but the first attempt may have created another snapshot" in log
 
 
 HOST = [
     ("items that are the text false", items("true", "false"), (76, 761)),
     ("items that are JSON false", items("true", False), (76, 761)),
+    ("an item that is the text True", items("true", "True"), (76, 761)),
+    ("only an item that is the text True", items("True"), (76, 76)),
+    ("items without the required keys", PARTIAL, (76, 76)),
     ("nothing but failures", items("false", "false"), (76, 76)),
     ("an empty list", json_answer({"snapshotInfo": []}), (76, 76)),
     ("an empty answer", Answer(200), (76, 76)),
@@ -83,6 +91,8 @@ def test_failure_of_the_host_is_reported(vm: Vm, answer: Answer, codes: tuple[in
     job = vm.job(vm.new_number(), mode="onlyHost")
     report = job.run()
     assert final(report) == ("error", str(codes[0]), codes[1])
+    assert message(report).startswith("snapshotCreator=")
+    assert cause(report)
     assert len(vm.service.requests("dosnapshot")) == 1
     assert_thawed(vm)
 
@@ -126,6 +136,11 @@ def test_freeze_of_another_program_fails_the_job_and_is_left_alone(vm: Vm) -> No
     assert final(report) == ("error", "121", 121)
     assert report["snapshotInfo"] == []
     assert vm.service.requests("PUT snapshot") == []
+    # The message stays as the service knows it. The cause has its own place, and the log has it too.
+    assert message(report).startswith("snapshotCreator=guestExtension, ")
+    assert f"`{other}`" in cause(report)
+    assert cause(report) in vm.extension.log()
+    assert cause(vm.extension.report(job.number)) == cause(report)
     assert_thawed(vm)
 
 
@@ -227,6 +242,7 @@ def test_job_with_an_unreachable_blob_service_does_not_freeze(vm: Vm) -> None:
     job.protected["objectStr"] = object_str({"blobSASUri": uris})
     report = job.run()
     assert final(report) == ("error", "76", 76)
+    assert "connection refused" in cause(report).lower()
     assert [entry["isSuccessful"] for entry in report["snapshotInfo"]] == [False, False]
     assert "FreezeTime" not in telemetry(report)
 
@@ -289,6 +305,14 @@ def test_skipped_mounts_are_not_frozen(vm: Vm) -> None:
     assert f"freeze called {skipped}" not in log
 
 
+def test_skipped_mount_that_is_not_utf_8_does_not_fail_the_job(vm: Vm) -> None:
+    configuration = vm.extension.sandbox.path("/etc/azure/vmbackup.conf")
+    configuration.write_bytes(b"[SnapshotThread]\nMountsToSkip = /,/data\xff\n")
+    before = vm.extension.log()
+    assert final(vm.job(vm.new_number(), mode="onlyGuest").run()) == ("success", "1", 1)
+    assert vm.extension.log()[len(before) :].count("freeze called") == 2
+
+
 def test_snapshot_method_of_the_configuration_wins_over_the_settings(vm: Vm) -> None:
     vm.extension.configure(SnapshotMethod="onlyHost")
     vm.job(vm.new_number(), mode="onlyGuest").run()
@@ -305,6 +329,33 @@ def test_excluded_disks_without_a_list_fail_the_job_before_any_request(vm: Vm) -
     assert final(report) == ("error", "17", 17)
     assert report["snapshotInfo"] is None
     assert vm.service.requests("presnapshot") == []
+
+
+def test_blob_that_the_job_names_twice_has_one_snapshot_that_both_entries_report(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    uris = [vm.service.uri(disk) for disk in job.disks]
+    job.protected["objectStr"] = object_str({"blobSASUri": [*uris, uris[0]]})
+    report = job.run()
+    assert final(report) == ("success", "1", 1)
+    first, second, third = report["snapshotInfo"]
+    assert first == third != second
+    assert len(vm.service.requests("PUT snapshot")) == 2
+
+
+def test_metadata_that_cannot_be_sent_fail_the_job_and_say_which(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    job.object["backupMetadata"] = [{"Key": "a b", "Value": "1"}]
+    report = job.run()
+    assert final(report) == ("error", "11", 11)
+    assert "the name of pair 1 is not an identifier" in message(report)
+    assert vm.service.requests("PUT snapshot") == []
+
+
+@pytest.mark.parametrize("value", ["True", "true", "TRUE"])
+def test_uploads_are_not_disabled_by_the_case_of_true(vm: Vm, value: str) -> None:
+    vm.extension.configure(UploadStatusAndLog=value)
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    assert final(job.run()) == ("success", "1", 1)
 
 
 def test_uploads_can_be_disabled(vm: Vm) -> None:
@@ -331,11 +382,6 @@ def test_status_blob_with_other_content_is_left_alone(vm: Vm) -> None:
     vm.extension.finish()
     assert vm.service.content(job.status_blob) == b"the result of another run"
     assert final(vm.extension.report(job.number)) == ("success", "1", 1)
-
-
-def telemetry(report: dict[str, Any]) -> dict[str, str]:
-    """Returns the report's telemetry."""
-    return {pair["Key"]: pair["Value"] for pair in report["telemetryData"]}
 
 
 def window_ms(vm: Vm, log_before: str) -> float:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any, Callable
 
 import pytest
 
 from tests.extension.conftest import Job, Vm, final, message, ticks_ago
-from tests.support.protected_settings import object_str, settings_file_text
+from tests.support.host_service import Answer
+from tests.support.protected_settings import key_pair, object_str, settings_file_text
 
 Change = Callable[[Job], None]
 
@@ -138,16 +141,77 @@ def test_missing_settings_end_in_16(vm: Vm, text: str) -> None:
     assert vm.service.requests() == []
 
 
-def test_protected_settings_for_a_missing_certificate_end_in_76(vm: Vm) -> None:
-    job = vm.job(vm.new_number(), mode="onlyGuest")
+UNDECRYPTED = [
+    "no key",
+    "no certificate",
+    "another key pair",
+    "no thumbprint",
+    "a damaged message",
+    "no base64",
+]
+
+
+def undecrypted(job: Job, how: str) -> str:
+    """Returns the settings file of a job whose protected settings cannot be decrypted."""
     text = json.loads(settings_file_text(job.settings(), job.protected))
-    handler_settings = text["runtimeSettings"][0]["handlerSettings"]
-    handler_settings["protectedSettingsCertThumbprint"] = "0" * 40
-    vm.extension.write_settings(job.number, json.dumps(text))
+    settings = text["runtimeSettings"][0]["handlerSettings"]
+    if how == "another key pair":
+        settings["protectedSettingsCertThumbprint"] = "0" * 40
+    elif how == "no thumbprint":
+        settings["protectedSettingsCertThumbprint"] = None
+    elif how == "a damaged message":
+        settings["protectedSettings"] = settings["protectedSettings"][:400]
+    elif how == "no base64":
+        settings["protectedSettings"] = "a"
+    return json.dumps(text)
+
+
+@contextlib.contextmanager
+def without_file_of_key(vm: Vm, how: str) -> Iterator[None]:
+    """Hides the certificate or its key from the extension."""
+    suffix = {"no key": "prv", "no certificate": "crt"}.get(how)
+    if suffix is None:
+        yield
+        return
+    inside = vm.extension.base_directory.parent / f"{key_pair().thumbprint}.{suffix}"
+    path = vm.extension.sandbox.path(inside)
+    hidden = path.with_name("hidden")
+    path.rename(hidden)
+    try:
+        yield
+    finally:
+        hidden.rename(path)
+
+
+@pytest.mark.parametrize("how", UNDECRYPTED)
+@pytest.mark.parametrize("mode", ["onlyGuest", "firstHostThenGuest"])
+def test_disks_that_are_unknown_because_nothing_could_be_decrypted_end_in_16(
+    vm: Vm, how: str, mode: str
+) -> None:
+    job = vm.job(vm.new_number(), mode=mode)
+    vm.service.script("presnapshot", Answer(404))
+    with without_file_of_key(vm, how):
+        vm.extension.write_settings(job.number, undecrypted(job, how))
+        vm.extension.run("enable", job.number)
+        vm.extension.finish()
+    report = vm.extension.report(job.number)
+    assert final(report) == ("error", "16", 16)
+    assert report["vmHealthInfo"]["vmHealthState"] == 128
+    assert message(report).startswith(
+        "unable to load certificate: could not decrypt the protected settings: "
+    )
+    assert "StatusCode.FailedHandlerGuestAgentCertificateNotFound," in message(report)
+    assert report["snapshotInfo"] == []
+    assert message(report).partition(" StatusCode")[0].partition(": ")[2] in vm.extension.log()
+
+
+@pytest.mark.parametrize("mode", ["onlyHost", "firstHostThenGuest", "firstGuestThenHost"])
+def test_host_takes_the_snapshots_although_nothing_could_be_decrypted(vm: Vm, mode: str) -> None:
+    job = vm.job(vm.new_number(), mode=mode)
+    vm.extension.write_settings(job.number, undecrypted(job, "another key pair"))
     vm.extension.run("enable", job.number)
     vm.extension.finish()
-    assert final(vm.extension.report(job.number)) == ("error", "76", 76)
-    assert "certificate" in vm.extension.log()
+    assert final(vm.extension.report(job.number)) == ("success", "1", 1)
 
 
 @pytest.mark.parametrize("cipher", ["des3", "aes256"])

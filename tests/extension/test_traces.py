@@ -7,10 +7,13 @@ order of status, snapshots, final status and final log must be the same.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from tests.extension.conftest import Job, Vm, host_item, message, ticks_ago
+from tests.extension.conftest import Job, Vm, final, host_item, message, telemetry, ticks_ago
 from tests.support.host_service import Answer, Request, blob_error, json_answer
+from tests.support.protected_settings import object_str
 from tests.support.writers import Writer, writing
 
 PRE = "presnapshot"
@@ -77,6 +80,28 @@ def test_first_host_then_guest_asks_the_blobs_if_the_host_fails(vm: Vm, answer: 
     assert f"hostStatusCodePreSnapshot={number}, " in message(report)
 
 
+def test_first_host_then_guest_asks_the_host_if_its_answer_is_no_json(vm: Vm) -> None:
+    vm.service.script(PRE, Answer(200, b"<html>"))
+    job = vm.job(vm.new_number(), mode="firstHostThenGuest")
+    assert trace(job) == [*BEGINNING, DO, *END]
+    assert "hostStatusCodePreSnapshot=200, " in message(job.blob_report())
+
+
+def test_first_host_then_guest_needs_json_for_encrypted_disks(vm: Vm) -> None:
+    vm.service.script(PRE, Answer(200, b"<html>"))
+    job = vm.job(vm.new_number(), mode="firstHostThenGuest")
+    job.included_disks["isVMADEEnabled"] = True
+    assert DO not in trace(job)
+    assert "hostStatusCodePreSnapshot=558, " in message(job.blob_report())
+
+
+def test_answer_that_is_no_json_leaves_the_status_of_dosnapshot(vm: Vm) -> None:
+    vm.service.script(DO, Answer(200, b"<html>"))
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    assert trace(job) == [*BEGINNING, DO, *END]
+    assert "hostStatusCodeDoSnapshot=200, " in message(job.blob_report())
+
+
 def test_first_guest_then_host_asks_the_host_if_all_disks_fail(vm: Vm) -> None:
     job = vm.job(vm.new_number(), mode="firstGuestThenHost")
     for disk in job.disks:
@@ -139,6 +164,59 @@ def test_job_that_starts_too_late_takes_no_snapshot(vm: Vm) -> None:
     assert (report["code"], report["status"], report["snapshotInfo"]) == ("402", "error", None)
     assert report["vmHealthInfo"] == {"vmHealthState": 256, "vmHealthStatusCode": 402}
     assert message(report).startswith("CRP timeout limit has reached, will not take snapshot.")
+
+
+NOT_DISPATCHED: list[tuple[dict[str, Any], tuple[str, str, int], str]] = [
+    ({"commandToExecute": "frobnicate"}, ("error", "11", 11), "command is not correct"),
+    ({"commandToExecute": None}, ("error", "2", 2), "Enable failed."),
+    ({"commandToExecute": "Install"}, ("success", "1", 1), "Install Succeeded"),
+    ({"backupMetadata": None}, ("error", "11", 11), "required field empty or not correct"),
+    ({"customSettings": "{bad"}, ("error", "2", 2), "Enable failed."),
+    ({"customSettings": {}}, ("error", "2", 2), "Enable failed."),
+]
+
+
+def not_dispatched(vm: Vm, changes: dict[str, Any], **more: Any) -> Job:
+    """Returns a job that takes no snapshot because of these settings."""
+    changes = dict(changes)
+    if "backupMetadata" in changes:
+        changes["objectStr"] = object_str({"backupMetadata": changes.pop("backupMetadata")})
+    return vm.job(vm.new_number(), **{**changes, **more})
+
+
+@pytest.mark.parametrize(("changes", "expected", "words"), NOT_DISPATCHED, ids=lambda value: str(value)[:40])
+def test_job_that_is_not_dispatched_reports_like_one_that_was(
+    vm: Vm, changes: dict[str, Any], expected: tuple[str, str, int], words: str
+) -> None:
+    job = not_dispatched(vm, changes)
+    assert trace(job) == [PRE, *END]
+    [pre] = vm.service.requests(PRE)
+    assert "preSnapshotSettings" not in pre.json
+    report = job.blob_report()
+    assert final(report) == expected
+    assert message(report).startswith(words)
+    assert report["snapshotInfo"] is None
+    assert telemetry(report)["extErrorCode"]
+    assert report["storageDetails"]["partitionCount"] > 0
+    # The disks of a test are loop devices, which the size leaves out and the telemetry names.
+    assert "loopDevicesSize" in telemetry(report)
+    assert vm.extension.report(job.number) == report
+
+
+@pytest.mark.parametrize("changes", [row[0] for row in NOT_DISPATCHED], ids=lambda value: str(value)[:40])
+def test_rule_of_140_minutes_comes_before_the_dispatch(vm: Vm, changes: dict[str, Any]) -> None:
+    job = not_dispatched(vm, changes, commandStartTimeUTCTicks=ticks_ago(minutes=141))
+    vm.service.script(PRE, json_answer({}))
+    assert trace(job) == [PRE, "logs HEAD", "logs PUT", "status HEAD", "status PUT"]
+    report = job.blob_report()
+    assert final(report) == ("error", "402", 402)
+    assert "extErrorCode" not in telemetry(report)
+
+
+@pytest.mark.parametrize("changes", [row[0] for row in NOT_DISPATCHED], ids=lambda value: str(value)[:40])
+def test_host_is_not_asked_without_a_start_if_there_is_nothing_to_do(vm: Vm, changes: dict[str, Any]) -> None:
+    job = not_dispatched(vm, changes, commandStartTimeUTCTicks=None)
+    assert trace(job) == END
 
 
 def test_clock_of_the_host_decides_whether_a_job_is_too_late(vm: Vm) -> None:

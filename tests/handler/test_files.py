@@ -6,7 +6,9 @@ import errno
 import os
 import resource
 import signal
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,40 @@ def test_full_disk_leaves_everything_as_it_was(status: Path) -> None:
         signal.signal(signal.SIGXFSZ, handler)
     assert caught.value.errno == errno.EFBIG
     assert [(path, path.read_text()) for path in status.parent.iterdir()] == [(status, "before")]
+
+
+@pytest.fixture
+def full_disk(root: None, tmp_path: Path) -> Iterator[Path]:  # noqa: ARG001 (requested for its effect)
+    """Mounts a small filesystem in memory, with room for one more file."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    options = ["-t", "tmpfs", "-o", "size=64k,nr_inodes=2"]
+    subprocess.run(["mount", *options, "full-disk", str(directory)], check=True, timeout=10)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True, timeout=10)
+
+
+def test_file_is_rewritten_in_place_if_no_second_one_can_be_made(full_disk: Path) -> None:
+    file = full_disk / "7.status"
+    write_atomically(file, "a long transitioning status", 0o644)
+    with pytest.raises(OSError):
+        (full_disk / "another").touch()
+    write_atomically(file, "final")
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("final", 0o600)
+    write_atomically(file, "")
+    assert file.read_text() == ""
+    assert list(full_disk.iterdir()) == [file]
+
+
+def test_file_that_has_no_room_in_place_either_stays_as_it_was(full_disk: Path) -> None:
+    file = full_disk / "7.status"
+    write_atomically(file, "transitioning")
+    with pytest.raises(OSError) as caught:
+        write_atomically(file, "x" * 100_000)
+    assert caught.value.errno == errno.ENOSPC
+    assert file.read_text() == "transitioning"
 
 
 def test_missing_folder_is_not_made(tmp_path: Path) -> None:

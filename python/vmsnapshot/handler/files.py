@@ -6,8 +6,12 @@ This module knows nothing about their content. Do not call it inside the window:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
+
+# No space or no inode, for everyone or for this user.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
@@ -17,11 +21,22 @@ def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
     busy machine. If the machine crashes, the old file may come back, and on some filesystems the file is
     empty.
 
+    If the disk has no room for a second file, for example no free inode, an existing file is rewritten in
+    place. For that moment a reader can find a part of it. The agent reads a damaged status again.
+
     Raises:
         OSError: it could not be written. The old file is unchanged, and no temporary file is left.
         UnicodeEncodeError: `text` cannot be encoded as UTF-8. Likewise.
     """
     content = text.encode()
+    try:
+        _replace(path, content, mode)
+    except OSError as error:
+        if error.errno not in _FULL or not _rewrite(path, content, mode):
+            raise
+
+
+def _replace(path: Path, content: bytes, mode: int) -> None:
     # The agent reads `*.status` and `*.settings`, so the temporary name must not end like that. The random
     # number separates two commands that write the same file. `tempfile` does the same, but takes 6 ms to
     # import.
@@ -36,6 +51,29 @@ def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _rewrite(path: Path, content: bytes, mode: int) -> bool:
+    """Rewrites an existing file. Returns False if that is not possible. Then it is unchanged."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        try:
+            size_bytes = os.fstat(descriptor).st_size
+            try:
+                # Fails before anything is overwritten if the disk has no room.
+                os.posix_fallocate(descriptor, 0, max(1, len(content)))
+            except OSError:
+                file.truncate(size_bytes)
+                return False
+            os.fchmod(descriptor, mode)
+            file.write(content)
+            file.truncate(len(content))
+        except OSError:
+            return False
+    return True
 
 
 def read_text(path: Path) -> str | None:

@@ -47,10 +47,12 @@ from vmsnapshot.handler.report.outcome import (
     TRANSITIONING,
     Attempt,
     Outcome,
+    certificate_missing,
     failed,
     may_be_crash_consistent,
     outcome_of,
 )
+from vmsnapshot.handler.report.outcome import Path as Taker
 from vmsnapshot.handler.report.status import StatusDocuments, StorageDetails
 from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings.envelope import Envelope
@@ -95,7 +97,6 @@ class Worker:
         try:
             settings = self._read_settings()
         except SettingsError as error:
-            self._log.error(str(error))
             uploads = self._uploads(error.job)
             self._finish_early(failed(error.code, str(error)), uploads)
             return uploads.is_status_reported
@@ -106,7 +107,6 @@ class Worker:
             outcome = self._job(settings, uploads)
         except EndedEarlyError as ended:
             self._interruptions.hold()
-            self._log.error(ended.outcome.message or ended.outcome.run_code.shown_as)
             self._finish_early(ended.outcome, uploads)
         except KeyboardInterrupt:
             self._finish(STOPPED, uploads)
@@ -143,17 +143,28 @@ class Worker:
             f"kernel {facts['kernelVersion']}, Python {facts['pythonVersion']}, "
             f"agent {facts['guestAgentVersion']}"
         )
-        for warning in (*self._context.configuration.warnings, *self._connections.proxies.warnings):
-            self._log.warning(warning)
+        for warnings in (
+            self._context.configuration.warnings,
+            self._context.applications.scripts.warnings,
+            self._connections.proxies.warnings,
+        ):
+            for warning in warnings:
+                self._log.warning(warning)
         for application in self._context.applications.ignored:
             # The owner may rely on it. The report calls the snapshots what they are.
             self._log.warning(f"{application}: nothing is quiesced, only filesystems are consistent")
 
     def _read_settings(self) -> Settings:
-        protected = self._decrypted(self._asked.envelope)
+        protected: Mapping[str, object] = {}
+        problem = None
+        try:
+            protected = self._decrypted(self._asked.envelope)
+        except ProtectedSettingsError as error:
+            problem = f"{error}; {error.hint}"
+            self._log.error(problem)
         # The file does not need them any more, whatever the outcome of the job.
         self._scrub()
-        settings = parse(self._asked.envelope, protected)
+        settings = parse(self._asked.envelope, protected, protected_problem=problem)
         for warning in settings.warnings:
             self._log.warning(f"settings: {warning}")
         return settings
@@ -162,28 +173,27 @@ class Worker:
         self._context.scrub_settings(self._asked.number)
 
     def _decrypted(self, envelope: Envelope) -> Mapping[str, object]:
-        if envelope.protected_text is None or envelope.thumbprint is None:
+        if envelope.protected_text is None:
             return {}
         openssl = self._waagent.get("OS.OpensslPath", OPENSSL)
-        try:
-            return decrypt(
-                envelope.protected_text,
-                envelope.thumbprint,
-                self._context.environment.lib_directory,
-                openssl=openssl,
-            )
-        except ProtectedSettingsError as error:
-            self._log.error(str(error))
-            return {}
+        return decrypt(
+            envelope.protected_text,
+            envelope.thumbprint or "",
+            self._context.environment.lib_directory,
+            openssl=openssl,
+        )
 
     def _job(self, settings: Settings, uploads: Uploads) -> Outcome:
-        if settings.command is Command.INSTALL:
-            return INSTALLED
         mode = self._mode(settings)
         self._log.info(f"task {settings.job.task_id}, mode {mode.value}, {len(settings.blobs)} blobs")
-        pre_snapshot = self._pre_snapshot(settings, mode)
-        if self._is_late():
-            raise EndedEarlyError(TOO_LATE)
+        if settings.refusal is not None:
+            self._begin_without_snapshots(settings)
+            return failed(settings.refusal.code, settings.refusal.message)
+        if settings.command is Command.INSTALL:
+            self._begin_without_snapshots(settings)
+            return INSTALLED
+        wants_details = mode is SnapshotMode.FIRST_HOST_THEN_GUEST
+        pre_snapshot = self._pre_snapshot(settings, wants_details=wants_details)
         self._storage = StorageDetails(partition_count=partition_count(vmsnapshot.machine().mounts))
         encryption = self._begin_reporting(settings, mode, pre_snapshot, uploads)
         try:
@@ -193,7 +203,21 @@ class Worker:
         self._interruptions.hold()
         if not self._log.is_suspended:
             self._measure(settings)
+        if attempt.path is Taker.GUEST and not settings.blobs and settings.protected_problem is not None:
+            # Not the network: the disks are named in what could not be decrypted.
+            return certificate_missing(settings.protected_problem)
         return outcome_of(attempt, may_be_crash_consistent=may_be_crash_consistent(settings))
+
+    def _begin_without_snapshots(self, settings: Settings) -> None:
+        """Does what precedes the report of a job that takes no snapshot: the 140-minute rule and the sizes.
+
+        The reference dispatches on the command after the rule, for which it asks the host (contract 2.2).
+        """
+        if settings.start is not None:
+            self._pre_snapshot(settings, wants_details=False)
+        self._storage = StorageDetails(partition_count=partition_count(vmsnapshot.machine().mounts))
+        self._interruptions.hold()
+        self._measure(settings)
 
     def _begin_reporting(
         self, settings: Settings, mode: SnapshotMode, pre_snapshot: PreSnapshot, uploads: Uploads
@@ -218,17 +242,20 @@ class Worker:
         except SettingsError as error:
             raise EndedEarlyError(failed(error.code, str(error))) from None
 
-    def _pre_snapshot(self, settings: Settings, mode: SnapshotMode) -> PreSnapshot:
-        """Announces the job to the host and receives the host's time. Once, and before the freeze."""
+    def _pre_snapshot(self, settings: Settings, *, wants_details: bool) -> PreSnapshot:
+        """Announces the job to the host and receives the host's time. Once, and before the freeze.
+
+        Raises:
+            EndedEarlyError: it is too late for the job.
+        """
         encrypted = settings.disks.azure_disk_encryption
-        wants_details = encrypted or mode is SnapshotMode.FIRST_HOST_THEN_GUEST
         answer = self._connections.background.submit(
             host.pre_snapshot(
                 self._connections.background.session,
                 self._connections.host_address,
                 task_id=settings.host_task_id,
                 token=settings.snapshot_task_token,
-                details=encrypted if wants_details else None,
+                details=encrypted if encrypted or wants_details else None,
             )
         ).result()
         self._reporter.telemetry.set("hostStatusCodePreSnapshot", str(answer.telemetry_status))
@@ -240,6 +267,8 @@ class Worker:
             now = answer.response_time or datetime.datetime.now(datetime.timezone.utc)
             # In this order, because `start + LATE_AFTER` can overflow for a start in the year 9999.
             self._late_at = time.monotonic() + (settings.start - now + LATE_AFTER).total_seconds()
+        if self._is_late():
+            raise EndedEarlyError(TOO_LATE)
         return answer
 
     def _is_late(self) -> bool:
@@ -259,7 +288,13 @@ class Worker:
             if self._is_late():
                 raise EndedEarlyError(TOO_LATE_AFTER_PREPARATION)
 
-        freezing = Freezing(self._context.configuration, self._interruptions, self._log)
+        scripts = self._context.applications.scripts
+        freezing = Freezing(
+            self._context.configuration,
+            self._interruptions,
+            self._log,
+            freeze_is_unwanted_by=None if scripts.wants_freeze else scripts.path,
+        )
         attempts = Attempts(settings, freezing, self._connections, self._reporter.telemetry, before_freeze)
         if mode is SnapshotMode.ONLY_HOST:
             return attempts.by_host(pre_snapshot)
@@ -359,6 +394,9 @@ class Worker:
 
     def _tell(self, outcome: Outcome) -> None:
         text = f"ended with {int(outcome.run_code)} ({outcome.run_code.shown_as}), {int(outcome.ext_code)}"
+        cause = outcome.cause or ("" if outcome.is_success else outcome.message.strip())
+        if cause:
+            text += f": {cause}"
         (self._log.info if outcome.is_success else self._log.error)(text)
 
 

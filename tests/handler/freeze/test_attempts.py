@@ -55,6 +55,7 @@ class Blob:
     outcome: str = "created"
     snapshot_uri: str | None = "https://h/b?snapshot=t"
     http_status: int | None = 201
+    error_code: str | None = None
     message: str | None = None
     body: str | None = None
     attempts: int = 1
@@ -65,6 +66,8 @@ class Report:
     """An engine's report."""
 
     freeze_doubt_code: str | None = None
+    freeze_doubt: str | None = None
+    why: str | None = None
     blobs: tuple[Blob, ...] = (Blob(),)
     host_call: Any = None
     filesystems: tuple[Any, ...] = ()
@@ -138,7 +141,9 @@ def made_by(
 
 
 def error(subject: ErrorSubject) -> PrepareError:
-    return PrepareError("could not do it", code="a-code", kind="system", subject=subject)
+    return PrepareError(
+        "could not do it", code="a-code", kind="system", subject=subject, hint="do this instead"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -227,9 +232,9 @@ def test_blobs_of_which_none_can_be_used_are_failed_disks_without_a_freeze(run: 
         (
             "watchdog",
             Code.ENGINE_NOT_FOUND,
-            "could not do it StatusCode.FailedSafeFreezeBinaryNotFound,",
+            "could not do it; do this instead StatusCode.FailedSafeFreezeBinaryNotFound,",
         ),
-        ("metadata", Code.PARAMETERS, "could not do it "),
+        ("metadata", Code.PARAMETERS, "could not do it; do this instead "),
     ],
 )
 def test_some_errors_end_the_job_with_a_code_of_their_own(
@@ -275,6 +280,74 @@ def test_metadata_is_sent_as_text(run: Any) -> None:
     _, engine = run(Report())
     assert engine.prepared[0]["metadata"] == {"Count": "7", "IsLast": "true", "Nothing": ""}
     assert engine.prepared[0]["blobs"] == (URI,)
+
+
+OTHER = URI.replace("/b.vhd", "/other.vhd")
+
+
+def test_blob_that_is_named_twice_is_sent_once_and_reported_twice() -> None:
+    blobs = (SasUri(URI), SasUri(OTHER), SasUri(URI))
+    second = replace(Blob(), snapshot_uri="https://h/other?snapshot=t")
+    engine = Engine([Report(blobs=(Blob(), second))])
+    attempt = made_by(engine, settings=replace(SETTINGS, blobs=blobs)).by_guest(("a", "b", "a"))
+    assert engine.prepared[0]["blobs"] == (URI, OTHER)
+    assert engine.prepared[0]["blob_metadata"] == (
+        {"DiskEncryptionSettings": "a"},
+        {"DiskEncryptionSettings": "b"},
+    )
+    first, other, again = attempt.items
+    assert first == again
+    assert other.snapshot_uri == "https://h/other?snapshot=t"
+
+
+NAME = URI.partition("?")[0]
+CAUSES: list[tuple[Report | Exception, str]] = [
+    (error("run"), "could not prepare the freeze: could not do it; do this instead"),
+    (error("filesystem"), "could not prepare the freeze: could not do it; do this instead"),
+    (error("callee"), "could not do it; do this instead"),
+    (PlanError("no plan", code="unreadable", kind="system"), "could not plan what to freeze: no plan"),
+    (Report("freeze-failed", freeze_doubt="`/a` failed", why="other", blobs=(UNSENT,)), "`/a` failed"),
+    (Report("thawed-by-another", freeze_doubt="`/a` was thawed", why="other"), "`/a` was thawed"),
+    (
+        Report(blobs=(replace(UNSENT, error_code="connect-failed", message="could not connect for `h/b`"),)),
+        f"no known snapshot of `{NAME}`: could not connect for `h/b`",
+    ),
+    (
+        Report(blobs=(replace(UNSENT, error_code="tls-failed", message=f"no TLS for blob `{NAME}`"),)),
+        f"no TLS for blob `{NAME}`",
+    ),
+    (
+        Report(
+            blobs=(Blob(outcome="refused", http_status=503, error_code="ServerBusy", message="Is\nbusy."),)
+        ),
+        f"no known snapshot of `{NAME}`: the service answered 503 ServerBusy: Is busy.",
+    ),
+    (Report(), ""),
+]
+
+
+@pytest.mark.parametrize(("answer", "cause"), CAUSES, ids=lambda value: str(value)[:40])
+def test_attempt_has_the_cause_of_its_failure_in_words(
+    run: Any, answer: Report | Exception, cause: str
+) -> None:
+    assert run(answer)[0].cause == cause
+
+
+def test_cause_of_a_failed_freeze_stays_if_the_snapshot_is_taken_without_one(run: Any) -> None:
+    frozen = Report("freeze-failed", freeze_doubt="`/a` failed", blobs=(UNSENT,))
+    attempt, _ = run(frozen, Report(why="nothing was frozen"), settings=CRASH_CONSISTENT)
+    assert attempt.cause == "`/a` failed"
+
+
+def test_job_without_blobs_says_so(run: Any) -> None:
+    attempt, engine = run(settings=replace(SETTINGS, blobs=()))
+    assert "names no blobs" in attempt.cause
+    assert engine.prepared == []
+
+
+def test_cause_has_no_signature(run: Any) -> None:
+    failure = PrepareError(f"could not do {URI}", code="x", kind="system", subject="run")
+    assert "AAAA" not in run(failure)[0].cause
 
 
 def test_host_that_cannot_be_reached_is_555() -> None:

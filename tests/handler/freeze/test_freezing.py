@@ -17,7 +17,7 @@ from tests.handler.machine.fake_machine import IDE_OS, IDE_TEMPORARY, FakeMachin
 from vmsnapshot import Mount, PrepareError
 from vmsnapshot.handler.freeze import freezing
 from vmsnapshot.handler.freeze.freezing import Freezing
-from vmsnapshot.handler.freeze.lock import LockHeldError
+from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError
 from vmsnapshot.handler.log import EXTENSION_LOG, Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.interruptions import Interruptions
@@ -149,6 +149,24 @@ def test_lock_that_another_program_holds_is_an_error_if_there_was_no_signal(
     monkeypatch.setattr(freezing, "SafeFreezeLock", wait)
     with pytest.raises(LockHeldError):
         made().lock()
+
+
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_lock_that_cannot_be_taken_is_an_error_unless_no_other_program_can_hold_it(
+    monkeypatch: pytest.MonkeyPatch, is_missing: bool
+) -> None:
+    def refuse(**_: object) -> None:
+        raise LockUnavailableError("could not lock `/x`: no space left on device", is_missing=is_missing)
+
+    monkeypatch.setattr(freezing, "SafeFreezeLock", refuse)
+    parts = made()
+    if is_missing:
+        with parts.lock():
+            (warning,) = parts.log.warnings_and_errors()
+        assert warning.text.startswith("could not lock `/x`: no space left on device; ")
+    else:
+        with pytest.raises(LockUnavailableError):
+            parts.lock()
 
 
 def test_what_an_earlier_run_left_frozen_is_thawed_once(prepare: Any) -> None:

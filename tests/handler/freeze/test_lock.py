@@ -204,6 +204,54 @@ def test_folder_that_cannot_be_made_is_no_lock(tmp_path: Path) -> None:
     assert caught.value.code == "lock-unavailable"
 
 
+@pytest.fixture
+def writable(root: None, path: Path, tmp_path: Path) -> Iterator[Path]:  # noqa: ARG001 (requested for its effect)
+    """Makes the directory of the lock read-only. Returns the lock's file under a name that can be written."""
+    directory = tmp_path / "writable"
+    directory.mkdir()
+    (directory / path.name).touch()
+    path.parent.mkdir(parents=True)
+    subprocess.run(["mount", "--bind", str(directory), str(path.parent)], check=True, timeout=10)
+    try:
+        remount = ["mount", "-o", "remount,bind,ro", str(path.parent)]
+        subprocess.run(remount, check=True, timeout=10)
+        yield directory / path.name
+    finally:
+        subprocess.run(["umount", str(path.parent)], check=True, timeout=10)
+
+
+def test_file_on_a_read_only_filesystem_is_locked_against_other_programs(path: Path, writable: Path) -> None:
+    with SafeFreezeLock(path=path):
+        holder = Holder(writable)
+        assert not holder.holds
+        holder.let_go()
+
+
+def test_lock_of_another_program_on_a_read_only_filesystem_is_respected(path: Path, writable: Path) -> None:
+    holder = Holder(writable)
+    assert holder.holds
+    with pytest.raises(LockHeldError):
+        SafeFreezeLock(path=path, limit_seconds=0)
+    holder.let_go()
+
+
+def test_lock_that_does_not_exist_and_cannot_be_created_is_missing(
+    root: None,  # noqa: ARG001 (requested for its effect)
+    path: Path,
+) -> None:
+    directory = path.parent.parent
+    directory.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "nr_inodes=1", "full", str(directory)], check=True, timeout=10
+    )
+    try:
+        with pytest.raises(LockUnavailableError) as caught:
+            SafeFreezeLock(path=path)
+    finally:
+        subprocess.run(["umount", str(directory)], check=True, timeout=10)
+    assert caught.value.is_missing
+
+
 def test_file_that_cannot_be_opened_is_no_lock(path: Path) -> None:
     path.mkdir(parents=True)
     with pytest.raises(LockUnavailableError):

@@ -202,11 +202,13 @@ def test_answer_that_is_no_success_has_its_number(
 
 
 @pytest.mark.parametrize("body", [b"yes", b"[]", b"\xff", b"[" * 100_000])
-def test_answer_that_is_no_json_object_will_do_unless_details_were_asked_for(
+def test_answer_that_is_no_json_object_will_do_unless_the_disks_are_encrypted(
     service: HostService, body: bytes
 ) -> None:
     service.script("presnapshot", Answer(200, body))
-    assert ask(service.address).telemetry_status == 200
+    for details in (None, False):
+        answer = ask(service.address, details=details)
+        assert (answer.telemetry_status, answer.is_ok, answer.error) == (200, True, None)
     answer = ask(service.address, details=True)
     assert answer.telemetry_status == 558
     assert not answer.is_ok
@@ -310,6 +312,14 @@ def test_is_successful_is_passed_on_in_the_form_received(form: bool | str) -> No
     assert type(item.is_successful) is type(form)
 
 
+@pytest.mark.parametrize(
+    ("form", "succeeded"), [("true", True), (True, True), ("True", False), ("false", False), (False, False)]
+)
+def test_only_json_true_and_exactly_the_text_true_are_a_success(form: bool | str, succeeded: bool) -> None:
+    (item,) = answer_of(entry(isSuccessful=form))
+    assert item.succeeded is succeeded
+
+
 def test_failed_item_keeps_its_message() -> None:
     (item,) = answer_of(
         entry(isSuccessful="false", snapshotUri=None, errorMessage="The rate ... is exceeded")
@@ -361,6 +371,8 @@ def test_creation_time_is_read_with_any_fraction_and_offset_and_never_costs_an_i
         None,
         {},
         {"snapshotUri": f"{OS_URI}?snapshot=x", "errorMessage": None, "statusCode": 200},
+        {"isSuccessful": "true", "snapshotUri": f"{OS_URI}?snapshot=x", "errorMessage": None},
+        {"isSuccessful": "true", "snapshotUri": f"{OS_URI}?snapshot=x", "statusCode": 200},
         entry(isSuccessful=1),
         entry(snapshotUri=None),
     ],
@@ -392,10 +404,12 @@ def test_answer_without_disks_is_usable_and_empty() -> None:
         (500, b"", 556),
         (500, b'{ "error": {"code": "x"}}', 500),
         (200, b"", 557),
-        (200, b"no json", 558),
-        (200, b"[]", 558),
-        (200, b'{"snapshotInfo": null}', 558),
-        (200, b'{"snapshotInfo": [{"isSuccessful": "tr', 558),
+        (200, b"no json", 200),
+        (201, b"[]", 201),
+        (200, b'{"snapshotInfo": null}', 200),
+        (200, b'{"snapshotInfo": [{"isSuccessful": "tr', 200),
+        (200, b'{"snapshotInfo": [{"isSuccessful": "true", "snapshotUri": "https://a/b?snapshot=1"}]}', 200),
+        (200, b'{"snapshotInfo": [null, {}]}', 200),
         (404, b'{"snapshotInfo": []}', 404),
     ],
 )

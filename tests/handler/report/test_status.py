@@ -201,6 +201,7 @@ def test_failed_upload_is_in_the_message() -> None:
         (SUCCESS.outcome, False, 0),
         (SUCCESS.outcome, True, 1),
         (replace(SUCCESS.outcome, is_crash_consistent=True), False, 3),
+        (replace(SUCCESS.outcome, nothing_was_frozen=True), True, 0),
         (PARTIAL_FAILURE.outcome, True, 0),
         (TRANSITIONING, True, 0),
     ],
@@ -219,6 +220,26 @@ def test_text_outside_ascii_is_escaped() -> None:
     assert documents.file.isascii()
     message = json.loads(status_of(documents)["formattedMessage"]["message"])
     assert message["messageStr"].startswith("Größe 中 \U0001f4be")
+
+
+def test_cause_of_a_failure_is_the_job_message_of_both_documents() -> None:
+    cause = "could not freeze `/srv/Größe`: device or resource busy"
+    documents = render(replace(PARTIAL_FAILURE, outcome=replace(PARTIAL_FAILURE.outcome, cause=cause)))
+    without = render(PARTIAL_FAILURE)
+    for text, bare in ((documents.blob, without.blob), (documents.file, without.file)):
+        shown, usual = (
+            json.loads(json.loads(part)[0]["status"]["formattedMessage"]["message"]) for part in (text, bare)
+        )
+        assert shown == {**usual, "jobMessage": cause}
+        assert usual["jobMessage"] == ""
+
+
+def test_long_cause_is_cut() -> None:
+    outcome = replace(PARTIAL_FAILURE.outcome, cause="中" * 100_000)
+    documents = render(replace(PARTIAL_FAILURE, outcome=outcome))
+    message = json.loads(status_of(documents)["formattedMessage"]["message"])
+    assert message["jobMessage"] == "中" * 1024
+    assert len(documents.file) < FILE_LIMIT_CHARACTERS
 
 
 @pytest.mark.parametrize("disks", [1, 33, 64])

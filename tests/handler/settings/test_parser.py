@@ -78,7 +78,7 @@ def parsed_custom(**settings: Any) -> Settings:
     return parsed(customSettings=json.dumps(settings))
 
 
-def refusal(settings: dict[str, Any], protected: dict[str, Any]) -> SettingsError:
+def error_of(settings: dict[str, Any], protected: dict[str, Any]) -> SettingsError:
     with pytest.raises(SettingsError) as caught:
         parse(Envelope(settings), protected)
     return caught.value
@@ -131,7 +131,7 @@ UNUSABLE = "required field empty or not correct"
     ],
 )
 def test_unusable_public_object_str_is_11_and_names_the_blobs(value: Any) -> None:
-    error = refusal(public(objectStr=value), PROTECTED)
+    error = error_of(public(objectStr=value), PROTECTED)
     assert error.code == Code.PARAMETERS
     assert str(error).startswith(UNUSABLE)
     assert error.job.status_blob == SasUri(STATUS_URI)
@@ -140,7 +140,7 @@ def test_unusable_public_object_str_is_11_and_names_the_blobs(value: Any) -> Non
 
 
 def test_missing_public_object_str_is_11() -> None:
-    assert refusal(without(public(), "objectStr"), PROTECTED).code == Code.PARAMETERS
+    assert error_of(without(public(), "objectStr"), PROTECTED).code == Code.PARAMETERS
 
 
 @pytest.mark.parametrize(
@@ -148,19 +148,19 @@ def test_missing_public_object_str_is_11() -> None:
     ["QQ", base64.b64encode(b"not json").decode(), object_str({}), object_str({"blobSASUri": OS_URI}), 7],
 )
 def test_unusable_protected_object_str_is_11(value: Any) -> None:
-    error = refusal(public(), {**PROTECTED, "objectStr": value})
+    error = error_of(public(), {**PROTECTED, "objectStr": value})
     assert error.code == Code.PARAMETERS
     assert error.job.status_blob == SasUri(STATUS_URI)
 
 
 def test_no_public_settings_are_11_when_there_are_protected_ones() -> None:
-    error = refusal({}, PROTECTED)
+    error = error_of({}, PROTECTED)
     assert error.code == Code.PARAMETERS
     assert error.job.status_blob == SasUri(STATUS_URI)
 
 
 def test_no_settings_at_all_are_16() -> None:
-    error = refusal({}, {})
+    error = error_of({}, {})
     assert error.code == Code.CERTIFICATE_NOT_FOUND
     assert str(error) == "unable to load certificate"
     assert error.job == Job()
@@ -177,35 +177,47 @@ def test_missing_vm_type_is_not_v2() -> None:
 
 
 def test_null_backup_metadata_is_11() -> None:
-    error = refusal(public(objectStr=object_str({"backupMetadata": None})), PROTECTED)
-    assert (error.code, str(error)) == (Code.PARAMETERS, UNUSABLE)
+    assert parsed_request(backupMetadata=None).refusal == (Code.PARAMETERS, UNUSABLE)
 
 
 def test_null_backup_metadata_does_not_stop_an_install() -> None:
     settings = parsed(commandToExecute="install", objectStr=object_str({"backupMetadata": None}))
-    assert (settings.command, settings.backup_metadata) == (Command.INSTALL, ())
+    assert (settings.command, settings.backup_metadata, settings.refusal) == (Command.INSTALL, (), None)
 
 
 @pytest.mark.parametrize("value", [None, 5, ["snapshot"]])
 def test_missing_command_is_2(value: Any) -> None:
-    error = refusal(public(commandToExecute=value), PROTECTED)
-    assert error.code == Code.ERROR
-    assert str(error).startswith("Enable failed.")
+    settings = parsed(commandToExecute=value)
+    assert settings.command is None
+    assert settings.refusal is not None
+    assert settings.refusal.code == Code.ERROR
+    assert settings.refusal.message.startswith("Enable failed.")
 
 
 @pytest.mark.parametrize("value", ["", "backup", "snap shot"])
 def test_unknown_command_is_11(value: str) -> None:
-    error = refusal(public(commandToExecute=value), PROTECTED)
-    assert error.code == Code.PARAMETERS
-    assert str(error) == "command is not correct"
+    settings = parsed(commandToExecute=value)
+    assert (settings.command, settings.refusal) == (None, (Code.PARAMETERS, "command is not correct"))
 
 
 @pytest.mark.parametrize("value", ["{", "[]", "null", " ", {"takeSnapshotFrom": "onlyHost"}, 5, False])
 def test_custom_settings_that_are_no_text_of_an_object_are_2(value: Any) -> None:
-    error = refusal(public(customSettings=value), PROTECTED)
-    assert error.code == Code.ERROR
-    assert str(error).startswith("Enable failed.")
-    assert error.job.status_blob == SasUri(STATUS_URI)
+    settings = parsed(customSettings=value)
+    assert settings.refusal is not None
+    assert settings.refusal.code == Code.ERROR
+    assert settings.refusal.message.startswith("Enable failed.")
+    assert settings.custom == CustomSettings()
+
+
+def test_first_reason_to_refuse_a_job_counts_and_the_rest_is_read() -> None:
+    settings = parsed_request(backupMetadata=None, includedDisks={"dataDiskLunList": [3]})
+    assert settings.disks.luns == (3,)
+    settings = parsed(commandToExecute="backup", customSettings="{")
+    assert settings.refusal == (Code.PARAMETERS, "command is not correct")
+
+
+def test_job_that_is_not_refused_has_no_refusal() -> None:
+    assert parsed().refusal is None
 
 
 @pytest.mark.parametrize("mode", [None, "unknown", 1, ["onlyHost"], {}])
@@ -372,7 +384,7 @@ def test_metadata_keep_order_and_type_and_malformed_entries_are_named_without_th
 
 @pytest.mark.parametrize("value", ["", {}, "text", 5])
 def test_metadata_that_are_no_list_are_11(value: Any) -> None:
-    error = refusal(public(objectStr=object_str({"backupMetadata": value})), PROTECTED)
+    error = error_of(public(objectStr=object_str({"backupMetadata": value})), PROTECTED)
     assert error.code == Code.PARAMETERS
 
 
@@ -421,7 +433,7 @@ def test_os_disk_comes_last_in_the_list_of_luns(disks: Any, luns: tuple[int, ...
     ],
 )
 def test_unreadable_list_of_disks_is_11_rather_than_a_guess(disks: Any) -> None:
-    error = refusal(public(objectStr=object_str({**REQUEST, "includedDisks": disks})), PROTECTED)
+    error = error_of(public(objectStr=object_str({**REQUEST, "includedDisks": disks})), PROTECTED)
     assert error.code == Code.PARAMETERS
 
 
@@ -510,17 +522,20 @@ def test_nothing_that_is_parsed_shows_a_secret() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"commandToExecute": SIGNATURE},
-        {"customSettings": SIGNATURE},
         {"objectStr": SIGNATURE + "="},
         {"objectStr": object_str({"snapshotTaskToken": SIGNATURE})},
         {"objectStr": base64.b64encode(SIGNATURE.encode()).decode()},
     ],
 )
 def test_no_error_repeats_or_keeps_what_was_read(changes: dict[str, Any]) -> None:
-    error: BaseException | None = refusal(public(**changes), PROTECTED)
+    error: BaseException | None = error_of(public(**changes), PROTECTED)
     while error is not None:
         # A decoder's error contains its whole input, so it may not be in the context of ours.
         assert isinstance(error, SettingsError)
         assert SIGNATURE not in f"{error} {error!r} {error.job!r}"
         error = error.__context__
+
+
+@pytest.mark.parametrize("changes", [{"commandToExecute": SIGNATURE}, {"customSettings": SIGNATURE}])
+def test_no_refusal_repeats_what_was_read(changes: dict[str, Any]) -> None:
+    assert SIGNATURE not in str(parsed(**changes).refusal)

@@ -12,13 +12,27 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Callable
 
 import vmsnapshot
-from vmsnapshot import HostCall, Plan, PlanError, PrepareError, Report, Session
+from vmsnapshot import (
+    BlobOutcome,
+    HostCall,
+    Plan,
+    PlanError,
+    PrepareError,
+    Report,
+    Session,
+    VmsnapshotError,
+)
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError
 from vmsnapshot.handler.network.connections import Connections
 from vmsnapshot.handler.network.guest import blob_items
-from vmsnapshot.handler.network.host import PreSnapshot, do_snapshot_call, read_do_snapshot_answer
+from vmsnapshot.handler.network.host import (
+    DoSnapshotAnswer,
+    PreSnapshot,
+    do_snapshot_call,
+    read_do_snapshot_answer,
+)
 from vmsnapshot.handler.report.outcome import (
     Attempt,
     FreezeResult,
@@ -109,49 +123,69 @@ class Attempts:
         self._connections = connections
         self._telemetry = telemetry
         self._before_freeze = before_freeze
+        # The first thing that failed in the present attempt.
+        self._cause = ""
 
     def by_guest(self, encryption: Sequence[str | None], *, is_fallback_of_host: bool = False) -> Attempt:
         """Takes a snapshot of every blob. `encryption` has the encryption settings per blob, or is empty."""
         self._telemetry.set("snapshotCreator", Path.GUEST.value)
+        self._cause = ""
         settings = self._settings
-        if not settings.blobs:
-            self._log.error("the job names no blobs, so the guest cannot take a snapshot")
-            return Attempt(Path.GUEST, FreezeResult.NOT_TRIED, is_fallback_of_host=is_fallback_of_host)
 
         def attempt(freeze: FreezeResult, items: tuple[SnapshotItem, ...] = ()) -> Attempt:
-            return Attempt(Path.GUEST, freeze, items, is_fallback_of_host=is_fallback_of_host)
+            return Attempt(
+                Path.GUEST, freeze, items, is_fallback_of_host=is_fallback_of_host, cause=self._cause
+            )
 
+        if not settings.blobs:
+            self._fail("the job names no blobs, so the guest cannot take a snapshot")
+            return attempt(FreezeResult.NOT_TRIED)
         try:
             freeze, report = self._run(self._guest_calls(encryption))
         except _UnreachableError as error:
-            self._log.error(redacted(error))
+            self._fail(str(error))
             # Without a message, as for every call without an answer. The service expects that.
             failed_items = (SnapshotItem(False, blob_uri=blob.without_query) for blob in settings.blobs)
             return attempt(FreezeResult.NOT_TRIED, tuple(failed_items))
         if report is None:
             return attempt(freeze)
+        if freeze.code is None:
+            failed_blobs = [blob for blob in report.blobs if blob.outcome != "created"]
+            if failed_blobs:
+                # Such a job has the outcome of a failed disk, also if the thaw came too early for another.
+                self._cause = ""
+            for blob in failed_blobs:
+                self._fail(_failure_text(blob))
+        # A blob that the job names twice has one snapshot, and both entries report it.
+        items = dict(zip(self._distinct_blobs(), blob_items(report.blobs)))
         # With the name from the settings, because the engine has none for a disk with a bad URI.
-        items = (
-            replace(item, blob_uri=blob.without_query)
-            for item, blob in zip(blob_items(report.blobs), settings.blobs)
+        return attempt(
+            freeze,
+            tuple(replace(items[blob.without_query], blob_uri=blob.without_query) for blob in settings.blobs),
         )
-        return attempt(freeze, tuple(items))
 
     def by_host(self, pre_snapshot: PreSnapshot) -> Attempt:
         """Lets the host take the snapshots of all disks in one call."""
         self._telemetry.set("snapshotCreator", Path.HOST.value)
+        self._cause = ""
         try:
             freeze, report = self._run(self._host_calls(pre_snapshot))
         except _UnreachableError as error:
-            self._log.error(redacted(error))
+            self._fail(str(error))
             freeze, report = FreezeResult.NOT_TRIED, None
             answer = read_do_snapshot_answer(None, b"")
         else:
             if report is None or report.host_call is None or report.host_call.outcome == "not-sent":
-                return Attempt(Path.HOST, freeze, pre_snapshot_was_ok=pre_snapshot.is_ok)
-            answer = read_do_snapshot_answer(report.host_call.http_status, report.host_call.body)
-        if answer.error:
-            self._log.error(f"DoSnapshot: {answer.error}")
+                if report is not None and freeze.code is None:
+                    self._fail(report.why or "the host was not asked for the snapshots")
+                return Attempt(Path.HOST, freeze, pre_snapshot_was_ok=pre_snapshot.is_ok, cause=self._cause)
+            call = report.host_call
+            answer = read_do_snapshot_answer(call.http_status, call.body)
+            if call.http_status is None and call.message:
+                self._fail(f"DoSnapshot: {call.message}")
+        why = _why_not_all(answer)
+        if why is not None:
+            self._fail(f"DoSnapshot: {why}")
         self._telemetry.set("hostStatusCodeDoSnapshot", str(answer.telemetry_status))
         return Attempt(
             Path.HOST,
@@ -159,7 +193,14 @@ class Attempts:
             answer.items,
             host_number=answer.telemetry_status,
             pre_snapshot_was_ok=pre_snapshot.is_ok,
+            cause=self._cause,
         )
+
+    def _fail(self, text: str) -> None:
+        """Logs what failed, and keeps it as the cause unless something failed before it."""
+        text = _one_line(text)
+        self._log.error(text)
+        self._cause = self._cause or text
 
     def _guest_calls(self, encryption: Sequence[str | None]) -> Calls:
         settings = self._settings
@@ -168,12 +209,21 @@ class Attempts:
             raise _UnreachableError(
                 "the configuration names different proxies for different disks, and a run uses one for all"
             )
+        positions = self._distinct_blobs().values()
+        texts = [encryption[position] for position in positions] if encryption else []
         return Calls(
-            blobs=tuple(blob.expose() for blob in settings.blobs),
+            blobs=tuple(settings.blobs[position].expose() for position in positions),
             metadata={pair.key: _header_text(pair.value) for pair in settings.backup_metadata},
-            blob_metadata=tuple({"DiskEncryptionSettings": text} if text else {} for text in encryption),
+            blob_metadata=tuple({"DiskEncryptionSettings": text} if text else {} for text in texts),
             proxy=proxies.pop(),
         )
+
+    def _distinct_blobs(self) -> dict[str, int]:
+        """Returns the position of each blob's first entry in the settings, by its URI without the query."""
+        first: dict[str, int] = {}
+        for position, blob in enumerate(self._settings.blobs):
+            first.setdefault(blob.without_query, position)
+        return first
 
     def _host_calls(self, pre_snapshot: PreSnapshot) -> Calls:
         uri, headers, body = do_snapshot_call(
@@ -183,7 +233,7 @@ class Attempts:
             return Calls(host_call=HostCall(uri, headers=headers, body=body))
         except PrepareError as error:
             # The address comes from the agent, and no URI can have some addresses: port 99999, for example.
-            raise _UnreachableError(str(error)) from None
+            raise _UnreachableError(_sentence(error)) from None
 
     def _run(self, calls: Calls) -> tuple[FreezeResult, Report | None]:
         """Freezes, calls and thaws. If the freeze failed and the job allows it, calls without a freeze."""
@@ -202,7 +252,7 @@ class Attempts:
                 self._before_freeze()
                 return freeze, self._freezing.run(session)
         except (PlanError, _UnpreparedError) as error:
-            self._log.error(f"could not prepare a snapshot without a freeze: {redacted(error)}")
+            self._fail(f"could not prepare a snapshot without a freeze: {error}")
             return freeze, None
 
     def _run_frozen(self, calls: Calls) -> tuple[FreezeResult, Report | None]:
@@ -215,16 +265,20 @@ class Attempts:
                 self._before_freeze()
                 report = self._freezing.run(session)
         except (LockHeldError, LockUnavailableError) as error:
-            self._log.error(str(error))
+            self._fail(_sentence(error))
             return FreezeResult.FAILED, None
         except PlanError as error:
-            self._log.error(f"could not plan what to freeze: {error}")
+            self._fail(f"could not plan what to freeze: {_sentence(error)}")
             return FreezeResult.FAILED, None
         except _UnpreparedError as error:
-            self._log.error(f"could not prepare the freeze: {redacted(error)}")
+            self._fail(f"could not prepare the freeze: {error}")
             return error.freeze, None
         self._tell(report)
-        return _freeze_result(report), report
+        freeze = _freeze_result(report)
+        if freeze.code is not None or freeze is FreezeResult.BROKEN:
+            # `Freezing.run` has logged it. Kept before the second run of a job that may be crash consistent.
+            self._cause = _one_line(report.freeze_doubt or "")
+        return freeze, report
 
     def _prepare(self, plan: Plan, calls: Calls) -> Session:
         try:
@@ -239,12 +293,11 @@ class Attempts:
         except PrepareError as error:
             result = _UNPREPARED[error.subject]
             if result is FreezeResult.NOT_TRIED:
-                raise _UnreachableError(str(error)) from None
+                raise _UnreachableError(_sentence(error)) from None
             if isinstance(result, FreezeResult):
-                raise _UnpreparedError(str(error), result) from None
-            message = f"{redacted(error)} "
+                raise _UnpreparedError(_sentence(error), result) from None
+            message = f"{_one_line(_sentence(error))} "
             if result is Code.ENGINE_NOT_FOUND:
-                self._log.error(redacted(error))
                 message += f"StatusCode.{result.shown_as},"
             raise EndedEarlyError(failed(result, message)) from None
 
@@ -272,6 +325,36 @@ class _UnpreparedError(Exception):
     def __init__(self, message: str, freeze: FreezeResult) -> None:
         super().__init__(message)
         self.freeze = freeze
+
+
+def _sentence(error: VmsnapshotError) -> str:
+    """Returns what failed and why, and what the reader can do, in one line."""
+    return f"{error}; {error.hint}" if error.hint else str(error)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(redacted(text).split())
+
+
+def _failure_text(blob: BlobOutcome) -> str:
+    """Returns which disk has no known snapshot, and what the service answered or which step failed."""
+    text = blob.message or blob.error_code or "no reason was given"
+    if blob.http_status is not None:
+        text = f"the service answered {blob.http_status} {blob.error_code or ''}: {text}"
+    # An error of the connection names the blob itself.
+    return text if blob.uri and f"`{blob.uri}`" in text else f"no known snapshot of `{blob.uri}`: {text}"
+
+
+def _why_not_all(answer: DoSnapshotAnswer) -> str | None:
+    """Returns why the host has not taken the snapshots of all disks, or `None` if it has."""
+    if not answer.items:
+        return answer.error or "the answer of the host names no disk"
+    failed_items = [item for item in answer.items if not item.succeeded]
+    if not failed_items:
+        return None
+    what = f"the host could not snapshot {len(failed_items)} of {len(answer.items)} disks"
+    because = next((item.error_message for item in failed_items if item.error_message), None)
+    return f"{what}: {because}" if because else what
 
 
 def _freeze_result(report: Report) -> FreezeResult:

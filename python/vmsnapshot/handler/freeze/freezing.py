@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vmsnapshot
 from vmsnapshot import HostCall, Machine, Mount, Plan, PrepareError, Report, Session
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
-from vmsnapshot.handler.freeze.lock import LockHeldError, SafeFreezeLock
+from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.machine.disks import Disks
@@ -48,10 +50,12 @@ class Freezing:
     configuration: VmBackupConfiguration
     interruptions: Interruptions
     log: Log
+    freeze_is_unwanted_by: Path | None = None
+    """The file in which the owner says that nothing is to be frozen, or `None`."""
 
     def plan(self, machine: Machine, also_excluded: Iterable[Mount] = ()) -> Plan:
         """Plans everything that can be frozen except the temporary disk, ``MountsToSkip`` and
-        `also_excluded`.
+        `also_excluded`, or nothing if the owner wants no freeze.
 
         Raises:
             PlanError: no plan can be made.
@@ -65,18 +69,28 @@ class Freezing:
         )
         for _, why in plan.unusable_excludes:
             self.log.warning(f"MountsToSkip: {why}; the pattern is ignored")
+        if self.freeze_is_unwanted_by is not None:
+            self.log.warning(
+                f"nothing is frozen, because `{self.freeze_is_unwanted_by}` sets fsFreezeEnabled to false: "
+                "the snapshots are crash consistent at best"
+            )
+            plan = plan.without_filesystems()
         names = ", ".join(f"`{filesystem.mount_point}`" for filesystem in plan.filesystems)
         self.log.info(f"to freeze: {names or 'nothing'}")
         return plan
 
-    def lock(self) -> SafeFreezeLock:
+    def lock(self) -> contextlib.AbstractContextManager[object]:
         """Takes the lock that the programs of Azure Backup share.
+
+        If there is no lock file and it cannot be created, for example on a full disk, the freeze goes on
+        without it: no other program can hold it. The engine's own lock, in ``/run``, still keeps two runs
+        apart.
 
         Blocking: the limit of the lock.
 
         Raises:
             LockHeldError: another process still held it at the end of the wait.
-            LockUnavailableError: the lock cannot be taken at all.
+            LockUnavailableError: another program may hold it, and it cannot be taken.
             KeyboardInterrupt: a signal ended the wait.
         """
         try:
@@ -84,6 +98,11 @@ class Freezing:
         except LockHeldError:
             self.interruptions.obey()
             raise
+        except LockUnavailableError as error:
+            if not error.is_missing:
+                raise
+            self.log.warning(f"{error}; freezing without it, because no other program can hold it either")
+            return contextlib.nullcontext()
 
     def prepare(
         self,
@@ -153,9 +172,8 @@ class Freezing:
         if report.freeze_doubt and report.freeze_doubt_code != "nothing-frozen":
             self.log.error(f"the freeze is in doubt: {report.freeze_doubt}")
         for blob in report.blobs:
-            if blob.message is not None:
-                words = ": ".join(filter(None, (blob.outcome, blob.error_code, blob.message)))
-                self.log.warning(redacted(f"snapshot of {blob.uri}: {words}"))
+            if blob.outcome == "created" and blob.message is not None:
+                self.log.warning(redacted(f"the snapshot of `{blob.uri}` was created, but {blob.message}"))
         if report.all_thawed:
             self.log.resume()
         else:

@@ -1,13 +1,14 @@
 """The lock that prevents two programs of Azure Backup from freezing the same VM at the same time.
 
 Other extensions and the predecessor of this one use it too. It is an exclusive POSIX record lock on a file
-with a fixed path. This module takes and releases the lock. Without the lock nothing may be frozen. The caller
-decides the outcome of such a job.
+with a fixed path. This module takes and releases the lock. While another program may hold it, nothing may be
+frozen. The caller decides the outcome of such a job.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -34,7 +35,15 @@ class LockHeldError(VmsnapshotError):
 
 
 class LockUnavailableError(VmsnapshotError):
-    """The lock file could not be created, opened or locked. The code is ``lock-unavailable``."""
+    """The lock file could not be created, opened or locked. The code is ``lock-unavailable``.
+
+    `is_missing` is true if there is no lock file, and it cannot be created: the disk is full, for example.
+    Then no other program holds the lock either.
+    """
+
+    def __init__(self, message: str, *, is_missing: bool) -> None:
+        super().__init__(message, code="lock-unavailable", kind="system")
+        self.is_missing = is_missing
 
 
 class SafeFreezeLock:
@@ -63,7 +72,7 @@ class SafeFreezeLock:
 
         Raises:
             LockHeldError: another process still held it at the end of the wait.
-            LockUnavailableError: the lock cannot be taken at all, for example because ``/etc`` is read-only.
+            LockUnavailableError: the lock cannot be taken at all, for example because the disk is full.
         """
         self._descriptor: int | None = None
         started = time.monotonic()
@@ -108,17 +117,14 @@ def _try(path: Path) -> tuple[int | None, str]:
         # One by one, because `parents=True` does not apply the mode to the parents, and the umask may be 0.
         for directory in (path.parent.parent, path.parent):
             directory.mkdir(mode=0o755, exist_ok=True)
-        # Without O_TRUNC, because the file may belong to another program. Python makes descriptors
-        # non-inheritable.
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-        holder = _lock(descriptor, path)
+        descriptor, operation = _open(path)
+        holder = _lock(descriptor, operation, path)
     except OSError as error:
         if descriptor is not None:
             os.close(descriptor)
         raise LockUnavailableError(
             f"could not lock `{path}`: {(error.strerror or str(error)).lower()}",
-            code="lock-unavailable",
-            kind="system",
+            is_missing=_is_missing(path),
         ) from None
     if holder is None:
         return descriptor, "this process"
@@ -126,10 +132,34 @@ def _try(path: Path) -> tuple[int | None, str]:
     return None, holder
 
 
-def _lock(descriptor: int, path: Path) -> str | None:
+def _open(path: Path) -> tuple[int, int]:
+    """Opens the file. Returns its descriptor, and the kind of lock that the descriptor allows."""
+    try:
+        # Without O_TRUNC, because the file may belong to another program. Python makes descriptors
+        # non-inheritable.
+        return os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), fcntl.LOCK_EX
+    except OSError as error:
+        if error.errno != errno.EROFS or _is_missing(path):
+            raise
+    # After an error the kernel may have made the filesystem read-only. A shared lock, and the exclusive lock
+    # of another program, exclude each other.
+    return os.open(path, os.O_RDONLY), fcntl.LOCK_SH
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _lock(descriptor: int, operation: int, path: Path) -> str | None:
     """Locks the file. Returns the holder if another process has locked it, or `None` on success."""
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, operation | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         # EAGAIN or EACCES (fcntl(2)).
         return _holder(descriptor)

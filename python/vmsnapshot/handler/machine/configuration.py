@@ -10,9 +10,14 @@ from __future__ import annotations
 import configparser
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from vmsnapshot.handler.machine.scripts import (
+    SCRIPT_CONFIGURATION,
+    ScriptConfiguration,
+    read_script_configuration,
+)
 from vmsnapshot.handler.settings.wire import SnapshotMode
 
 VMBACKUP_CONFIGURATION = Path("/etc/azure/vmbackup.conf")
@@ -25,7 +30,6 @@ WAAGENT_CONFIGURATIONS = (
 """Everywhere, Clear Linux, FreeBSD (azurelinuxagent/common/osutil)."""
 
 WORKLOAD_CONFIGURATION = Path("/etc/azure/workload.conf")
-SCRIPT_CONFIGURATION = Path("/etc/azure/VMSnapshotScriptPluginConfig.json")
 SUPPORTED_WORKLOADS = frozenset({"oracle", "mysql", "mariadb", "postgres"})
 
 THAW_TIMEOUT_SECONDS = 60.0
@@ -84,6 +88,8 @@ class Applications:
 
     names_workload: bool = False
     """Whether ``workload.conf`` names a workload that the reference supports."""
+    scripts: ScriptConfiguration = field(default_factory=ScriptConfiguration)
+    """What is configured for scripts. Without effect if there is a workload (contract 2.2)."""
     ignored: tuple[str, ...] = ()
     """What is configured and has no effect, in words for the log."""
 
@@ -134,13 +140,11 @@ def read_applications(
     workload: Path = WORKLOAD_CONFIGURATION, scripts: Path = SCRIPT_CONFIGURATION
 ) -> Applications:
     """Reads what the owner has configured for quiescing applications. Never raises."""
-    names_workload = workload_name(workload) in SUPPORTED_WORKLOADS
-    ignored = []
-    if names_workload:
-        ignored.append(f"`{workload}` names a workload")
-    if scripts.is_file():
-        ignored.append(f"`{scripts}` names scripts")
-    return Applications(names_workload, tuple(ignored))
+    if workload_name(workload) in SUPPORTED_WORKLOADS:
+        return Applications(names_workload=True, ignored=(f"`{workload}` names a workload",))
+    configuration = read_script_configuration(scripts=scripts)
+    ignored = () if configuration.path is None else (f"`{configuration.path}` names scripts",)
+    return Applications(scripts=configuration, ignored=ignored)
 
 
 class _Options:
@@ -175,7 +179,9 @@ class _Options:
         return THAW_TIMEOUT_SECONDS
 
     def mounts_to_skip(self) -> tuple[str, ...]:
-        entries = (self._value("MountsToSkip") or "").split(",")
+        # A pattern has a byte that is not UTF-8 as `\xff`, as the plan shows it.
+        value = (self._value("MountsToSkip") or "").encode("utf-8", "surrogateescape")
+        entries = value.decode("utf-8", "backslashreplace").split(",")
         return tuple(entry.strip() for entry in entries if entry.strip())
 
     def snapshot_method(self) -> SnapshotMode | None:

@@ -52,6 +52,8 @@ _ANSWER_LIMIT_BYTES = 1024 * 1024
 _ERROR_MESSAGE_LIMIT = 4096
 _REMARK_LIMIT_CHARACTERS = 200
 _PAUSE_BEFORE_RETRY_SECONDS = 0.5
+# The keys that every entry of the answer to DoSnapshot has (contract 6.2). Their values may be null.
+_REQUIRED_KEYS = frozenset({"isSuccessful", "snapshotUri", "errorMessage", "statusCode"})
 # The beginning of the host's error document, as observed. It is the only sign that the service is running.
 _ERROR_DOCUMENT = b'{ "error"'
 
@@ -139,7 +141,7 @@ async def pre_snapshot(
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
         cause = redacted(error)[:200] or "it took too long"
         return PreSnapshot(NO_ANSWER, error=f"the host did not answer: {cause} ({type(error).__name__})")
-    return _read_pre_snapshot_answer(status, answer, details_wanted=details is not None)
+    return _read_pre_snapshot_answer(status, answer, details=details)
 
 
 def do_snapshot_call(
@@ -173,8 +175,9 @@ def do_snapshot_call(
 def read_do_snapshot_answer(http_status: int | None, body: bytes) -> DoSnapshotAnswer:
     """Reads the host's answer to DoSnapshot. `http_status` is `None` if there was no answer.
 
-    No entry is dropped. An entry that cannot be read becomes a failed disk with a message. ``isSuccessful``
-    is passed on unchanged, as a string or as a JSON boolean.
+    An entry that cannot be read becomes a failed disk with a message, so that no disk is dropped. If no entry
+    has the required keys, it is not an answer to DoSnapshot, and there are no items. ``isSuccessful`` is
+    passed on unchanged, as a string or as a JSON boolean.
     """
     telemetry_status = _telemetry_status(http_status, body)
     if telemetry_status not in (200, 201):
@@ -182,7 +185,10 @@ def read_do_snapshot_answer(http_status: int | None, body: bytes) -> DoSnapshotA
     document = json_object(body)
     entries = document.get("snapshotInfo") if document is not None else None
     if not isinstance(entries, list):
-        return DoSnapshotAnswer(UNUSABLE_ANSWER, error=_why_unusable(UNUSABLE_ANSWER))
+        # Not `UNUSABLE_ANSWER`: the reference reports the status of every answer that has a body.
+        return DoSnapshotAnswer(telemetry_status, error=_why_unusable(UNUSABLE_ANSWER))
+    if entries and not any(_has_required_keys(entry) for entry in entries):
+        return DoSnapshotAnswer(telemetry_status, error="no entry of the host's answer has the required keys")
     return DoSnapshotAnswer(telemetry_status, tuple(map(_item, entries)))
 
 
@@ -245,22 +251,22 @@ def _pre_snapshot_body(task_id: str | None, token: Secret, details: bool | None)
     return json.dumps(document).encode()
 
 
-def _read_pre_snapshot_answer(http_status: int, body: bytes, *, details_wanted: bool) -> PreSnapshot:
+def _read_pre_snapshot_answer(http_status: int, body: bytes, *, details: bool | None) -> PreSnapshot:
     telemetry_status = _telemetry_status(http_status, body)
     if telemetry_status not in (200, 201):
         return PreSnapshot(telemetry_status, error=_why_unusable(telemetry_status))
     document = json_object(body)
     if document is None:
-        # A status alone is enough, unless details were asked for.
+        # A status alone is enough, unless the host has to say how the disks are encrypted.
         return (
             PreSnapshot(UNUSABLE_ANSWER, error=_why_unusable(UNUSABLE_ANSWER))
-            if details_wanted
+            if details
             else PreSnapshot(telemetry_status)
         )
     return PreSnapshot(
         telemetry_status,
         response_time=_response_time(document.get("responseTime")),
-        encryption=_encryption(document) if details_wanted else None,
+        encryption=_encryption(document) if details is not None else None,
         remarks=_remarks(document),
     )
 
@@ -320,9 +326,15 @@ def _wire_pairs(pairs: list[Pair]) -> list[dict[str, Any]]:
     return [{"Key": pair.key, "Value": pair.value} for pair in pairs]
 
 
+def _has_required_keys(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.keys() >= _REQUIRED_KEYS
+
+
 def _item(entry: Any) -> SnapshotItem:
     if not isinstance(entry, dict):
         return _unreadable("the host's entry for this disk is not a JSON object")
+    if not _has_required_keys(entry):
+        return _unreadable("the host's entry for this disk lacks a required key")
     is_successful = entry.get("isSuccessful")
     if not isinstance(is_successful, (bool, str)):
         return _unreadable("the host's entry for this disk has no valid isSuccessful")

@@ -69,6 +69,8 @@ class Attempt:
     host_number: int | None = None
     """``hostStatusCodeDoSnapshot``."""
     pre_snapshot_was_ok: bool = False
+    cause: str = ""
+    """What failed, where and why, in a sentence. Empty if nothing failed."""
 
     @property
     def has_all_failed(self) -> bool:
@@ -87,6 +89,13 @@ class Outcome:
     items: tuple[SnapshotItem, ...] | None = None
     """`None` if no attempt was made."""
     is_crash_consistent: bool = False
+    nothing_was_frozen: bool = False
+    """Whether there was nothing to freeze, or the owner wanted no freeze."""
+    cause: str = ""
+    """``jobMessage``: why the job failed, or is only crash consistent. Empty if `message` says it.
+
+    Contains no secret. Azure Backup decides by the codes, and expects an empty `message` in most failures.
+    """
 
     @property
     def is_terminal(self) -> bool:
@@ -112,13 +121,25 @@ ALREADY_PROCESSED = Outcome(
 TOO_LATE = Outcome(is_success=False, run_code=Code.TOO_LATE, ext_code=Code.TOO_LATE, message=TOO_LATE_MESSAGE)
 # The job was too late after the preparation. This counts as an attempt without a result.
 TOO_LATE_AFTER_PREPARATION = Outcome(
-    is_success=False, run_code=Code.TOO_LATE, ext_code=Code.TOO_LATE, items=()
+    is_success=False,
+    run_code=Code.TOO_LATE,
+    ext_code=Code.TOO_LATE,
+    items=(),
+    cause="the 140 minutes that a command may take had passed when everything was prepared for the freeze",
 )
 
 
 def failed(code: Code, message: str) -> Outcome:
     """Returns the outcome of a job that failed without an attempt at a snapshot."""
     return Outcome(is_success=False, run_code=code, ext_code=code, message=message)
+
+
+def certificate_missing(problem: str) -> Outcome:
+    """Returns the outcome of a job whose disks are unknown because of `problem`: a decryption that failed."""
+    code = Code.CERTIFICATE_NOT_FOUND
+    return replace(
+        failed(code, f"unable to load certificate: {problem} StatusCode.{code.shown_as},"), items=()
+    )
 
 
 KILLED = failed(Code.ERROR, "Enable failed. The process of the job was ended before it could report ")
@@ -130,6 +151,8 @@ CANNOT_START = failed(Code.ERROR, "Failed to call the daemon ")
 def outcome_of(attempt: Attempt, *, may_be_crash_consistent: bool) -> Outcome:
     """Returns the outcome of the attempt that counts, which is the last one."""
     outcome = _judge(attempt)
+    if not outcome.is_success:
+        outcome = replace(outcome, cause=attempt.cause)
     if outcome.is_success or not may_be_crash_consistent or attempt.freeze is FreezeResult.NOT_TRIED:
         return outcome
     if len(attempt.items) != 1 or attempt.has_all_failed:
@@ -174,7 +197,8 @@ def _judge(attempt: Attempt) -> Outcome:
         ext_code = Code.SNAPSHOT_FAILED_RESTRICTED_NETWORK if attempt.is_fallback_of_host else Code.ERROR
         return Outcome(False, Code.ERROR, ext_code, items=items)
     if not has_failed_disk:
-        return Outcome(True, Code.SUCCESS, Code.SUCCESS, items=items)
+        nothing_was_frozen = attempt.freeze is FreezeResult.NOT_WANTED
+        return Outcome(True, Code.SUCCESS, Code.SUCCESS, items=items, nothing_was_frozen=nothing_was_frozen)
     code_of_text = _code_of_texts(items)
     if code_of_text is not None:
         return Outcome(False, code_of_text, code_of_text, items=items)

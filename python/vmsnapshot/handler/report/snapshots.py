@@ -34,7 +34,5 @@ class SnapshotItem:
 
     @property
     def succeeded(self) -> bool:
-        """Whether the snapshot exists: true, or the host's string "true"."""
-        return self.is_successful is True or (
-            isinstance(self.is_successful, str) and self.is_successful.lower() == "true"
-        )
+        """Whether the snapshot exists: JSON true, or exactly the host's string "true" (contract 6.2)."""
+        return self.is_successful is True or self.is_successful == "true"

@@ -22,6 +22,7 @@ FILE_LIMIT_CHARACTERS = 131072
 # The limits to which error messages are shortened, one after another, until the file is small enough.
 _MESSAGE_LIMITS_CHARACTERS = (4096, 1024, 256, 64, 0)
 _TEXT_LIMIT_CHARACTERS = 4096
+_CAUSE_LIMIT_CHARACTERS = 1024
 
 _DATE = re.compile(r'"/Date\((-?\d+)\)/"')
 
@@ -95,7 +96,7 @@ def render(report: StatusReport, blob_limit_bytes: int | None = None) -> StatusD
         job=replace(
             report.job, task_id=_cut(report.job.task_id), start_ticks=_bounded_ticks(report.job.start_ticks)
         ),
-        outcome=replace(report.outcome, message=_cut(report.outcome.message) or ""),
+        outcome=replace(report.outcome, message=_cut(report.outcome.message) or "", cause=""),
         telemetry=tuple((key, value[:_TEXT_LIMIT_CHARACTERS]) for key, value in report.telemetry),
     )
     kept = [] if items is None else [_shortened(item, 0) for item in items]
@@ -148,7 +149,7 @@ def _common(report: StatusReport) -> dict[str, Any]:
     message = {
         "messageStr": outcome.message + _message_tail(dict(report.telemetry)),
         "snapshotConsistency": _consistency(report),
-        "jobMessage": "",
+        "jobMessage": outcome.cause[:_CAUSE_LIMIT_CHARACTERS],
         "isSizeComputationFailed": storage.has_size_failed,
     }
     return {
@@ -189,7 +190,7 @@ def _consistency(report: StatusReport) -> int:
     if not report.sender.real_consistency_numbers or not report.outcome.is_success:
         return 0
     # 2 would be application consistency. No run code of this version means that.
-    return 1 if report.outcome.run_code is Code.SUCCESS else 0
+    return 1 if report.outcome.run_code is Code.SUCCESS and not report.outcome.nothing_was_frozen else 0
 
 
 def _item(item: SnapshotItem) -> dict[str, Any]:

@@ -24,14 +24,19 @@ from vmsnapshot.handler.settings.wire import (
     IncludedDisks,
     Job,
     Pair,
+    Refusal,
     Settings,
     SettingsError,
     SnapshotMode,
 )
 
 
-def parse(envelope: Envelope, protected: Mapping[str, Any]) -> Settings:
+def parse(
+    envelope: Envelope, protected: Mapping[str, Any], *, protected_problem: str | None = None
+) -> Settings:
     """Parses the settings of a job. `protected` is empty if there are none, or the decryption failed.
+
+    In the second case `protected_problem` says why.
 
     Raises:
         SettingsError: the settings cannot be used. It has the code and the job for the final status.
@@ -41,7 +46,8 @@ def parse(envelope: Envelope, protected: Mapping[str, Any]) -> Settings:
     if envelope.problem:
         parser.warnings.append(envelope.problem)
     if not public and not protected:
-        because = f": {envelope.problem}" if envelope.problem else ""
+        problem = protected_problem or envelope.problem
+        because = f": {problem}" if problem else ""
         raise SettingsError(
             f"unable to load certificate{because}",
             code=Code.CERTIFICATE_NOT_FOUND,
@@ -54,22 +60,27 @@ def parse(envelope: Envelope, protected: Mapping[str, Any]) -> Settings:
         raise parser.unusable("the public objectStr has no backupMetadata")
     blobs = parser.blobs(protected.get("objectStr"))
     command = parser.command(public.get("commandToExecute"))
+    backup_metadata = parser.backup_metadata(request["backupMetadata"], command)
+    custom = parser.custom_settings(public.get("customSettings"), protected.get("customSettings"))
     disks = parser.included_disks(request.get("includedDisks"))
     return Settings(
         job=parser.job,
         command=command,
-        backup_metadata=parser.backup_metadata(request["backupMetadata"], command),
+        backup_metadata=backup_metadata,
         snapshot_task_token=parser.snapshot_task_token(request, protected),
         disks=disks,
         dynamic_configs=parser.dynamic_configs(request.get("dynamicConfigsFromCRP"), disks),
         blobs=blobs,
-        custom=parser.custom_settings(public.get("customSettings"), protected.get("customSettings")),
+        custom=custom,
+        refusal=parser.refusal,
+        protected_problem=protected_problem,
         warnings=tuple(parser.warnings),
     )
 
 
-# The reference's wording for this code.
+# The reference's wording.
 _UNUSABLE = "required field empty or not correct"
+_FAILED = "Enable failed."
 
 _TEXTS = {
     "public": ("taskId", "vmType", "logsBlobUri", "statusBlobUri"),
@@ -85,15 +96,19 @@ _DYNAMIC_CONFIGS = {
 
 
 class _Parser:
-    """Parses the settings of one job. Collects warnings, and puts the job into each error."""
+    """Parses the settings of one job. Collects warnings, and puts the job into each error.
+
+    `refusal` is the first reason not to start the job. The rest of the settings is read all the same.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.refusal: Refusal | None = None
         self.warnings: list[str] = []
 
     def unusable(self, what: str) -> SettingsError:
         """Returns the error for input that cannot be used."""
-        return self._error(f"{_UNUSABLE}: {what}", Code.PARAMETERS)
+        return SettingsError(f"{_UNUSABLE}: {what}", code=Code.PARAMETERS, job=self.job)
 
     def expect_texts(self, owner: str, settings: Mapping[str, Any]) -> None:
         """Warns of values that should be strings and are not. They count as missing."""
@@ -133,21 +148,23 @@ class _Parser:
                 self.warnings.append(f"entry {number} of blobSASUri is empty or not a string")
         return blobs
 
-    def command(self, value: Any) -> Command:
+    def command(self, value: Any) -> Command | None:
         """Reads ``commandToExecute``. A word in it decides."""
         if not isinstance(value, str):
-            raise self._failed("commandToExecute is missing or not a string")
+            self._refuse(Code.ERROR, f"{_FAILED} commandToExecute is missing or not a string ")
+            return None
         for command in (Command.INSTALL, Command.SNAPSHOT):
             if command.value in value.lower():
                 return command
-        raise self._error("command is not correct", Code.PARAMETERS)
+        self._refuse(Code.PARAMETERS, "command is not correct")
+        return None
 
-    def backup_metadata(self, value: Any, command: Command) -> tuple[Pair, ...]:
+    def backup_metadata(self, value: Any, command: Command | None) -> tuple[Pair, ...]:
         """Reads ``backupMetadata``, which only a snapshot needs."""
-        if value is None and command is Command.INSTALL:
-            return ()
         if value is None:
-            raise self._error(_UNUSABLE, Code.PARAMETERS)
+            if command is not Command.INSTALL:
+                self._refuse(Code.PARAMETERS, _UNUSABLE)
+            return ()
         if not isinstance(value, list):
             raise self.unusable("backupMetadata is not a list")
         return self._pairs("backupMetadata", value)
@@ -205,7 +222,8 @@ class _Parser:
             return CustomSettings()
         custom = json_object(value) if isinstance(value, str) else None
         if custom is None:
-            raise self._failed("customSettings is not a string with a JSON object")
+            self._refuse(Code.ERROR, f"{_FAILED} customSettings is not a string with a JSON object ")
+            return CustomSettings()
         mode = custom.get("takeSnapshotFrom")
         if mode is not None and mode not in _MODES:
             self._ignored("takeSnapshotFrom", "a known mode")
@@ -259,11 +277,8 @@ class _Parser:
     def _ignored(self, what: str, expected: str) -> None:
         self.warnings.append(f"{what} is ignored: it is not {expected}")
 
-    def _failed(self, what: str) -> SettingsError:
-        return self._error(f"Enable failed. {what}", Code.ERROR)
-
-    def _error(self, message: str, code: Code) -> SettingsError:
-        return SettingsError(message, code=code, job=self.job)
+    def _refuse(self, code: Code, message: str) -> None:
+        self.refusal = self.refusal or Refusal(code, message)
 
 
 def _ascii_of_base64(text: str) -> str | None:

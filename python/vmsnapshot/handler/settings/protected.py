@@ -25,6 +25,9 @@ OPENSSL = "/usr/bin/openssl"
 # A decryption takes about 10 ms. The limit keeps a worker from hanging if openssl does.
 _LIMIT_SECONDS = 10.0
 
+_FETCH_AGAIN = "restart the Azure Linux agent, which fetches the VM's certificates again, and back up again"
+_INSTALL = "install openssl, or set OS.OpensslPath in waagent.conf"
+
 _THUMBPRINT = re.compile(r"[0-9A-Fa-f]{40}")
 
 
@@ -122,5 +125,8 @@ def _environment() -> dict[str, str]:
 
 def _error(cause: str, code: str) -> ProtectedSettingsError:
     return ProtectedSettingsError(
-        f"could not decrypt the protected settings: {cause}", code=code, kind="system"
+        f"could not decrypt the protected settings: {cause}",
+        code=code,
+        kind="system",
+        hint=_INSTALL if code == "no-openssl" else _FETCH_AGAIN,
     )

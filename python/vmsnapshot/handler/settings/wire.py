@@ -112,12 +112,20 @@ class Job:
     logs_blob: SasUri | None = None
 
 
+class Refusal(NamedTuple):
+    """Why a job is not started although its settings can be read. `code` is both the run and the ext code."""
+
+    code: Code
+    message: str
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings of one backup job."""
 
     job: Job
-    command: Command
+    command: Command | None
+    """`None` if it is missing or unknown. Then there is a `refusal`."""
     backup_metadata: tuple[Pair, ...]
     snapshot_task_token: Secret
     disks: IncludedDisks = field(default_factory=IncludedDisks)
@@ -125,6 +133,10 @@ class Settings:
     blobs: tuple[SasUri, ...] = ()
     """One blob per disk. Empty if the job names none."""
     custom: CustomSettings = field(default_factory=CustomSettings)
+    refusal: Refusal | None = None
+    """The 140-minute rule comes first, and the report is that of a job that was started (contract 2.2)."""
+    protected_problem: str | None = None
+    """Why the protected settings could not be decrypted. Then nothing of them is known."""
     warnings: tuple[str, ...] = ()
     """What was ignored or replaced, for the log. Contains no values."""
 
