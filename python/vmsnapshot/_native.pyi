@@ -58,6 +58,7 @@ FreezeDoubt: TypeAlias = Literal[
     "watchdog-fired",
     "watchdog-lost",
     "nothing-frozen",  # nothing was planned
+    "answered-late",  # the answer that confirms a snapshot came after the window
 ]
 FireReason: TypeAlias = Literal["parent-gone", "deadline", "told"]
 TimelineEventKind: TypeAlias = Literal[
@@ -292,6 +293,9 @@ class BlobOutcome:
     @property
     def answer_ms(self) -> float | None: ...
     @property
+    def answered_late(self) -> bool:
+        """The answer came after the window. A snapshot that it names may have been taken after the thaw."""
+    @property
     def body(self) -> str | None:
         """The body of a refusal, 4 KiB at most, with signatures redacted. It is not in the JSON."""
 
@@ -323,6 +327,9 @@ class HostCallOutcome:
     def attempts(self) -> int: ...
     @property
     def answer_ms(self) -> float | None: ...
+    @property
+    def answered_late(self) -> bool:
+        """The answer came after the window. Its snapshots may have been taken after the thaw."""
 
 @final
 class TimelineEvent:
@@ -418,7 +425,11 @@ class Session:
     def warnings(self) -> list[str]:
         """What went otherwise than configured while connecting: a proxy that was not used, and why."""
     def run(self) -> Report:
-        """Freezes, snapshots and thaws. Works once, and never raises after the first freeze."""
+        """Freezes, snapshots and thaws. Works once, and never raises after the first freeze.
+
+        Blocking: after the thaw, it reads the answers that are still to come. This takes what is left of the
+        time limits of the calls, and 5.1 s at most.
+        """
     def close(self) -> None:
         """Releases everything; nothing is frozen. Does nothing after ``run``."""
     def __enter__(self) -> Session: ...
@@ -439,6 +450,7 @@ def prepare(
     host_call: HostCall | None = None,
     unusable_blobs: Literal["refuse", "report"] = "refuse",
     thaw_timeout: float = 10.0,
+    call_timeout: float = 10.0,
     sync_timeout: float | None = 30.0,
     connect_timeout: float = 10.0,
     ca_file: str | None = None,
@@ -464,6 +476,10 @@ def prepare(
     ``unusable_proxy`` says what happens if the proxy refuses or is down. With ``refuse``, the blobs count as
     unreachable. With ``direct``, they are tried directly once, within the same time, and ``Session.warnings``
     says so. A proxy that cannot be read from ``proxy`` is a ``PrepareError`` in both cases.
+
+    ``call_timeout`` is how long the service of a blob may take to answer, with both attempts together. A host
+    call has its own ``time_limit``. The window may end earlier. The answer is then read after the thaw, up to
+    5 s later, and ``answered_late`` is true.
 
     ``progress`` is called with the name of each phase at its start. ``freeze`` is the last phase.
     ``progress`` is never called inside the window.

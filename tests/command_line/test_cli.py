@@ -239,7 +239,7 @@ def test_snapshot_passes_every_option_to_the_engine(command: Command, native: Fa
         "snapshot", "--blob", sas_uri(0), sas_uri(1), "--blob", sas_uri(2),
         "--mount", "/data*", "--mount", "xfs", "--exclude", "/data2",
         "--metadata", "job=nightly", "--metadata", "note=a=b c",
-        "--thaw-timeout", "2.5", "--connect-timeout", "3", "--sync-timeout", "4",
+        "--thaw-timeout", "2.5", "--connect-timeout", "3", "--sync-timeout", "4", "--call-timeout", "1.5",
         "--ca-file", "/etc/ca.pem", "--proxy", "http://proxy:3128", "--no-expedite-rcu",
     )  # fmt: skip
     assert status == 0
@@ -250,6 +250,7 @@ def test_snapshot_passes_every_option_to_the_engine(command: Command, native: Fa
     assert options == {
         "metadata": {"job": "nightly", "note": "a=b c"},
         "thaw_timeout": 2.5,
+        "call_timeout": 1.5,
         "connect_timeout": 3.0,
         "sync_timeout": 4.0,
         "ca_file": "/etc/ca.pem",
@@ -267,6 +268,7 @@ def test_snapshot_has_the_defaults_that_the_readme_states(
     assert options == {
         "metadata": {},
         "thaw_timeout": 10.0,
+        "call_timeout": 10.0,
         "connect_timeout": 10.0,
         "sync_timeout": 30.0,
         "ca_file": None,

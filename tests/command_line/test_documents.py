@@ -62,6 +62,7 @@ PART_KEYS: dict[str, dict[str, Any]] = {
         "retryable": bool,
         "attempts": int,
         "answer_ms": NUMBER_OR_NULL,
+        "answered_late": bool,
     },
     "watchdog": {
         "pid": int,

@@ -33,7 +33,8 @@ def start_program(machine: Machine, program: str) -> subprocess.Popen[bytes]:
 import os, signal, sys, textwrap, vmsnapshot
 def prepare():
     plan = vmsnapshot.plan(include={[f"mount={path}" for path in machine.mount_points]!r})
-    return vmsnapshot.prepare(plan, blobs=[{machine.server.uri("disk")!r}], thaw_timeout=2.0)
+    blobs = [{machine.server.uri("disk")!r}]
+    return vmsnapshot.prepare(plan, blobs=blobs, thaw_timeout=2.0, call_timeout=2.0)
 def told(session):
     (run,) = (run for run in vmsnapshot.status().runs if run.run_id == session.run_id)
     print(run.watchdog_pid, flush=True)

@@ -19,7 +19,7 @@ def test_a_thaw_timeout_out_of_range_is_refused(plan: vmsnapshot.Plan, seconds: 
     assert refusal(plan, thaw_timeout=seconds).code == "bad-thaw-timeout"
 
 
-@pytest.mark.parametrize("name", ["sync_timeout", "connect_timeout"])
+@pytest.mark.parametrize("name", ["call_timeout", "sync_timeout", "connect_timeout"])
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf, 3600.1])
 def test_another_time_limit_out_of_range_is_refused(plan: vmsnapshot.Plan, name: str, seconds: float) -> None:
     error = refusal(plan, None, **{name: seconds})

@@ -30,10 +30,13 @@ THAW_TIMEOUT_SECONDS = 1.0
 CLOSES = Answers(b"", then_closes=True)
 
 
-def take(machine: Machine, *script: Behaviour, more: Sequence[str] = ()) -> Finished:
+def take(
+    machine: Machine, *script: Behaviour, more: Sequence[str] = (), call_timeout: float = THAW_TIMEOUT_SECONDS
+) -> Finished:
     machine.server.script("disk", *script)
     uris = [machine.server.uri(blob) for blob in ("disk", *more)]
-    return take_snapshot(machine.mount_points, uris, thaw_timeout=THAW_TIMEOUT_SECONDS)
+    option = f"--call-timeout={call_timeout}"
+    return take_snapshot(machine.mount_points, uris, option, thaw_timeout=THAW_TIMEOUT_SECONDS)
 
 
 def assert_all_thawed_in_time(machine: Machine, report: Any) -> None:
@@ -64,6 +67,59 @@ def test_a_request_without_an_answer_by_the_deadline_is_unknown(
     assert unanswered["uri"] in report["why"]
 
 
+def test_a_request_without_an_answer_by_its_call_timeout_ends_the_window_early(machine: Machine) -> None:
+    machine.server.script("disk", NeverAnswers())
+    uris = [machine.server.uri(blob) for blob in ("disk", "answered")]
+    finished = take_snapshot(machine.mount_points, uris, "--call-timeout=0.3", thaw_timeout=8.0)
+    report = finished.document
+    assert_all_thawed_in_time(machine, report)
+    assert 300 <= report["window_ms"] < 600
+    unanswered, answered = report["blobs"]
+    assert (unanswered["outcome"], unanswered["error_code"]) == ("unknown", "NoAnswer")
+    assert unanswered["message"] == "there was no answer within 0.30 s"
+    assert answered["outcome"] == "created"
+
+
+def test_both_attempts_of_a_request_share_its_call_timeout(machine: Machine) -> None:
+    machine.server.script("disk", Refuses(503, "ServerBusy", after_ms=300.0), NeverAnswers())
+    uris = [machine.server.uri("disk")]
+    finished = take_snapshot(machine.mount_points, uris, "--call-timeout=0.6", thaw_timeout=8.0)
+    report = finished.document
+    assert_all_thawed_in_time(machine, report)
+    assert 600 <= report["window_ms"] < 900
+    (blob,) = report["blobs"]
+    assert (blob["outcome"], blob["error_code"], blob["attempts"]) == ("unknown", "NoAnswer", 2)
+
+
+def test_an_answer_after_the_thaw_names_its_snapshot_and_the_set_is_not_consistent(machine: Machine) -> None:
+    late = Creates(after_ms=THAW_TIMEOUT_SECONDS * 1e3 + 500)
+    finished = take(machine, late, more=["answered"], call_timeout=10.0)
+    assert finished.status == 1
+    report = finished.document
+    assert_all_thawed_in_time(machine, report)
+    outlasting, answered = report["blobs"]
+    assert "after the thaw" in outlasting["message"]
+    assert (outlasting["outcome"], outlasting["answered_late"]) == ("created", True)
+    assert outlasting["snapshot_uri"].startswith(f"{outlasting['uri']}?snapshot=")
+    assert (answered["outcome"], answered["answered_late"]) == ("created", False)
+    assert (report["consistent"], report["consistency"]) == (False, "crash")
+    assert report["freeze_doubt_code"] == "answered-late"
+    assert outlasting["uri"] in report["why"]
+    assert report["window_ms"] < THAW_TIMEOUT_SECONDS * 1e3
+
+
+def test_a_refusal_after_the_thaw_is_reported_and_nothing_is_sent_after_the_window(machine: Machine) -> None:
+    late = Refuses(503, "ServerBusy", after_ms=THAW_TIMEOUT_SECONDS * 1e3 + 200)
+    finished = take(machine, late, Creates(), call_timeout=10.0)
+    assert finished.status == 1
+    report = finished.document
+    assert_all_thawed_in_time(machine, report)
+    (blob,) = report["blobs"]
+    assert (blob["outcome"], blob["answered_late"], blob["error_code"]) == ("refused", True, "ServerBusy")
+    assert (blob["attempts"], report["freeze_doubt_code"]) == (1, None)
+    assert len(machine.server.requests()) == 1
+
+
 def test_an_answer_byte_by_byte_that_ends_in_time_is_accepted(machine: Machine) -> None:
     finished = take(machine, AnswersByteByByte(pause_ms=0.5))
     assert (finished.status, finished.document["consistent"]) == (0, True)
@@ -77,6 +133,7 @@ def test_a_lost_request_is_sent_once_more(machine: Machine, behaviour: Behaviour
     assert_all_thawed_in_time(machine, finished.document)
     (blob,) = finished.document["blobs"]
     assert (blob["outcome"], blob["attempts"]) == ("created", 2)
+    assert "may have created another snapshot" in blob["message"]
     assert len(machine.server.requests()) == 2
 
 
@@ -119,6 +176,8 @@ def test_a_request_to_a_busy_server_is_sent_once_more(machine: Machine, status: 
     assert (finished.status, finished.document["consistent"]) == (0, True)
     (blob,) = finished.document["blobs"]
     assert (blob["outcome"], blob["attempts"], blob["http_status"]) == ("created", 2, 201)
+    # Only a 500 leaves open whether the first attempt made a snapshot.
+    assert (blob["message"] is not None) == (status == 500)
 
 
 def test_a_request_to_a_server_that_is_busy_twice_is_refused_and_retryable(machine: Machine) -> None:
@@ -156,14 +215,76 @@ def test_a_refusal_is_not_retried_and_reported_with_its_code(
 
 @pytest.mark.parametrize(
     "raw",
-    [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"],
-    ids=["not HTTP", "without a snapshot's time"],
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 201 Created\r\nx-ms-snapshot: 2026-11-22T10\r\n :26:21.8190000Z\r\n\r\n",
+        b"HTTP/1.1 201 Created\r\nx-ms-snapshot: 1\r\nx-ms-snapshot: 2\r\n\r\n",
+        b"HTTP/1.1 201 Created\r\nx-ms-snapshot 2026-11-22T10:26:21.8190000Z\r\n\r\n",
+        b"HTTP/1.1 201 Created\r\nx-ms-snapshot: 2026-11-22T10:26:21\x01Z\r\n\r\n",
+        b"HTTP/1.1 201 Created\r\nx-ms-snapshot: 2026\rX-A: b\r\n\r\n",
+        b"HTTP/1.1 202 Accepted\r\nX-A : a\r\nx-ms-snapshot: 2026\r\nContent-Length: 0\r\n\r\n",
+    ],
+    ids=[
+        "not HTTP",
+        "without a snapshot's time",
+        "folded time",
+        "two times",
+        "time without a colon",
+        "control character in the time",
+        "carriage return in the time",
+        "another status",
+    ],
 )
 def test_a_malformed_answer_is_unknown(machine: Machine, raw: bytes) -> None:
     finished = take(machine, Answers(raw))
     assert finished.status == 1
     assert_all_thawed_in_time(machine, finished.document)
-    assert finished.document["blobs"][0]["outcome"] == "unknown"
+    (blob,) = finished.document["blobs"]
+    assert (blob["outcome"], blob["error_code"], blob["snapshot"]) == ("unknown", "BadAnswer", None)
+
+
+SNAPSHOT = b"x-ms-snapshot: 2026-11-22T10:26:21.8190000Z\r\n"
+EMPTY = b"Content-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"HTTP/1.1 201 Created\r\nX-Appliance : a\r\n" + SNAPSHOT + EMPTY,
+        b"HTTP/1.1 201 Created\r\nX Appliance: a\r\n" + SNAPSHOT + EMPTY,
+        b"HTTP/1.1 201 Created\r\nno colon\r\n" + SNAPSHOT + EMPTY,
+        b"HTTP/1.1 201 Created\r\nX-Appliance: a\x01b\r\n" + SNAPSHOT + EMPTY,
+        b"HTTP/1.1 201 Created\r\nX-Appliance: a\xffb\r\n" + SNAPSHOT + EMPTY,
+        b"HTTP/1.1 201 Created\r\nX-Appliance: a,\r\n b\r\n" + SNAPSHOT + EMPTY,
+        b"HTTP/1.1 201 Created\r\n" + SNAPSHOT + SNAPSHOT + EMPTY,
+        b"HTTP/1.1 201 Created\r\n" + SNAPSHOT + b"Content-Length: 9\r\n\r\nshort",
+        b"HTTP/1.1 201\r\n" + SNAPSHOT + EMPTY,
+        b"HTTP/1.0 201 Created\r\n" + SNAPSHOT + b"\r\n",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\n" + SNAPSHOT + EMPTY,
+    ],
+    ids=[
+        "blank before the colon",
+        "blank in a name",
+        "line without a colon",
+        "control character in a value",
+        "byte above ASCII in a value",
+        "folded value",
+        "the same time twice",
+        "body that is too short",
+        "no reason phrase",
+        "HTTP/1.0 without a length",
+        "interim answer before",
+    ],
+)
+def test_an_oddity_in_the_head_of_a_good_answer_does_not_hide_its_snapshot(
+    machine: Machine, raw: bytes
+) -> None:
+    finished = take(machine, Answers(raw, then_closes=True))
+    (blob,) = finished.document["blobs"]
+    assert (blob["outcome"], blob["error_code"], blob["attempts"]) == ("created", None, 1)
+    assert blob["snapshot"] == "2026-11-22T10:26:21.8190000Z"
+    assert finished.document["consistent"] is True
 
 
 def test_connections_that_the_server_closed_before_the_window_are_replaced(machine: Machine) -> None:

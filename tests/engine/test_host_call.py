@@ -73,6 +73,7 @@ def test_a_run_that_freezes_nothing_sends_its_host_call_and_reports_the_answer(p
         "message": None,
         "attempts": 1,
         "answer_ms": outcome.answer_ms,
+        "answered_late": False,
     }
     assert host.uri in [event.subject for event in report.timeline if event.event == "request-sent"]
 

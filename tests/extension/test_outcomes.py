@@ -10,7 +10,7 @@ import pytest
 
 from tests.extension.conftest import Vm, cause, final, host_item, message, telemetry
 from tests.support.freezing import frozen, is_frozen, thaw
-from tests.support.host_service import NEVER_MS, Answer, Script, blob_error, json_answer
+from tests.support.host_service import NEVER_MS, USUAL, Answer, Script, Usual, blob_error, json_answer
 from tests.support.protected_settings import object_str
 
 LIMIT = blob_error(409, "SnapshotCountExceeded", "The snapshot count against this blob has been exceeded.")
@@ -54,6 +54,16 @@ def test_failed_guest_snapshots_are_reported_by_disk(
     assert f"{job.disks[1]}`" in cause(report)
     assert all(word in cause(report) for word in words)
     assert_thawed(vm)
+
+
+def test_second_snapshot_that_a_lost_answer_may_have_left_is_in_the_log(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    vm.service.script(job.disks[0], Answer(drops_connection=True), USUAL, operation="PUT snapshot")
+    before = vm.extension.log()
+    assert final(job.run()) == ("success", "1", 1)
+    assert len(vm.service.requests("PUT snapshot")) == 2
+    log = vm.extension.log()[len(before) :]
+    assert f"{job.disks[0]}` was created, but the first attempt may have created another snapshot" in log
 
 
 HOST = [
@@ -154,6 +164,62 @@ def test_failed_freeze_is_a_crash_consistent_success_if_the_job_allows_it(vm: Vm
     assert json.loads(report["formattedMessage"]["message"])["snapshotConsistency"] == 3
     assert telemetry(report)["consistencyType"] == "crashConsistent"
     assert len(report["snapshotInfo"]) == 1
+
+
+def test_disk_that_does_not_answer_within_the_limit_of_a_call_has_failed(vm: Vm) -> None:
+    vm.extension.configure(timeout=25)
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    vm.service.script(job.disks[1], Usual(after_ms=12_000.0), operation="PUT snapshot")
+    before = vm.extension.log()
+    report = job.run()
+    assert final(report) == ("error", "76", 761)
+    assert [entry["isSuccessful"] for entry in report["snapshotInfo"]] == [True, False]
+    assert report["snapshotInfo"][1]["errorMessage"] is None
+    # The contract's limit of a storage call, 10 s, is shorter than the hold.
+    assert window_ms(vm, before) == pytest.approx(10_000, abs=500)
+    assert_thawed(vm)
+
+
+@pytest.mark.parametrize("mode", ["onlyGuest", "onlyHost"])
+def test_snapshots_that_outlast_the_hold_are_reported_and_not_consistent(vm: Vm, mode: str) -> None:
+    vm.extension.configure(timeout=3)
+    job = vm.job(vm.new_number(), mode=mode)
+    for disk in job.disks:
+        vm.service.script(disk, Usual(after_ms=4000.0), operation="PUT snapshot")
+    vm.service.script("dosnapshot", replace(items("true", "true"), after_ms=4000.0))
+    before = vm.extension.log()
+    report = job.run()
+    assert final(report) == ("error", "2", 2)
+    assert [str(entry["isSuccessful"]).lower() for entry in report["snapshotInfo"]] == ["true", "true"]
+    assert window_ms(vm, before) < 3000
+    if mode == "onlyGuest":
+        for disk, entry in zip(job.disks, report["snapshotInfo"]):
+            [snapshot] = vm.service.snapshots(disk)
+            assert entry["snapshotUri"].endswith(f"{disk}?snapshot={snapshot.time}")
+
+
+def test_failed_snapshot_outranks_one_that_outlasts_the_hold(vm: Vm) -> None:
+    vm.extension.configure(timeout=3)
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    vm.service.script(job.disks[0], Usual(after_ms=4000.0), operation="PUT snapshot")
+    vm.service.script(job.disks[1], BUSY, operation="PUT snapshot")
+    report = job.run()
+    assert final(report) == ("error", "76", 761)
+    assert [entry["isSuccessful"] for entry in report["snapshotInfo"]] == [True, False]
+
+
+def test_snapshot_that_outlasts_the_hold_is_a_crash_consistent_success_if_the_job_allows_it(vm: Vm) -> None:
+    vm.extension.configure(timeout=3)
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    job.custom.update(canTakeCrashConsistentSnapshot=True, backupRetryCount=1)
+    vm.service.script(job.disks[0], Usual(after_ms=5000.0), operation="PUT snapshot")
+    report = job.run()
+    assert final(report) == ("success", "1", 1)
+    assert json.loads(report["formattedMessage"]["message"])["snapshotConsistency"] == 3
+    assert telemetry(report)["consistencyType"] == "crashConsistent"
+    assert [entry["isSuccessful"] for entry in report["snapshotInfo"]] == [True]
+    # The request was sent once. The run without a freeze, for a failed freeze, does not follow.
+    assert len(vm.service.requests("PUT snapshot")) == 1
 
 
 @pytest.mark.parametrize("is_allowed", [False, True])
@@ -316,6 +382,12 @@ def test_status_blob_with_other_content_is_left_alone(vm: Vm) -> None:
     vm.extension.finish()
     assert vm.service.content(job.status_blob) == b"the result of another run"
     assert final(vm.extension.report(job.number)) == ("success", "1", 1)
+
+
+def window_ms(vm: Vm, log_before: str) -> float:
+    """Returns how long the window of the last job was, as its log says."""
+    [milliseconds] = re.findall(r"window (\S+) ms", vm.extension.log()[len(log_before) :])
+    return float(milliseconds)
 
 
 def assert_thawed(vm: Vm) -> None:

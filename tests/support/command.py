@@ -76,11 +76,14 @@ def run_of(status: Any, run_id: str) -> Any:
 def snapshot_arguments(
     mount_points: Sequence[Path], *options: str | Path, thaw_timeout: float = 5.0
 ) -> list[str | Path]:
-    """Returns the arguments of a snapshot of exactly these mounts. Its blobs come on standard input."""
+    """Returns the arguments of a snapshot of exactly these mounts. Its blobs come on standard input.
+
+    The call timeout is the thaw timeout, so that a run whose server never answers ends soon after its thaw.
+    """
     assert mount_points, "a snapshot without a mount would freeze this machine"
     mounts = [f"--mount=mount={mount_point}" for mount_point in mount_points]
-    words = ["snapshot", "--json", "--no-proxy", "--blobs-from=-", f"--thaw-timeout={thaw_timeout}"]
-    return [*words, *mounts, *options]
+    timeouts = [f"--thaw-timeout={thaw_timeout}", f"--call-timeout={thaw_timeout}"]
+    return ["snapshot", "--json", "--no-proxy", "--blobs-from=-", *timeouts, *mounts, *options]
 
 
 def take_snapshot(

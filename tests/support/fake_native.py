@@ -87,6 +87,7 @@ class BlobOutcome:
     retryable: bool = False
     attempts: int = 1
     answer_ms: float | None = 0.83
+    answered_late: bool = False
     body: str | None = None
 
 
@@ -109,6 +110,7 @@ class HostCallOutcome:
     message: str | None = None
     attempts: int = 1
     answer_ms: float | None = 0.83
+    answered_late: bool = False
 
 
 @dataclass(frozen=True)

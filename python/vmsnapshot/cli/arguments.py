@@ -277,6 +277,13 @@ def _add_snapshot(commands: _Commands[_Parser]) -> None:
         help="thaw everything after this time at the latest (default: 10; 0.01 to 3600)",
     )
     command.add_argument(
+        "--call-timeout",
+        metavar="SECONDS",
+        default=10.0,
+        type=_Seconds("--call-timeout"),
+        help="time for a blob's service to answer, inside the freeze (default: 10; up to 3600)",
+    )
+    command.add_argument(
         "--connect-timeout",
         metavar="SECONDS",
         default=10.0,

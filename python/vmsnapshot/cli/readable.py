@@ -306,6 +306,8 @@ def _next_step(report: Report) -> str | None:
         return "fix what was refused (below), then run it again"
     if any(blob.outcome == "unknown" for blob in report.blobs):
         return "check whether the blobs marked unknown have a snapshot to delete, then run it again"
+    if report.freeze_doubt_code == "answered-late":
+        return "run it again, with a longer thaw timeout if the service is always that slow"
     return "run it again"
 
 
@@ -324,7 +326,7 @@ def _filesystem_row(item: FilesystemOutcome) -> list[Cell | str]:
 def _blob_row(blob: BlobOutcome) -> list[Cell | str]:
     return [
         blob.uri,
-        Cell(blob.outcome, _BLOB_TONES[blob.outcome]),
+        Cell(blob.outcome, Tone.DOUBTFUL if blob.answered_late else _BLOB_TONES[blob.outcome]),
         blob.snapshot or "-",
         "-" if blob.http_status is None else str(blob.http_status),
         duration_text(blob.answer_ms),

@@ -81,7 +81,8 @@ _FREEZE_ERRORS: dict[FreezeDoubt | None, str] = {
     "thawed-by-another": UNEXPECTED_FREEZE,
     "watchdog-lost": UNEXPECTED_FREEZE,
     "window-broke-off": UNEXPECTED_FREEZE,
-    # These two count as called: see `is_frozen_and_called`.
+    # These three count as called: see `is_frozen_and_called`.
+    "answered-late": UNEXPECTED_FREEZE,
     "nothing-frozen": UNEXPECTED_FREEZE,
     None: UNEXPECTED_FREEZE,
 }

@@ -56,6 +56,8 @@ pub enum FreezeDoubt {
     WatchdogLost,
     /// Nothing was planned.
     NothingFrozen,
+    /// The answer that confirms a snapshot came after the window.
+    AnsweredLate,
 }
 
 /// The outcome of one filesystem.
@@ -159,6 +161,9 @@ pub struct BlobOutcome {
     pub attempts: u32,
     /// The time from when the request was handed to its connection to the end of the answer.
     pub answer_ms: Option<f64>,
+    /// Whether the answer came after the window. A snapshot that it names may have been taken after
+    /// the thaw.
+    pub answered_late: bool,
     /// The body of the service's refusal (of limited length, without signatures).
     #[serde(skip)]
     pub body: Option<String>,
@@ -199,6 +204,8 @@ pub struct HostCallOutcome {
     pub attempts: u32,
     /// The time from when the request was handed to its connection to the head of the answer.
     pub answer_ms: Option<f64>,
+    /// Whether the answer came after the window. Its snapshots may have been taken after the thaw.
+    pub answered_late: bool,
 }
 
 /// How the window was run.

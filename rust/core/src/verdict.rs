@@ -39,7 +39,8 @@ pub fn judge(
     host_call: Option<&HostCallOutcome>,
 ) -> Verdict {
     let all_thawed = !filesystems.iter().any(is_still_frozen);
-    let freeze_doubt = freeze_doubt(window, watchdog_fired, filesystems);
+    let freeze_doubt = freeze_doubt(window, watchdog_fired, filesystems)
+        .or_else(|| answered_late(blobs, host_call));
     let doubt = freeze_doubt.as_ref().map(|(_, why)| why.clone());
     let (consistency, why) = if all_thawed {
         let is_asked = !blobs.is_empty() || host_call.is_some();
@@ -190,6 +191,26 @@ fn not_freezable(filesystems: &[FilesystemOutcome]) -> Option<(FreezeDoubt, Stri
         found.mount_point, found.filesystem_type
     );
     Some((FreezeDoubt::NotFreezable, why))
+}
+
+/// Returns the doubt about the first snapshot that was confirmed after the window, if there is one.
+///
+/// It is the least serious doubt. The others say that something was not frozen during any of the
+/// calls.
+fn answered_late(
+    blobs: &[BlobOutcome],
+    host: Option<&HostCallOutcome>,
+) -> Option<(FreezeDoubt, String)> {
+    let blob = blobs
+        .iter()
+        .find(|blob| blob.answered_late && blob.outcome == BlobResult::Created)
+        .map(|blob| format!("the snapshot of {} was", blob.uri));
+    let host = host
+        .filter(|host| host.answered_late && matches!(host.http_status, Some(200..=299)))
+        .map(|_| "the host's snapshots were".to_owned());
+    let subject = blob.or(host)?;
+    let why = format!("{subject} confirmed after the thaw, and may have been taken after it");
+    Some((FreezeDoubt::AnsweredLate, why))
 }
 
 /// Returns why a snapshot is not known to exist: the first such blob, or the host's whole set.
@@ -391,6 +412,7 @@ mod tests {
             message: Some("the words".to_owned()),
             attempts: u32::from(outcome != HostCallResult::NotSent),
             answer_ms: None,
+            answered_late: false,
         }
     }
 
@@ -431,8 +453,66 @@ mod tests {
             retryable: false,
             attempts: 0,
             answer_ms: None,
+            answered_late: false,
             body: None,
         }
+    }
+
+    #[test]
+    fn snapshot_that_was_confirmed_after_the_thaw_is_a_doubt_if_there_is_no_other() {
+        let late = |outcome| BlobOutcome {
+            answered_late: true,
+            ..blob("http://host/c/b", outcome)
+        };
+        let late_host = |status| HostCallOutcome {
+            answered_late: true,
+            ..host(HostCallResult::Answered, Some(status))
+        };
+        let frozen = [filesystem(FilesystemResult::Thawed)];
+        let not_freezable = [filesystem(FilesystemResult::NotFreezable)];
+        let (created, refused) = (BlobResult::Created, BlobResult::Refused);
+        for (filesystems, blobs, host, expected) in [
+            (
+                &frozen[..],
+                &[late(created)][..],
+                None,
+                Some(FreezeDoubt::AnsweredLate),
+            ),
+            (
+                &frozen,
+                &[blob("", created), late(created)],
+                None,
+                Some(FreezeDoubt::AnsweredLate),
+            ),
+            (&frozen, &[blob("", created), late(refused)], None, None),
+            (
+                &frozen,
+                &[],
+                Some(late_host(201)),
+                Some(FreezeDoubt::AnsweredLate),
+            ),
+            (&frozen, &[], Some(late_host(500)), None),
+            (
+                &not_freezable,
+                &[late(created)],
+                None,
+                Some(FreezeDoubt::NotFreezable),
+            ),
+            // There was no thaw.
+            (
+                &[],
+                &[late(created)],
+                None,
+                Some(FreezeDoubt::NothingFrozen),
+            ),
+        ] {
+            let good = window(true, false);
+            let verdict = judge(good, false, filesystems, blobs, host.as_ref());
+            assert_eq!(verdict.freeze_doubt.map(|(code, _)| code), expected);
+            assert_ne!(verdict.consistency, Consistency::Filesystem);
+        }
+        let verdict = judge(window(true, false), false, &frozen, &[late(created)], None);
+        assert_eq!(verdict.consistency, Consistency::Crash);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! The window treats a host call like a blob's request. Nothing here is called inside the window.
 
 use std::future::Future;
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use vmsnapshot_core::blob::Metadata;
@@ -27,7 +28,8 @@ pub(crate) struct Callees {
 }
 
 impl Callees {
-    /// Makes every request and a connection for each.
+    /// Makes every request and a connection for each. The answer of a blob's service may take
+    /// `call_timeout`. The host's has a limit of its own.
     ///
     /// *Blocking*: the limit on connecting.
     ///
@@ -36,6 +38,7 @@ impl Callees {
     pub(crate) fn connect(
         blobs: Blobs<Metadata>,
         host_call: Option<HostCall>,
+        call_timeout: Duration,
         runtime: &Runtime,
         options: &ConnectOptions,
         observer: &mut dyn Observer,
@@ -64,10 +67,13 @@ impl Callees {
             // The request depends on the way that was taken: a proxy gets another form of it.
             let proxy = connection.dialer.destination().proxy();
             let request = PreparedRequest::snapshot(uri, &metadata, proxy)?;
-            Ok(Call::new(connection, request))
+            Ok(Call::new(connection, request, call_timeout))
         })?;
         let host = match host {
-            Some((request, call)) => Some((call, Call::new(next()?, request))),
+            Some((request, host_call)) => {
+                let call = Call::new(next()?, request, host_call.time_limit());
+                Some((host_call, call))
+            }
             None => None,
         };
         Callees {

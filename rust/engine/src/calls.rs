@@ -3,20 +3,34 @@
 //!
 //! This is the only network code inside the window. It opens no file and resolves no name. A second
 //! attempt may open a socket to an address that is already known.
+//!
+//! The thaw does not wait for a call that outlasts the window. Its answer is read after the thaw,
+//! for a limited time, because it says whether there is a snapshot. No request is handed to a
+//! connection then.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_macros)]
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
+use tokio::time::{timeout, timeout_at};
 use vmsnapshot_core::blob;
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_sys::clock;
 
 use crate::connect::{Connection, PreparedRequest, RawAnswer, SendFailure, WarmConnection};
 
+/// How long after `call_by` an answer is still read, if the limit of its call allows it.
+///
+/// The limit of a host call is 40 s. A caller whose filesystems are thawed should not wait that
+/// long for its report.
+const LATE_LIMIT: Duration = Duration::from_secs(5);
+/// By how much the wait for all late calls is longer than that for each of them.
+const LATE_GRACE: Duration = Duration::from_millis(100);
 /// How long the rest of an answer may take if its connection is to carry the second attempt. After
 /// that, the attempt goes over a connection of its own.
 const REUSE_LIMIT: Duration = Duration::from_millis(20);
@@ -37,6 +51,8 @@ pub(crate) struct PreparedCall {
     request: PreparedRequest,
     /// The same request for a second attempt, made before the window.
     again: PreparedRequest,
+    /// How long both attempts may take together.
+    time_limit: Duration,
 }
 
 /// The result of one call, as it came.
@@ -45,9 +61,11 @@ pub(crate) struct CallRecord {
     pub(crate) sent_at: Monotonic,
     pub(crate) ended_at: Monotonic,
     pub(crate) result: Result<RawAnswer, SendFailure>,
+    /// Whether it ended after the window, so that the thaw may have come before the snapshot.
+    pub(crate) outlasted_window: bool,
     /// Whether the result is a second attempt's, and the first may have made a snapshot.
     pub(crate) first_left_open: bool,
-    /// The deadline of its body, if the request has a limit of its own.
+    /// The deadline of its body, if the body may take as long as the call.
     body_by: Option<Instant>,
     /// Held until the body is read. The window does not spend time on closing it either.
     _connection: Connection,
@@ -63,9 +81,14 @@ pub(crate) enum Waiting {
 }
 
 impl Call {
-    /// Makes the call that sends `request` on `connection`.
-    pub(crate) fn new(connection: WarmConnection, request: PreparedRequest) -> Self {
-        Self::Prepared(Box::new(PreparedCall::new(connection, request)))
+    /// Makes the call that sends `request` on `connection`. Both of its attempts together may take
+    /// `time_limit`.
+    pub(crate) fn new(
+        connection: WarmConnection,
+        request: PreparedRequest,
+        time_limit: Duration,
+    ) -> Self {
+        Self::Prepared(Box::new(PreparedCall::new(connection, request, time_limit)))
     }
 
     /// Returns the connection of a call that was not sent.
@@ -77,50 +100,94 @@ impl Call {
     }
 }
 
-/// Sends every call at once. Waits until all have ended, `call_by` has passed or the watchdog is
-/// gone. Leaves its result in each call.
-///
-/// *In the window*: only there.
-pub(crate) async fn send_all(
-    mut calls: Vec<&mut Call>,
-    watchdog_end: &UnixStream,
-    call_by: Monotonic,
-) -> Waiting {
-    let deadline = Instant::now() + call_by.since(clock::monotonic());
-    let mut running = JoinSet::new();
-    for (index, call) in calls.iter_mut().enumerate() {
-        match std::mem::replace(*call, Call::Sent) {
-            Call::Prepared(prepared) => {
-                running.spawn(async move { (index, prepared.send(deadline).await) });
+/// The calls that are under way, in the window and after it.
+#[derive(Default)]
+pub(crate) struct CallsUnderWay {
+    running: JoinSet<(usize, CallRecord)>,
+    /// Whether the window is over. Nothing is sent from then on.
+    is_over: Arc<AtomicBool>,
+    /// When it was.
+    over_at: Option<Monotonic>,
+}
+
+impl CallsUnderWay {
+    /// Sends every call at once. Waits until all have ended, `call_by` has passed or the watchdog
+    /// is gone. Leaves its result in each call that has ended.
+    ///
+    /// *In the window*: only there.
+    pub(crate) async fn send_all(
+        &mut self,
+        calls: &mut [&mut Call],
+        watchdog_end: &UnixStream,
+        call_by: Monotonic,
+    ) -> Waiting {
+        let call_by = Instant::now() + call_by.since(clock::monotonic());
+        for (index, call) in calls.iter_mut().enumerate() {
+            match std::mem::replace(*call, Call::Sent) {
+                Call::Prepared(prepared) => {
+                    let window = SendWindow {
+                        call_by,
+                        answer_by: call_by + LATE_LIMIT,
+                        is_over: Arc::clone(&self.is_over),
+                    };
+                    self.running
+                        .spawn(async move { (index, prepared.send(&window).await) });
+                }
+                other => **call = other,
             }
-            other => **call = other,
         }
+        let answered_or_late = async {
+            let _ = timeout_at(call_by.into(), self.collect(calls)).await;
+        };
+        let watchdog_lost = async {
+            // An armed watchdog sends nothing before it is released. What becomes readable is its
+            // end.
+            if watchdog_end.readable().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let waiting = if first_of(answered_or_late, watchdog_lost).await {
+            Waiting::WatchdogLost
+        } else {
+            Waiting::Over
+        };
+        self.is_over.store(true, Ordering::SeqCst);
+        self.over_at = Some(clock::monotonic());
+        waiting
     }
-    let all_ended = async {
-        while let Some(ended) = running.join_next().await {
-            if let Ok((index, record)) = ended {
+
+    /// Waits for the calls that have outlasted the window, and sends nothing. Leaves its result in
+    /// each call.
+    ///
+    /// *Blocking*: until the limit of each call, and at most [`LATE_LIMIT`] and 100 ms. *In the
+    /// window*: no.
+    pub(crate) async fn read_late(&mut self, calls: &mut [&mut Call]) {
+        // A panic may have ended the window.
+        self.is_over.store(true, Ordering::SeqCst);
+        // After a whole window, every call ends by itself before this. The watchdog's end may have
+        // ended the window much earlier.
+        let _ = timeout(LATE_LIMIT + LATE_GRACE, self.collect(calls)).await;
+    }
+
+    /// Waits until all calls have ended, and leaves its result in each.
+    async fn collect(&mut self, calls: &mut [&mut Call]) {
+        while let Some(ended) = self.running.join_next().await {
+            if let Ok((index, mut record)) = ended {
+                // No call makes progress between the end of the waiting and the thaw. One that has
+                // ended before may be collected afterwards.
+                record.outlasted_window = self.is_over.load(Ordering::SeqCst)
+                    && self.over_at.is_none_or(|over_at| record.ended_at > over_at);
                 if let Some(call) = calls.get_mut(index) {
                     **call = Call::Ended(Box::new(record));
                 }
             }
         }
-    };
-    let watchdog_lost = async {
-        // An armed watchdog sends nothing before it is released. What becomes readable is its end.
-        if watchdog_end.readable().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
-    if first_of(all_ended, watchdog_lost).await {
-        Waiting::WatchdogLost
-    } else {
-        Waiting::Over
     }
 }
 
 /// Reads the rest of the answers' bodies, after the thaw. All together may take `limit`, except
-/// those whose request has a limit of its own.
-pub(crate) async fn read_bodies(calls: Vec<&mut Call>, limit: Duration) {
+/// those that may take as long as their call.
+pub(crate) async fn read_bodies(calls: &mut [&mut Call], limit: Duration) {
     let deadline = Instant::now() + limit;
     for call in calls {
         if let Call::Ended(record) = call {
@@ -145,18 +212,50 @@ async fn first_of(work: impl Future<Output = ()>, end: impl Future<Output = ()>)
     .await
 }
 
+/// When a request may be sent and an answer read, the same for all calls.
+struct SendWindow {
+    /// When the run stops waiting for answers and thaws.
+    call_by: Instant,
+    /// Until when an answer is read, thawed or not.
+    answer_by: Instant,
+    /// Whether the window is over, perhaps before `call_by`.
+    is_over: Arc<AtomicBool>,
+}
+
+impl SendWindow {
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::SeqCst) || Instant::now() >= self.call_by
+    }
+
+    /// Sends `request` unless the window is over, and waits for its answer until `answer_by`.
+    async fn send(
+        &self,
+        connection: &mut Connection,
+        request: PreparedRequest,
+        answer_by: Instant,
+    ) -> Result<RawAnswer, SendFailure> {
+        connection.ready(self.call_by.min(answer_by)).await?;
+        if self.is_over() {
+            let cause = "the window was over".to_owned();
+            return Err(SendFailure::NotSent { cause });
+        }
+        connection.send(request, answer_by).await
+    }
+}
+
 impl PreparedCall {
-    fn new(connection: WarmConnection, request: PreparedRequest) -> Self {
+    fn new(connection: WarmConnection, request: PreparedRequest, time_limit: Duration) -> Self {
         Self {
             connection,
             again: request.clone(),
             request,
+            time_limit,
         }
     }
 
     /// Sends the request, and sends it a second time if that may help. There is no back-off, and no
-    /// attempt begins after `call_by`.
-    async fn send(self, call_by: Instant) -> CallRecord {
+    /// attempt begins after the window.
+    async fn send(self, window: &SendWindow) -> CallRecord {
         let PreparedCall {
             connection:
                 WarmConnection {
@@ -166,34 +265,37 @@ impl PreparedCall {
                 },
             request,
             again,
+            time_limit,
         } = self;
         let sent_at = clock::monotonic();
-        let body_by = again.own_deadline(Instant::now());
-        let deadline = body_by.map_or(call_by, |own| call_by.min(own));
+        let own_deadline = Instant::now() + time_limit;
+        let answer_by = own_deadline.min(window.answer_by);
+        let again_by = own_deadline.min(window.call_by);
+        let body_by = again.asks_for_a_body().then_some(own_deadline);
         let mut attempts = 1;
         let mut first_left_open = false;
-        let mut result = connection.send(request, deadline).await;
+        let mut result = window.send(&mut connection, request, answer_by).await;
         if matches!(result, Err(SendFailure::NotSent { .. })) {
             attempts = 0;
         }
-        if again.may_follow(&result) {
+        if again.may_follow(&result) && !window.is_over() {
             if let Ok(answer) = &mut result {
                 // A connection takes the next request only after the whole answer was read from it.
                 let limit = Instant::now() + REUSE_LIMIT;
-                answer.read_body(limit.min(deadline)).await;
+                answer.read_body(limit.min(again_by)).await;
             }
             let is_reusable = result.as_ref().is_ok_and(|answer| answer.complete);
             // The address is resolved and the trust roots are loaded, so this opens no file.
             let is_connected = (is_reusable && connection.is_open())
-                || match dialer.dial(deadline).await {
+                || match dialer.dial(again_by).await {
                     Ok(fresh) => {
                         connection = fresh;
                         true
                     }
                     Err(_) => false,
                 };
-            if is_connected && Instant::now() < deadline {
-                match connection.send(again, deadline).await {
+            if is_connected {
+                match window.send(&mut connection, again, answer_by).await {
                     // The first attempt's result says more, so keep it.
                     Err(SendFailure::NotSent { .. }) => {}
                     second => {
@@ -209,6 +311,7 @@ impl PreparedCall {
             sent_at,
             ended_at: clock::monotonic(),
             result,
+            outlasted_window: false,
             first_left_open,
             body_by,
             _connection: connection,
@@ -225,9 +328,9 @@ fn leaves_open(result: &Result<RawAnswer, SendFailure>) -> bool {
             blob::leaves_open(answer.status, code, &answer.body)
         }
         Err(SendFailure::NotSent { .. }) => false,
-        Err(SendFailure::Lost { .. } | SendFailure::BadAnswer { .. } | SendFailure::NoAnswer) => {
-            true
-        }
+        Err(
+            SendFailure::Lost { .. } | SendFailure::BadAnswer { .. } | SendFailure::NoAnswer { .. },
+        ) => true,
     }
 }
 
@@ -235,8 +338,7 @@ fn leaves_open(result: &Result<RawAnswer, SendFailure>) -> bool {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
-    use std::sync::atomic::{AtomicU32, Ordering};
-    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
@@ -306,7 +408,11 @@ mod tests {
         (listener, address)
     }
 
-    async fn call(destination: Destination, request: PreparedRequest) -> PreparedCall {
+    async fn call(
+        destination: Destination,
+        request: PreparedRequest,
+        time_limit: Duration,
+    ) -> PreparedCall {
         let options = ConnectOptions {
             ca_file: None,
             proxy: None,
@@ -314,7 +420,7 @@ mod tests {
         };
         let connected = connect_all(&[destination], &options, OnUnusable::Refuse).await;
         let connection = connected.unwrap().pop().unwrap().unwrap();
-        PreparedCall::new(connection, request)
+        PreparedCall::new(connection, request, time_limit)
     }
 
     async fn host_call(address: std::net::SocketAddr, time_limit: Duration) -> PreparedCall {
@@ -322,13 +428,23 @@ mod tests {
         let headers = vec![("Backup".to_owned(), "true".to_owned())];
         let prepared = HostCall::new(&uri, headers, Vec::new(), time_limit).unwrap();
         let request = PreparedRequest::host_call(&prepared).unwrap();
-        call(Destination::host(&prepared), request).await
+        call(Destination::host(&prepared), request, time_limit).await
     }
 
-    async fn blob_call(address: std::net::SocketAddr) -> PreparedCall {
+    async fn blob_call(address: std::net::SocketAddr, time_limit: Duration) -> PreparedCall {
         let uri = SasUri::parse(&format!("http://{address}/c/b?sig=x")).unwrap();
         let request = PreparedRequest::snapshot(&uri, &Metadata::default(), None).unwrap();
-        call(Destination::blob(&uri, None), request).await
+        call(Destination::blob(&uri, None), request, time_limit).await
+    }
+
+    /// Sends it in a window of its own, after which no answer is read any more.
+    async fn send(call: PreparedCall, call_by: Instant) -> CallRecord {
+        let window = SendWindow {
+            call_by,
+            answer_by: call_by,
+            is_over: Arc::default(),
+        };
+        call.send(&window).await
     }
 
     fn status(record: &CallRecord) -> Option<u16> {
@@ -359,7 +475,7 @@ mod tests {
                 let (listener, address) = listen().await;
                 let count = serve(listener, answers);
                 let call = host_call(address, Duration::from_secs(40)).await;
-                let record = call.send(soon()).await;
+                let record = send(call, soon()).await;
                 assert_eq!(
                     (
                         status(&record),
@@ -384,7 +500,8 @@ mod tests {
             ] {
                 let (listener, address) = listen().await;
                 let count = serve(listener, answers);
-                let record = blob_call(address).await.send(soon()).await;
+                let call = blob_call(address, Duration::from_secs(10)).await;
+                let record = send(call, soon()).await;
                 assert_eq!((status(&record), record.attempts), (Some(200), 2));
                 assert_eq!(record.first_left_open, left_open, "{answers:?}");
                 assert_eq!(count.load(Ordering::SeqCst), 2);
@@ -402,25 +519,105 @@ mod tests {
                 notice_closes().await;
             }
             let count = serve(listener, &[GOOD]);
-            let record = call.send(soon()).await;
+            let record = send(call, soon()).await;
             assert_eq!((status(&record), record.attempts), (Some(200), 1));
             assert_eq!(count.load(Ordering::SeqCst), 1);
         });
     }
 
     #[test]
-    fn host_call_ends_at_its_own_limit_or_at_the_windows_if_that_is_earlier() {
+    fn call_ends_at_its_own_limit_or_at_the_last_moment_for_answers() {
         run(async {
-            let short = Duration::from_millis(50);
-            for (own, call_by) in [
-                (short, soon()),
-                (Duration::from_secs(40), Instant::now() + short),
-            ] {
+            let (short, long) = (Duration::from_millis(50), Duration::from_secs(40));
+            for (own, of_the_window) in [(short, long), (long, short)] {
                 let (_listener, address) = listen().await;
-                let call = host_call(address, own).await;
-                let record = call.send(call_by).await;
-                assert!(matches!(record.result, Err(SendFailure::NoAnswer)));
-                assert!(record.ended_at.since(record.sent_at) < Duration::from_secs(5));
+                for call in [host_call(address, own).await, blob_call(address, own).await] {
+                    let record = send(call, Instant::now() + of_the_window).await;
+                    assert!(matches!(record.result, Err(SendFailure::NoAnswer { .. })));
+                    assert!(record.ended_at.since(record.sent_at) < Duration::from_secs(5));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn call_that_outlasts_the_window_is_read_to_its_end_and_not_sent_again() {
+        run(async {
+            let long = Duration::from_secs(10);
+            for answer in [GOOD, BUSY, CLOSES] {
+                let (listener, address) = listen().await;
+                let (window_is_over, may_answer) = tokio::sync::oneshot::channel::<()>();
+                let count = Arc::new(AtomicU32::new(0));
+                let counted = Arc::clone(&count);
+                let call = blob_call(address, long).await;
+                tokio::spawn(async move {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    assert_ne!(stream.read(&mut [0; 1024]).await.unwrap(), 0);
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    may_answer.await.unwrap();
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                    drop(stream);
+                    while listener.accept().await.is_ok() {
+                        counted.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+                let mut call = Call::Prepared(Box::new(call));
+                let (watchdog_end, _watchdog) = UnixStream::pair().unwrap();
+                let mut under_way = CallsUnderWay::default();
+                let call_by = clock::monotonic().plus(Duration::from_millis(100));
+                let waiting = under_way
+                    .send_all(&mut [&mut call], &watchdog_end, call_by)
+                    .await;
+                assert_eq!(waiting, Waiting::Over);
+                assert!(matches!(call, Call::Sent));
+                window_is_over.send(()).unwrap();
+                under_way.read_late(&mut [&mut call]).await;
+                let Call::Ended(record) = call else {
+                    panic!("it has ended");
+                };
+                assert!(record.outlasted_window);
+                assert_eq!((record.attempts, count.load(Ordering::SeqCst)), (1, 1));
+                assert_eq!(record.result.is_ok(), answer != CLOSES, "{answer}");
+            }
+        });
+    }
+
+    #[test]
+    fn call_that_ends_in_the_window_has_not_outlasted_it() {
+        run(async {
+            let (listener, address) = listen().await;
+            serve(listener, &[GOOD]);
+            let call = blob_call(address, Duration::from_secs(10)).await;
+            let mut call = Call::Prepared(Box::new(call));
+            let (watchdog_end, _watchdog) = UnixStream::pair().unwrap();
+            let mut under_way = CallsUnderWay::default();
+            let call_by = clock::monotonic().plus(Duration::from_secs(10));
+            under_way
+                .send_all(&mut [&mut call], &watchdog_end, call_by)
+                .await;
+            under_way.read_late(&mut [&mut call]).await;
+            let Call::Ended(record) = call else {
+                panic!("it has ended");
+            };
+            assert!(!record.outlasted_window);
+        });
+    }
+
+    #[test]
+    fn request_is_not_sent_after_the_window() {
+        run(async {
+            for is_over in [false, true] {
+                let (listener, address) = listen().await;
+                let count = serve(listener, &[GOOD]);
+                let window = SendWindow {
+                    call_by: if is_over { soon() } else { Instant::now() },
+                    answer_by: soon(),
+                    is_over: Arc::new(AtomicBool::new(is_over)),
+                };
+                let call = blob_call(address, Duration::from_secs(10)).await;
+                let record = call.send(&window).await;
+                assert!(matches!(record.result, Err(SendFailure::NotSent { .. })));
+                assert_eq!((record.attempts, count.load(Ordering::SeqCst)), (0, 0));
             }
         });
     }
@@ -441,13 +638,13 @@ mod tests {
                 stream.write_all(b"}").await.unwrap();
                 let _ = stream.read_to_end(&mut Vec::new()).await;
             });
-            let mut call = Call::Ended(Box::new(call.send(soon()).await));
+            let mut call = Call::Ended(Box::new(send(call, soon()).await));
             let limit = Duration::from_millis(10);
             tokio::spawn(async move {
                 tokio::time::sleep(5 * limit).await;
                 rest.send(()).unwrap();
             });
-            read_bodies(vec![&mut call], limit).await;
+            read_bodies(&mut [&mut call], limit).await;
             let Call::Ended(record) = call else {
                 panic!("it has ended");
             };

@@ -27,7 +27,7 @@ use vmsnapshot_window::window;
 
 use crate::callees::blobs::Blobs;
 use crate::callees::Callees;
-use crate::calls;
+use crate::calls::{self, CallsUnderWay};
 use crate::companion::sync::{sync, Synced};
 use crate::companion::{self, Role};
 use crate::connect::ConnectOptions;
@@ -64,6 +64,9 @@ pub struct Options {
     pub thaw_timeout: Duration,
     /// How long to wait for dirty data to be written before the window. `None` skips the sync.
     pub sync_timeout: Option<Duration>,
+    /// How long the service of a blob may take to answer, with both attempts together. The window
+    /// may end earlier.
+    pub call_timeout: Duration,
     /// How to connect to the blobs.
     pub connect: ConnectOptions,
     /// Whether to switch expedited RCU on for the length of the window.
@@ -127,7 +130,14 @@ pub fn prepare_on(
         .enable_time()
         .build()
         .map_err(|cause| resources("start the input and output of the run", cause))?;
-    let callees = Callees::connect(blobs, asked.host_call, &runtime, &options.connect, observer)?;
+    let callees = Callees::connect(
+        blobs,
+        asked.host_call,
+        options.call_timeout,
+        &runtime,
+        &options.connect,
+        observer,
+    )?;
 
     observer.phase(Phase::StartWatchdog);
     let run_id = run_id();
@@ -194,8 +204,9 @@ impl Session {
     /// Syncs, freezes, snapshots, thaws, and reports.
     ///
     /// *Blocking*: the limits on sync and on connecting, 2 s for arming, then the thaw timeout. After
-    /// it, 2 s for the watchdog's last word (250 ms if something is still frozen), 1 s or the limit
-    /// of the host call for the bodies of answers, and 200 ms for the freeze threads to end.
+    /// it, with everything thawed: 2 s for the watchdog's last word (250 ms if something is still
+    /// frozen), 200 ms for the freeze threads to end, what is left of the limits of the calls for
+    /// late answers (5.1 s at most), and 1 s or the limit of the host call for the bodies of answers.
     ///
     /// # Errors
     /// [`PrepareError`], before anything is frozen. Later failures are in the report, because
@@ -254,10 +265,11 @@ impl Session {
             freezers: &freezers,
             rcu: &rcu,
         };
-        let calls = callees.calls_mut();
+        let mut calls = callees.calls_mut();
+        let mut under_way = CallsUnderWay::default();
         let record = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             window::open(&prepared, |call_by| {
-                runtime.block_on(calls::send_all(calls, &watchdog_end, call_by))
+                runtime.block_on(under_way.send_all(&mut calls, &watchdog_end, call_by))
             })
         }));
 
@@ -273,7 +285,10 @@ impl Session {
         quiet.end(&ledger);
         drop(freezers);
         drop(directories);
-        runtime.block_on(calls::read_bodies(callees.calls_mut(), BODIES_LIMIT));
+        runtime.block_on(async {
+            under_way.read_late(&mut calls).await;
+            calls::read_bodies(&mut calls, BODIES_LIMIT).await;
+        });
         let report = report::make(Facts {
             run_id: &run_id,
             plan: &plan,

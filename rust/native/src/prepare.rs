@@ -22,8 +22,9 @@ use crate::time_limit::time_limit;
 #[pyfunction]
 #[pyo3(signature = (
     plan, blobs = Vec::new(), *, metadata = None, blob_metadata = Vec::new(), host_call = None,
-    unusable_blobs = "refuse", thaw_timeout = 10.0, sync_timeout = Some(30.0), connect_timeout = 10.0,
-    ca_file = None, proxy = None, unusable_proxy = "refuse", expedite_rcu = true, progress = None
+    unusable_blobs = "refuse", thaw_timeout = 10.0, call_timeout = 10.0, sync_timeout = Some(30.0),
+    connect_timeout = 10.0, ca_file = None, proxy = None, unusable_proxy = "refuse", expedite_rcu = true,
+    progress = None
 ))]
 #[expect(
     clippy::too_many_arguments,
@@ -38,6 +39,7 @@ pub(crate) fn prepare(
     host_call: Option<Bound<'_, HostCall>>,
     unusable_blobs: &str,
     thaw_timeout: f64,
+    call_timeout: f64,
     sync_timeout: Option<f64>,
     connect_timeout: f64,
     ca_file: Option<PathBuf>,
@@ -79,6 +81,7 @@ pub(crate) fn prepare(
             sync_timeout: sync_timeout
                 .map(|seconds| time_limit("sync timeout", seconds))
                 .transpose()?,
+            call_timeout: time_limit("call timeout", call_timeout)?,
             connect: ConnectOptions {
                 ca_file,
                 proxy: proxy

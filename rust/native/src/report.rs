@@ -52,6 +52,7 @@ pub(crate) struct BlobOutcome {
     retryable: bool,
     attempts: u32,
     answer_ms: Option<f64>,
+    answered_late: bool,
     body: Option<String>,
 }
 
@@ -68,6 +69,7 @@ impl From<report::BlobOutcome> for BlobOutcome {
             retryable: outcome.retryable,
             attempts: outcome.attempts,
             answer_ms: outcome.answer_ms,
+            answered_late: outcome.answered_late,
             body: outcome.body,
         }
     }
@@ -123,6 +125,11 @@ impl HostCallOutcome {
     #[getter]
     fn answer_ms(&self) -> Option<f64> {
         self.outcome.answer_ms
+    }
+
+    #[getter]
+    fn answered_late(&self) -> bool {
+        self.outcome.answered_late
     }
 }
 

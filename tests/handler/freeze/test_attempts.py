@@ -179,6 +179,7 @@ def run() -> Any:
         ("not-thawed", FreezeResult.BROKEN, FreezeResult.FAILED),
         ("watchdog-lost", FreezeResult.BROKEN, FreezeResult.FAILED),
         ("window-broke-off", FreezeResult.BROKEN, FreezeResult.FAILED),
+        ("answered-late", FreezeResult.BROKEN, FreezeResult.FAILED),
     ],
 )
 def test_doubt_about_the_freeze_is_one_of_freeze_or_thaw(

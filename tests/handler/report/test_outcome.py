@@ -65,7 +65,9 @@ ROWS = [
     ("freeze not completed in time", host(FreezeResult.TIMED_OUT), False, 122, 122),
     ("a mount could not be opened", guest(FreezeResult.UNABLE_TO_OPEN), False, 123, 123),
     ("thaw too late, snapshots fine", guest(FreezeResult.BROKEN, OK, OK), False, 2, 2),
-    ("thaw too late, some failed for the rate", guest(FreezeResult.BROKEN, OK, RATE), False, 2, 2),
+    ("thaw too late, some failed for the rate", guest(FreezeResult.BROKEN, OK, RATE), False, 173, 173),
+    ("thaw too late, some disks failed", guest(FreezeResult.BROKEN, OK, SILENT), False, 76, 761),
+    ("thaw too late, some failed by the host", host(FreezeResult.BROKEN, HOST_OK, HOST_FAILED), False, 2, 2),
 ]
 
 

@@ -77,6 +77,7 @@ _FREEZE_RESULTS: dict[FreezeDoubt | None, tuple[FreezeResult, FreezeResult]] = {
     "not-thawed": (FreezeResult.BROKEN, FreezeResult.FAILED),
     "watchdog-lost": (FreezeResult.BROKEN, FreezeResult.FAILED),
     "window-broke-off": (FreezeResult.BROKEN, FreezeResult.FAILED),
+    "answered-late": (FreezeResult.BROKEN, FreezeResult.FAILED),
 }
 
 
@@ -149,9 +150,12 @@ class Attempts:
         if report is None:
             return attempt(freeze)
         if freeze.code is None:
-            for blob in report.blobs:
-                if blob.outcome != "created":
-                    self._fail(_failure_text(blob))
+            failed_blobs = [blob for blob in report.blobs if blob.outcome != "created"]
+            if failed_blobs:
+                # Such a job has the outcome of a failed disk, also if the thaw came too early for another.
+                self._cause = ""
+            for blob in failed_blobs:
+                self._fail(_failure_text(blob))
         # A blob that the job names twice has one snapshot, and both entries report it.
         items = dict(zip(self._distinct_blobs(), blob_items(report.blobs)))
         # With the name from the settings, because the engine has none for a disk with a bad URI.
@@ -305,10 +309,11 @@ class Attempts:
         freeze_ms = max(freezes_ms, default=0.0)
         window_ms = report.window_ms or 0.0
         self._telemetry.set("FreezeTime", duration_text(freeze_ms / 1000))
-        last_call_ms = max(
-            (event.at_ms for event in report.timeline if event.event == "request-ended"), default=freeze_ms
+        # The last call may have ended after the thaw.
+        thaw_called_ms = min(
+            (event.at_ms for event in report.timeline if event.event == "thaw-called"), default=window_ms
         )
-        self._telemetry.set("ThawTime", duration_text(max(0.0, window_ms - last_call_ms) / 1000))
+        self._telemetry.set("ThawTime", duration_text(max(0.0, window_ms - thaw_called_ms) / 1000))
         self._telemetry.set("snapshotTimeTaken", duration_text(max(0.0, window_ms - freeze_ms) / 1000))
 
 

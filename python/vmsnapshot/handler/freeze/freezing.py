@@ -16,13 +16,15 @@ from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError, 
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.machine.disks import Disks
+from vmsnapshot.handler.secret import redacted
 from vmsnapshot.interruptions import Interruptions
 
 if TYPE_CHECKING:
     from vmsnapshot._native import Phase, TimelineEventKind  # noqa: TID251 (literals, for types)
 
-# The contract's limit for a storage call (7.7). It limits the connecting before the freeze.
-CONNECT_TIMEOUT_SECONDS = 10.0
+# The contract's limit for a storage call (7.7). It limits the connecting before the freeze, and then the wait
+# for the answer of each disk. The call to the host has a limit of its own.
+STORAGE_CALL_LIMIT_SECONDS = 10.0
 # How long to wait for another run of the engine. The same as for the lock.
 ANOTHER_RUN_LIMIT_SECONDS = 35.0
 _RETRY_SECONDS = 0.1
@@ -133,7 +135,8 @@ class Freezing:
                     # One bad disk must not stop the others, and the clock of this VM must not judge a SAS.
                     unusable_blobs="report",
                     thaw_timeout=self.configuration.thaw_timeout_seconds,
-                    connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                    call_timeout=STORAGE_CALL_LIMIT_SECONDS,
+                    connect_timeout=STORAGE_CALL_LIMIT_SECONDS,
                     proxy=proxy,
                     # The predecessor used no proxy, so it backed up VMs whose proxy is down.
                     unusable_proxy="direct",
@@ -174,6 +177,9 @@ class Freezing:
         self.log.info(f"run {report.run_id}: window {report.window_ms or 0.0:.3f} ms")
         if report.freeze_doubt and report.freeze_doubt_code != "nothing-frozen":
             self.log.error(f"the freeze is in doubt: {report.freeze_doubt}")
+        for blob in report.blobs:
+            if blob.outcome == "created" and blob.message is not None:
+                self.log.warning(redacted(f"the snapshot of `{blob.uri}` was created, but {blob.message}"))
         if report.all_thawed:
             self.log.resume()
         else:

@@ -190,10 +190,13 @@ def _judge(attempt: Attempt) -> Outcome:
         )
         code = Code.HOST_SERVER_ERROR if is_server_error else Code.SNAPSHOT_FAILED_NO_NETWORK
         return Outcome(False, code, code, items=items)
-    if attempt.freeze is FreezeResult.BROKEN:
+    # In the guest path, a thaw problem does not count once a call has failed (contract 7.5). In the reference
+    # this depends on the number of disks; here it does not.
+    has_failed_disk = not all(item.succeeded for item in items)
+    if attempt.freeze is FreezeResult.BROKEN and not (has_failed_disk and attempt.path is Path.GUEST):
         ext_code = Code.SNAPSHOT_FAILED_RESTRICTED_NETWORK if attempt.is_fallback_of_host else Code.ERROR
         return Outcome(False, Code.ERROR, ext_code, items=items)
-    if all(item.succeeded for item in items):
+    if not has_failed_disk:
         nothing_was_frozen = attempt.freeze is FreezeResult.NOT_WANTED
         return Outcome(True, Code.SUCCESS, Code.SUCCESS, items=items, nothing_was_frozen=nothing_was_frozen)
     code_of_text = _code_of_texts(items)

@@ -1,10 +1,10 @@
 //! A server's answer, or the reason why there is none.
 
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use tokio::time::timeout_at;
@@ -21,7 +21,7 @@ const ERROR_CODE: HeaderName = HeaderName::from_static("x-ms-error-code");
 pub struct RawAnswer {
     /// The HTTP status.
     pub status: u16,
-    /// The header `x-ms-snapshot`.
+    /// The header `x-ms-snapshot`. `None` also if there are several that differ.
     pub snapshot: Option<HeaderValue>,
     /// The header `x-ms-error-code`.
     pub error_code: Option<HeaderValue>,
@@ -55,8 +55,11 @@ pub enum SendFailure {
         cause: String,
     },
     /// The request was written, and there was no answer in time.
-    #[error("there was no answer in time")]
-    NoAnswer,
+    #[error("there was no answer within {:.2} s", .waited.as_secs_f64())]
+    NoAnswer {
+        /// How long the run waited for it.
+        waited: Duration,
+    },
 }
 
 impl RawAnswer {
@@ -66,7 +69,7 @@ impl RawAnswer {
         let complete = body.is_end_stream();
         Self {
             status: head.status.as_u16(),
-            snapshot: head.headers.remove(&SNAPSHOT),
+            snapshot: only_value(&head.headers, &SNAPSHOT),
             error_code: head.headers.remove(&ERROR_CODE),
             body: Bytes::new(),
             complete,
@@ -107,6 +110,13 @@ impl fmt::Debug for RawAnswer {
             .field("complete", &self.complete)
             .finish()
     }
+}
+
+/// Returns the value of a header, unless it comes with different values.
+fn only_value(headers: &HeaderMap, name: &HeaderName) -> Option<HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next()?;
+    values.all(|value| value == first).then(|| first.clone())
 }
 
 /// Reads `body` into `kept`. Returns whether the whole body was read.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::client::conn::http1::SendRequest;
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper::rt::{Read, Write};
 use tokio::task::AbortHandle;
 use tokio::time::timeout_at;
@@ -30,7 +30,7 @@ impl Connection {
     where
         Stream: Read + Write + Unpin + Send + 'static,
     {
-        let (sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
+        let (sender, connection) = lenient_http1().handshake(stream).await?;
         let end = Arc::new(OnceLock::new());
         let kept = Arc::clone(&end);
         let task = tokio::spawn(async move {
@@ -59,6 +59,26 @@ impl Connection {
         self.end.get()
     }
 
+    /// Waits until the connection takes a request, until `deadline` at the latest.
+    ///
+    /// *Blocking*: until `deadline`; almost no time on a connection that has carried none. *In the
+    /// window*: allowed.
+    ///
+    /// # Errors
+    ///
+    /// [`SendFailure::NotSent`].
+    pub async fn ready(&mut self, deadline: Instant) -> Result<(), SendFailure> {
+        if self.sender.is_ready() {
+            return Ok(());
+        }
+        let cause = match timeout_at(deadline.into(), self.sender.ready()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => self.cause_of(&error),
+            Err(_) => "the connection was busy".to_owned(),
+        };
+        Err(SendFailure::NotSent { cause })
+    }
+
     /// Sends `request` and waits for the head of the answer until `call_by`, rounded up to the
     /// millisecond.
     ///
@@ -73,17 +93,9 @@ impl Connection {
         request: PreparedRequest,
         call_by: Instant,
     ) -> Result<RawAnswer, SendFailure> {
+        let sent_at = Instant::now();
+        self.ready(call_by).await?;
         let call_by = tokio::time::Instant::from_std(call_by);
-        if !self.sender.is_ready() {
-            let cause = match timeout_at(call_by, self.sender.ready()).await {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(self.cause_of(&error)),
-                Err(_) => Some("the connection was busy".to_owned()),
-            };
-            if let Some(cause) = cause {
-                return Err(SendFailure::NotSent { cause });
-            }
-        }
         let PreparedRequest { request, purpose } = request;
         let response = match timeout_at(call_by, self.sender.try_send_request(request)).await {
             Ok(Ok(response)) => response,
@@ -96,7 +108,10 @@ impl Connection {
                     None => SendFailure::Lost { cause },
                 });
             }
-            Err(_) => return Err(SendFailure::NoAnswer),
+            Err(_) => {
+                let waited = sent_at.elapsed();
+                return Err(SendFailure::NoAnswer { waited });
+            }
         };
         let limit_bytes = purpose.body_limit_bytes(response.status().as_u16());
         Ok(RawAnswer::new(response, limit_bytes))
@@ -125,4 +140,22 @@ impl fmt::Debug for Connection {
             .field("is_open", &self.is_open())
             .finish_non_exhaustive()
     }
+}
+
+/// HTTP/1.1 that passes over what is odd in the head of an answer.
+///
+/// Appliances between a machine and the service add headers, and not all of them are well formed.
+/// An answer that is refused for one of those leaves a snapshot behind that the report cannot name.
+/// The status and the headers that the report needs are judged as strictly as ever.
+fn lenient_http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        // `X-Appliance : a`. RFC 9112, 5.1: a proxy removes such blanks from a response.
+        .allow_spaces_after_header_name_in_responses(true)
+        // RFC 9112, 5.2: a user agent reads a folded line as one with blanks. Without this, the
+        // next option would drop the second half of a value and keep the first.
+        .allow_obsolete_multiline_headers_in_responses(true)
+        // Drops a line that has no colon, or a control character in it.
+        .ignore_invalid_headers_in_responses(true);
+    builder
 }

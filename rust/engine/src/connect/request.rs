@@ -1,5 +1,10 @@
 //! A request that is made before the window: Snapshot Blob to a blob's service, or a host call.
 
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{Request, Response, Uri};
+use http_body_util::{Empty, Full};
+use hyper::body::Incoming;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::fmt::{self, Write as _};
@@ -9,13 +14,6 @@ use std::pin::{pin, Pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::{Duration, Instant};
-
-use bytes::Bytes;
-use http::uri::PathAndQuery;
-use http::{Request, Response, Uri};
-use http_body_util::{Empty, Full};
-use hyper::body::Incoming;
 use vmsnapshot_core::blob::{self, Metadata, SasUri};
 use vmsnapshot_core::host_call::{self, HostCall};
 use vmsnapshot_core::uri::Scheme;
@@ -40,8 +38,8 @@ pub struct PreparedRequest {
 pub(super) enum Purpose {
     /// A snapshot of one blob.
     Snapshot,
-    /// All snapshots, taken by the host within this limit.
-    HostCall { time_limit: Duration },
+    /// All snapshots, taken by the host.
+    HostCall,
 }
 
 impl PreparedRequest {
@@ -141,39 +139,39 @@ impl PreparedRequest {
         *request.uri_mut() = Uri::from(target);
         Ok(Self {
             request,
-            purpose: Purpose::HostCall {
-                time_limit: call.time_limit(),
-            },
+            purpose: Purpose::HostCall,
         })
     }
 
     /// Returns whether the request may be sent a second time in a window after the result `first`.
     ///
-    /// A second snapshot of a blob does no harm. A second call to the host makes a second set of
-    /// snapshots, so it is allowed only if the first certainly made none.
+    /// A blob's request may follow one that was lost: a connection that died unnoticed must not cost
+    /// the backup. If the first was executed all the same, the blob has a second snapshot, and the
+    /// report says so. A second call to the host makes a second set of snapshots, so it is allowed
+    /// only if the first certainly made none.
     ///
     /// *In the window*: allowed.
     #[must_use]
     pub fn may_follow(&self, first: &Result<RawAnswer, SendFailure>) -> bool {
         match (self.purpose, first) {
             (_, Err(SendFailure::NotSent { .. })) => true,
-            (_, Err(SendFailure::BadAnswer { .. } | SendFailure::NoAnswer)) => false,
+            (_, Err(SendFailure::BadAnswer { .. } | SendFailure::NoAnswer { .. })) => false,
             (Purpose::Snapshot, Err(SendFailure::Lost { .. })) => true,
             (Purpose::Snapshot, Ok(answer)) => blob::may_retry_in_window(answer.status),
-            (Purpose::HostCall { .. }, Err(SendFailure::Lost { .. })) => false,
-            (Purpose::HostCall { .. }, Ok(answer)) => host_call::may_retry_in_window(answer.status),
+            (Purpose::HostCall, Err(SendFailure::Lost { .. })) => false,
+            (Purpose::HostCall, Ok(answer)) => host_call::may_retry_in_window(answer.status),
         }
     }
 
-    /// Returns the deadline of the answer if the request is sent at `now` and has a limit of its
-    /// own.
+    /// Returns whether the body of the answer says what the request came to, and may therefore take
+    /// as long as the answer itself.
     ///
     /// *In the window*: allowed.
     #[must_use]
-    pub fn own_deadline(&self, now: Instant) -> Option<Instant> {
+    pub fn asks_for_a_body(&self) -> bool {
         match self.purpose {
-            Purpose::Snapshot => None,
-            Purpose::HostCall { time_limit } => Some(now + time_limit),
+            Purpose::Snapshot => false,
+            Purpose::HostCall => true,
         }
     }
 }
@@ -185,7 +183,7 @@ impl Purpose {
         match self {
             Self::Snapshot if blob::is_success(status) => 0,
             Self::Snapshot => BODY_LIMIT_BYTES,
-            Self::HostCall { .. } => HOST_BODY_LIMIT_BYTES,
+            Self::HostCall => HOST_BODY_LIMIT_BYTES,
         }
     }
 }

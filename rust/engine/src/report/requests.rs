@@ -43,7 +43,7 @@ fn record_of<'a>(facts: &Facts<'_>, call: &'a Call) -> Result<&'a CallRecord, No
             "the request was not sent: an internal error ended the window",
         ),
         (Call::Sent, None) => (true, "an internal error ended the window"),
-        (Call::Sent, Some(_)) => (true, "the window ended before an answer arrived"),
+        (Call::Sent, Some(_)) => (true, "there was no answer in time"),
     };
     Err(NoRecord {
         may_be_sent,
@@ -89,6 +89,7 @@ fn unusable_outcome(unusable: &Unusable) -> BlobOutcome {
         retryable: matches!(error, PrepareError::Connect(cause) if cause.is_transient()),
         attempts: 0,
         answer_ms: None,
+        answered_late: false,
         body: None,
     }
 }
@@ -120,6 +121,7 @@ pub(super) fn host_outcome(facts: &Facts<'_>) -> Option<HostCallOutcome> {
             message: None,
             attempts: record.attempts,
             answer_ms: None,
+            answered_late: record.outlasted_window,
         },
         Err(failure) => {
             let (may_be_sent, code) = judge_failure(failure);
@@ -154,6 +156,7 @@ fn unanswered(
         message: Some(message.to_owned()),
         attempts,
         answer_ms: None,
+        answered_late: false,
     }
 }
 
@@ -163,7 +166,7 @@ fn judge_failure(failure: &SendFailure) -> (bool, &'static str) {
         SendFailure::NotSent { .. } => (false, "NotSent"),
         SendFailure::Lost { .. } => (true, "ConnectionLost"),
         SendFailure::BadAnswer { .. } => (true, "BadAnswer"),
-        SendFailure::NoAnswer => (true, "NoAnswer"),
+        SendFailure::NoAnswer { .. } => (true, "NoAnswer"),
     }
 }
 
@@ -190,6 +193,7 @@ fn blob_outcome(uri: &SasUri, record: &CallRecord) -> BlobOutcome {
                 retryable: verdict.retryable,
                 attempts: record.attempts,
                 answer_ms: None,
+                answered_late: record.outlasted_window,
                 body: blob::refusal_body(&answer.body)
                     .filter(|_| verdict.outcome != BlobResult::Created),
             }
@@ -204,15 +208,31 @@ fn blob_outcome(uri: &SasUri, record: &CallRecord) -> BlobOutcome {
             unjudged(uri, outcome, code, &failure.to_string(), record.attempts)
         }
     };
-    if record.first_left_open && outcome.outcome == BlobResult::Refused {
-        outcome.outcome = BlobResult::Unknown;
-        outcome.message = Some(format!(
-            "the first attempt may have created a snapshot; the second was refused: {}",
-            outcome.message.as_deref().unwrap_or("no reason was given")
-        ));
+    match outcome.outcome {
+        BlobResult::Refused if record.first_left_open => {
+            outcome.outcome = BlobResult::Unknown;
+            outcome.message = Some(format!(
+                "the first attempt may have created a snapshot; the second was refused: {}",
+                outcome.message.as_deref().unwrap_or("no reason was given")
+            ));
+        }
+        BlobResult::Created => outcome.message = remark(record),
+        BlobResult::Refused | BlobResult::Unknown => {}
     }
     outcome.answer_ms = Some(milliseconds(record.ended_at.since(record.sent_at)));
     outcome
+}
+
+/// Returns what the reader should know about a snapshot that was created, if anything.
+fn remark(record: &CallRecord) -> Option<String> {
+    let second = "the first attempt may have created another snapshot, whose name is not known";
+    let late = "the answer came after the thaw, and the snapshot may have been taken after it";
+    match (record.first_left_open, record.outlasted_window) {
+        (false, false) => None,
+        (true, false) => Some(second.to_owned()),
+        (false, true) => Some(late.to_owned()),
+        (true, true) => Some(format!("{second}; {late}")),
+    }
 }
 
 fn unjudged(
@@ -233,6 +253,7 @@ fn unjudged(
         retryable: true,
         attempts,
         answer_ms: None,
+        answered_late: false,
         body: None,
     }
 }
