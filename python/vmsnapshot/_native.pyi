@@ -37,6 +37,9 @@ FilesystemResult: TypeAlias = Literal[
     "frozen-by-another",
     "not-freezable",
     "freeze-failed",
+    "not-opened",
+    "not-writable",  # it can no longer be written, so it needs no freeze
+    "unmounted",
     "not-frozen",
     "freeze-hung",
     "not-thawed",
@@ -53,6 +56,7 @@ FreezeDoubt: TypeAlias = Literal[
     "frozen-by-another",  # another program had frozen it: FIFREEZE answered EBUSY
     "freeze-failed",  # FIFREEZE answered another error
     "not-freezable",  # the kernel cannot freeze a filesystem that can be written
+    "not-opened",  # a filesystem that may be writable could not be opened
     "freeze-late",  # not everything was frozen by the last moment for calls, or before the run was stopped
     "window-broke-off",  # a fault of this program ended the window
     "watchdog-fired",

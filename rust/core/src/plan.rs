@@ -127,17 +127,28 @@ impl Plan {
             ..Self::default()
         };
         let mut planned = Vec::new();
+        let mut explicit = BTreeSet::new();
         for candidate in candidates {
             match candidate.skip {
                 Some(reason) => plan.skipped.push(candidate.superblock.skipped(reason)),
-                None => planned.push(candidate.superblock),
+                None => {
+                    planned.push(candidate.superblock);
+                    let names_it = |pattern: &Pattern| {
+                        pattern.is_literal() && pattern.matches(&candidate.subject)
+                    };
+                    if selection.include.iter().any(names_it) {
+                        explicit.insert(candidate.superblock.primary.device);
+                    }
+                }
             }
         }
         let levels = levels(&superblocks, &planned, namespaces, devices);
         plan.filesystems = planned
             .iter()
             .map(|superblock| {
-                superblock.planned(levels.get(&superblock.primary.device).copied().unwrap_or(0))
+                let device = &superblock.primary.device;
+                let level = levels.get(device).copied().unwrap_or(0);
+                superblock.planned(level, explicit.contains(device))
             })
             .collect();
         // The sort is stable, so a level stays in the order of mountinfo.

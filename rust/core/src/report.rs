@@ -46,6 +46,8 @@ pub enum FreezeDoubt {
     FreezeFailed,
     /// The kernel cannot freeze a filesystem that is writable.
     NotFreezable,
+    /// A filesystem that may be writable could not be opened.
+    NotOpened,
     /// Not everything was frozen in time, or the run was stopped.
     FreezeLate,
     /// A panic of this program ended the window.
@@ -73,8 +75,14 @@ pub enum FilesystemResult {
     FrozenByAnother,
     /// Not frozen: FIFREEZE answered EOPNOTSUPP.
     NotFreezable,
-    /// Not frozen: FIFREEZE failed.
+    /// Not frozen: FIFREEZE failed. The run froze the others.
     FreezeFailed,
+    /// Left out: it could not be opened. It may be writable. The run froze the others.
+    NotOpened,
+    /// Left out: it can no longer be written, so it needs no freeze.
+    NotWritable,
+    /// Left out: it was unmounted after the plan was made.
+    Unmounted,
     /// Not frozen: the run ended before its turn came.
     NotFrozen,
     /// FIFREEZE has not returned yet. A living watchdog thaws it as soon as FIFREEZE returns.
@@ -371,6 +379,9 @@ mod tests {
                 "frozen-by-another",
                 "not-freezable",
                 "freeze-failed",
+                "not-opened",
+                "not-writable",
+                "unmounted",
                 "not-frozen",
                 "freeze-hung",
                 "not-thawed",

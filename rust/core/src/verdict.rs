@@ -96,14 +96,24 @@ fn freeze_doubt(
     watchdog_fired: bool,
     filesystems: &[FilesystemOutcome],
 ) -> Option<(FreezeDoubt, String)> {
+    let is_left_out = |filesystem: &FilesystemOutcome| needs_no_freeze(filesystem.outcome);
     filesystem_doubt(filesystems, window.is_some())
         .or_else(|| window_doubt(window, watchdog_fired))
-        .or_else(|| not_freezable(filesystems))
+        .or_else(|| unfrozen(filesystems))
         .or_else(|| {
             filesystems
-                .is_empty()
+                .iter()
+                .all(is_left_out)
                 .then(|| (FreezeDoubt::NothingFrozen, "nothing was frozen".to_owned()))
         })
+}
+
+/// Returns whether it was left out because nothing can write to it.
+fn needs_no_freeze(outcome: FilesystemResult) -> bool {
+    matches!(
+        outcome,
+        FilesystemResult::NotWritable | FilesystemResult::Unmounted
+    )
 }
 
 /// Returns the most serious doubt that the outcome of a filesystem causes, if any does.
@@ -117,10 +127,14 @@ fn filesystem_doubt(
         FilesystemResult::ThawedByWatchdog => Some((2, FreezeDoubt::ThawedByWatchdog)),
         FilesystemResult::ThawedByAnother => Some((3, FreezeDoubt::ThawedByAnother)),
         FilesystemResult::FrozenByAnother => Some((4, FreezeDoubt::FrozenByAnother)),
-        FilesystemResult::FreezeFailed => Some((4, FreezeDoubt::FreezeFailed)),
         FilesystemResult::NotFrozen if has_ended => Some((5, FreezeDoubt::FreezeLate)),
         FilesystemResult::NotFrozen => Some((5, FreezeDoubt::WindowBrokeOff)),
-        FilesystemResult::Thawed | FilesystemResult::NotFreezable => None,
+        FilesystemResult::Thawed
+        | FilesystemResult::NotFreezable
+        | FilesystemResult::FreezeFailed
+        | FilesystemResult::NotOpened
+        | FilesystemResult::NotWritable
+        | FilesystemResult::Unmounted => None,
     };
     let (_, doubt, worst) = filesystems
         .iter()
@@ -144,11 +158,13 @@ fn filesystem_doubt(
         FilesystemResult::FrozenByAnother => {
             format!("another program had frozen `{mount_point}`")
         }
-        FilesystemResult::FreezeFailed => format!(
-            "`{mount_point}` could not be frozen: {}",
-            worst.error.as_deref().unwrap_or("no reason was given")
-        ),
-        FilesystemResult::NotFrozen | FilesystemResult::Thawed | FilesystemResult::NotFreezable => {
+        FilesystemResult::NotFrozen
+        | FilesystemResult::Thawed
+        | FilesystemResult::NotFreezable
+        | FilesystemResult::FreezeFailed
+        | FilesystemResult::NotOpened
+        | FilesystemResult::NotWritable
+        | FilesystemResult::Unmounted => {
             format!("the run ended before `{mount_point}` was frozen")
         }
     };
@@ -175,21 +191,44 @@ fn window_doubt(window: Option<WindowEnd>, watchdog_fired: bool) -> Option<(Free
     Some((doubt, why.to_owned()))
 }
 
-/// Returns the doubt about the first filesystem that the kernel cannot freeze, if there is one.
+/// Returns the doubt about the first filesystem that may be writable and was not frozen, if there is
+/// one.
 ///
 /// It does not end the window, and the calls are made all the same. So whatever did end the window
 /// is more serious.
-fn not_freezable(filesystems: &[FilesystemOutcome]) -> Option<(FreezeDoubt, String)> {
-    let found = filesystems
-        .iter()
-        .find(|filesystem| filesystem.outcome == FilesystemResult::NotFreezable)?;
-    // The plan leaves out types that are known not to be freezable, and read-only filesystems.
-    // So this one is writable.
-    let why = format!(
-        "the kernel cannot freeze `{}` ({}), which is writable",
-        found.mount_point, found.filesystem_type
-    );
-    Some((FreezeDoubt::NotFreezable, why))
+fn unfrozen(filesystems: &[FilesystemOutcome]) -> Option<(FreezeDoubt, String)> {
+    filesystems.iter().find_map(|filesystem| {
+        let mount_point = &filesystem.mount_point;
+        let error = filesystem.error.as_deref().unwrap_or("no reason was given");
+        match filesystem.outcome {
+            // The plan leaves out types that are known not to be freezable, and read-only
+            // filesystems. So this one is writable.
+            FilesystemResult::NotFreezable => Some((
+                FreezeDoubt::NotFreezable,
+                format!(
+                    "the kernel cannot freeze `{mount_point}` ({}), which is writable",
+                    filesystem.filesystem_type
+                ),
+            )),
+            FilesystemResult::FreezeFailed => Some((
+                FreezeDoubt::FreezeFailed,
+                format!("`{mount_point}` could not be frozen: {error}"),
+            )),
+            FilesystemResult::NotOpened => Some((
+                FreezeDoubt::NotOpened,
+                format!("`{mount_point}` could not be frozen: {error}"),
+            )),
+            FilesystemResult::Thawed
+            | FilesystemResult::ThawedByWatchdog
+            | FilesystemResult::ThawedByAnother
+            | FilesystemResult::FrozenByAnother
+            | FilesystemResult::NotWritable
+            | FilesystemResult::Unmounted
+            | FilesystemResult::NotFrozen
+            | FilesystemResult::FreezeHung
+            | FilesystemResult::NotThawed => None,
+        }
+    })
 }
 
 /// Returns why a snapshot is not known to exist: the first such blob, or the host's whole set.
@@ -291,7 +330,10 @@ mod tests {
                 FilesystemResult::ThawedByAnother,
                 FreezeDoubt::ThawedByAnother,
             ),
-            (FilesystemResult::FreezeFailed, FreezeDoubt::FreezeFailed),
+            (
+                FilesystemResult::FrozenByAnother,
+                FreezeDoubt::FrozenByAnother,
+            ),
             (FilesystemResult::NotFrozen, FreezeDoubt::FreezeLate),
         ];
         let late = window(false, false);
@@ -303,9 +345,6 @@ mod tests {
             let (_, why) = freeze_doubt(late, false, &filesystems).unwrap();
             assert!(why.contains(&format!("`/{outcome:?}`")), "{why}");
         }
-        let busy = [FilesystemResult::FrozenByAnother];
-        let doubt = code(late, false, &busy);
-        assert_eq!(doubt, Some(FreezeDoubt::FrozenByAnother));
     }
 
     #[test]
@@ -338,6 +377,30 @@ mod tests {
         ] {
             assert_eq!(code(window_end, watchdog_fired, outcomes), expected);
         }
+    }
+
+    #[test]
+    fn filesystem_that_could_be_written_and_was_not_frozen_is_a_doubt() {
+        for (outcome, expected) in [
+            (FilesystemResult::FreezeFailed, FreezeDoubt::FreezeFailed),
+            (FilesystemResult::NotOpened, FreezeDoubt::NotOpened),
+        ] {
+            let filesystems = [FilesystemResult::Thawed, outcome].map(filesystem);
+            let (doubt, why) = freeze_doubt(window(true, false), false, &filesystems).unwrap();
+            assert_eq!(doubt, expected);
+            assert!(why.contains(&format!("`/{outcome:?}`")), "{why}");
+            let ended_early = code(window(false, false), false, &[outcome]);
+            assert_eq!(ended_early, Some(FreezeDoubt::FreezeLate));
+        }
+    }
+
+    #[test]
+    fn filesystem_that_cannot_be_written_is_no_doubt_beside_one_that_was_frozen() {
+        let good = window(true, false);
+        let beside = [FilesystemResult::NotWritable, FilesystemResult::Thawed];
+        assert_eq!(code(good, false, &beside), None);
+        let alone = code(good, false, &[FilesystemResult::NotWritable]);
+        assert_eq!(alone, Some(FreezeDoubt::NothingFrozen));
     }
 
     #[test]

@@ -672,3 +672,23 @@ fn excluded_device_is_skipped_and_excludes_that_cannot_be_parsed_are_listed_apar
         "bad-pattern"
     );
 }
+
+#[test]
+fn filesystem_is_explicit_if_a_pattern_names_one_mount_or_device() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/srv", "ext4 /dev/sdb1 rw"),
+        mount(3, 1, "8:33", "/", "/data", "xfs /dev/sdc1 rw"),
+    ]);
+    let explicit = |include: &[&str]| -> Vec<String> {
+        let planned = plan(&mountinfo, include, &[]).filesystems;
+        let explicit = planned.iter().filter(|planned| planned.is_explicit);
+        explicit
+            .map(|planned| planned.mount_point.display().to_string())
+            .collect()
+    };
+    assert!(explicit(&[]).is_empty());
+    assert!(explicit(&["/*", "xfs", "/**"]).is_empty());
+    for pattern in ["/srv", "mount=/srv", "/dev/sdb1", "8:17"] {
+        assert_eq!(explicit(&[pattern, "/*"]), ["/srv"], "{pattern}");
+    }
+}

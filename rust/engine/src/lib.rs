@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod block_device;
 mod callees;
 mod calls;
 mod companion;

@@ -77,7 +77,6 @@ fn mode(facts: &Facts<'_>) -> Mode {
                 .to_owned()
         }),
         parallel: facts
-            .plan
             .filesystems
             .windows(2)
             .any(|pair| matches!(pair, [left, right] if left.level == right.level)),

@@ -13,12 +13,12 @@ use vmsnapshot_core::deadlines::{Deadlines, THAW_TIMEOUT_MAX, THAW_TIMEOUT_MIN};
 use vmsnapshot_core::host_call::HostCall;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
 use vmsnapshot_core::phase::Phase;
-use vmsnapshot_core::plan::Plan;
+use vmsnapshot_core::plan::{Plan, PlannedFilesystem};
 use vmsnapshot_core::report::Report;
 use vmsnapshot_core::secret::SecretText;
 use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::ledger_file::LedgerFile;
-use vmsnapshot_sys::{clock, process};
+use vmsnapshot_sys::{clock, process, Errno};
 use vmsnapshot_window::freezers::Freezers;
 use vmsnapshot_window::quiet::Quiet;
 use vmsnapshot_window::rcu::Rcu;
@@ -31,7 +31,7 @@ use crate::calls;
 use crate::companion::sync::{sync, Synced};
 use crate::companion::{self, Role};
 use crate::connect::ConnectOptions;
-use crate::directories;
+use crate::directories::{DirectoryError, LeftOut, Opened};
 use crate::error::PrepareError;
 use crate::observer::Observer;
 use crate::rcu;
@@ -73,7 +73,9 @@ pub struct Options {
 /// A prepared run. Nothing is frozen. Dropping it releases everything.
 pub struct Session {
     run_id: String,
-    plan: Plan,
+    /// What the run freezes, in freeze order. Directories and ledger have the same order.
+    filesystems: Vec<PlannedFilesystem>,
+    left_out: Vec<LeftOut>,
     options: Options,
     directories: Arc<[OwnedFd]>,
     ledger: Arc<LedgerFile>,
@@ -102,7 +104,8 @@ pub fn prepare(
 /// Does all that can be done before the window, and freezes nothing.
 ///
 /// It checks the arguments, opens and verifies the directories, connects to the blobs and the host,
-/// and starts the watchdog and the freeze threads.
+/// and starts the watchdog and the freeze threads. A filesystem that cannot be opened, or that
+/// nothing can write to any more, is left out, unless the plan was asked for it by its own name.
 ///
 /// *Blocking*: the limit on connecting, and some milliseconds.
 ///
@@ -119,7 +122,12 @@ pub fn prepare_on(
     let lock = state::lock()?;
 
     observer.phase(Phase::OpenFilesystems);
-    let directories: Arc<[OwnedFd]> = directories::open_all(&plan.filesystems)?.into();
+    let Opened {
+        filesystems,
+        directories,
+        left_out,
+    } = Opened::open(&plan.filesystems)?;
+    let directories: Arc<[OwnedFd]> = directories.into();
 
     observer.phase(Phase::Connect);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -132,7 +140,7 @@ pub fn prepare_on(
     observer.phase(Phase::StartWatchdog);
     let run_id = run_id();
     let (published, ledger) = Published::create(lock, &run_id, directories.len())?;
-    for (entry, planned) in ledger.entries.iter().zip(&plan.filesystems) {
+    for (entry, planned) in ledger.entries.iter().zip(&filesystems) {
         entry.name(planned.device, &planned.mount_point);
     }
     let rcu = rcu::open(options.expedite_rcu);
@@ -146,11 +154,7 @@ pub fn prepare_on(
             step: "start",
             cause,
         })?;
-    let levels: Vec<u32> = plan
-        .filesystems
-        .iter()
-        .map(|planned| planned.level)
-        .collect();
+    let levels: Vec<u32> = filesystems.iter().map(|planned| planned.level).collect();
     let freezers = Freezers::start(
         Arc::clone(&ledger),
         kernel,
@@ -165,7 +169,8 @@ pub fn prepare_on(
     }
     Ok(Session {
         run_id,
-        plan: plan.clone(),
+        filesystems,
+        left_out,
         options,
         directories,
         ledger,
@@ -199,7 +204,8 @@ impl Session {
             // Bound first, so that it is dropped last on every path.
             mut published,
             run_id,
-            plan,
+            filesystems,
+            left_out,
             options,
             directories,
             ledger,
@@ -215,6 +221,7 @@ impl Session {
             observer.phase(Phase::Sync);
             let deadline = clock::monotonic().plus(limit);
             synced = sync(&borrow(&directories), deadline, observer)?;
+            refuse_explicit_read_only(&filesystems, &synced)?;
         }
         let mut callees = callees.refresh(&runtime, &options.connect, observer)?;
 
@@ -270,7 +277,8 @@ impl Session {
         runtime.block_on(calls::read_bodies(callees.calls_mut(), BODIES_LIMIT));
         let report = report::make(Facts {
             run_id: &run_id,
-            plan: &plan,
+            filesystems: &filesystems,
+            left_out: &left_out,
             callees: &callees,
             thaw_timeout: options.thaw_timeout,
             deadlines,
@@ -306,6 +314,27 @@ fn check(plan: &Plan, asked: &Asked, options: &Options) -> Result<Blobs<Metadata
         Ok(blobs)
     } else {
         Err(PrepareError::NotPrivileged)
+    }
+}
+
+/// Refuses a run that was asked for a filesystem by its name, if that refuses to be written.
+///
+/// One that was not asked for by its name stays in the run: its FIFREEZE answers EROFS as well.
+fn refuse_explicit_read_only(
+    filesystems: &[PlannedFilesystem],
+    synced: &[Synced],
+) -> Result<(), DirectoryError> {
+    let read_only = Synced::Failed(Errno::ROFS.raw_os_error().unsigned_abs());
+    let refused = filesystems
+        .iter()
+        .zip(synced)
+        .find(|(planned, synced)| planned.is_explicit && **synced == read_only);
+    match refused {
+        Some((planned, _)) => Err(DirectoryError::NotWritable {
+            mount_point: planned.mount_point.clone(),
+            why: "syncfs answered that it is read-only",
+        }),
+        None => Ok(()),
     }
 }
 
