@@ -440,6 +440,7 @@ def prepare(
     host_call: HostCall | None = None,
     unusable_blobs: Literal["refuse", "report"] = "refuse",
     thaw_timeout: float = 10.0,
+    freeze_timeout: float = 5.0,
     sync_timeout: float | None = 30.0,
     connect_timeout: float = 10.0,
     ca_file: str | None = None,
@@ -460,6 +461,10 @@ def prepare(
     ``uri`` is empty if it could not be read. The service then judges the times and permissions of a SAS,
     because this machine's clock may be wrong. If no blob is usable and there is no host, the first blob's
     error is raised even then.
+
+    A freeze that is not complete within ``freeze_timeout`` ends the window: no request is sent, everything
+    thaws, and the report names the filesystem that was slow. If the thaw timeout leaves less time for calls,
+    that limit applies.
 
     ``progress`` is called with the name of each phase at its start. ``freeze`` is the last phase.
     ``progress`` is never called inside the window.

@@ -182,6 +182,7 @@ def _prepare(parsed: argparse.Namespace, interruptions: Interruptions) -> _nativ
             blobs,
             metadata=metadata,
             thaw_timeout=parsed.thaw_timeout,
+            freeze_timeout=parsed.freeze_timeout,
             sync_timeout=parsed.sync_timeout or None,
             connect_timeout=parsed.connect_timeout,
             ca_file=parsed.ca_file,

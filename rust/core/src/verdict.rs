@@ -1,6 +1,8 @@
 //! The verdict on the snapshots of a run: a pure function of the results of its filesystems and
 //! requests, and of how its window ended.
 
+use std::time::Duration;
+
 use crate::host_call;
 use crate::report::{
     BlobOutcome, BlobResult, Consistency, FilesystemOutcome, FilesystemResult, FreezeDoubt,
@@ -9,11 +11,22 @@ use crate::report::{
 
 /// How a window ended, unless a panic ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WindowEnd {
+pub struct WindowEnd<'a> {
     /// Whether every filesystem was frozen and the requests were sent.
     pub froze_all: bool,
     /// Whether the watchdog ended while something was frozen.
     pub watchdog_lost: bool,
+    /// The filesystem whose FIFREEZE had not returned by the limit, if that ended the window.
+    pub slow: Option<Slow<'a>>,
+}
+
+/// A filesystem whose FIFREEZE took too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slow<'a> {
+    /// Where it is mounted.
+    pub mount_point: &'a str,
+    /// How long everything may take to be frozen.
+    pub limit: Duration,
 }
 
 /// What the snapshots are worth.
@@ -32,7 +45,7 @@ pub struct Verdict {
 /// Judges a run. `window` is `None` if a panic ended the window.
 #[must_use]
 pub fn judge(
-    window: Option<WindowEnd>,
+    window: Option<WindowEnd<'_>>,
     watchdog_fired: bool,
     filesystems: &[FilesystemOutcome],
     blobs: &[BlobOutcome],
@@ -92,12 +105,12 @@ fn consistency(
 /// Returns why it is not known that everything planned was frozen during all calls. `None` if it is
 /// known.
 fn freeze_doubt(
-    window: Option<WindowEnd>,
+    window: Option<WindowEnd<'_>>,
     watchdog_fired: bool,
     filesystems: &[FilesystemOutcome],
 ) -> Option<(FreezeDoubt, String)> {
     let is_left_out = |filesystem: &FilesystemOutcome| needs_no_freeze(filesystem.outcome);
-    filesystem_doubt(filesystems, window.is_some())
+    filesystem_doubt(filesystems, window)
         .or_else(|| window_doubt(window, watchdog_fired))
         .or_else(|| unfrozen(filesystems))
         .or_else(|| {
@@ -119,7 +132,7 @@ fn needs_no_freeze(outcome: FilesystemResult) -> bool {
 /// Returns the most serious doubt that the outcome of a filesystem causes, if any does.
 fn filesystem_doubt(
     filesystems: &[FilesystemOutcome],
-    has_ended: bool,
+    window: Option<WindowEnd<'_>>,
 ) -> Option<(FreezeDoubt, String)> {
     let doubt = |outcome: FilesystemResult| match outcome {
         FilesystemResult::NotThawed => Some((0, FreezeDoubt::NotThawed)),
@@ -127,7 +140,9 @@ fn filesystem_doubt(
         FilesystemResult::ThawedByWatchdog => Some((2, FreezeDoubt::ThawedByWatchdog)),
         FilesystemResult::ThawedByAnother => Some((3, FreezeDoubt::ThawedByAnother)),
         FilesystemResult::FrozenByAnother => Some((4, FreezeDoubt::FrozenByAnother)),
-        FilesystemResult::NotFrozen if has_ended => Some((5, FreezeDoubt::FreezeLate)),
+        // Its turn did not come because of another one, which the end of the window names.
+        FilesystemResult::NotFrozen if window.is_some_and(|window| window.slow.is_some()) => None,
+        FilesystemResult::NotFrozen if window.is_some() => Some((5, FreezeDoubt::FreezeLate)),
         FilesystemResult::NotFrozen => Some((5, FreezeDoubt::WindowBrokeOff)),
         FilesystemResult::Thawed
         | FilesystemResult::NotFreezable
@@ -172,7 +187,10 @@ fn filesystem_doubt(
 }
 
 /// Returns the doubt that the end of the window causes, if it causes one.
-fn window_doubt(window: Option<WindowEnd>, watchdog_fired: bool) -> Option<(FreezeDoubt, String)> {
+fn window_doubt(
+    window: Option<WindowEnd<'_>>,
+    watchdog_fired: bool,
+) -> Option<(FreezeDoubt, String)> {
     let (doubt, why) = match window {
         None => (
             FreezeDoubt::WindowBrokeOff,
@@ -183,6 +201,16 @@ fn window_doubt(window: Option<WindowEnd>, watchdog_fired: bool) -> Option<(Free
             FreezeDoubt::WatchdogLost,
             "the watchdog was lost, so the window was ended early",
         ),
+        Some(WindowEnd {
+            slow: Some(slow), ..
+        }) => {
+            let limit_s = slow.limit.as_secs_f64();
+            let why = format!(
+                "`{}` was not frozen within {limit_s:.2} s",
+                slow.mount_point
+            );
+            return Some((FreezeDoubt::FreezeLate, why));
+        }
         Some(window) if !window.froze_all => {
             (FreezeDoubt::FreezeLate, "not everything was frozen in time")
         }
@@ -300,15 +328,16 @@ mod tests {
         }
     }
 
-    fn window(froze_all: bool, watchdog_lost: bool) -> Option<WindowEnd> {
+    fn window(froze_all: bool, watchdog_lost: bool) -> Option<WindowEnd<'static>> {
         Some(WindowEnd {
             froze_all,
             watchdog_lost,
+            slow: None,
         })
     }
 
     fn code(
-        window: Option<WindowEnd>,
+        window: Option<WindowEnd<'_>>,
         watchdog_fired: bool,
         outcomes: &[FilesystemResult],
     ) -> Option<FreezeDoubt> {
@@ -377,6 +406,26 @@ mod tests {
         ] {
             assert_eq!(code(window_end, watchdog_fired, outcomes), expected);
         }
+    }
+
+    #[test]
+    fn slow_filesystem_is_named_and_not_the_one_whose_turn_did_not_come() {
+        let slow = Slow {
+            mount_point: "/slow",
+            limit: Duration::from_millis(1500),
+        };
+        let ended = Some(WindowEnd {
+            froze_all: false,
+            watchdog_lost: false,
+            slow: Some(slow),
+        });
+        let outcomes = [FilesystemResult::NotFrozen, FilesystemResult::Thawed];
+        let (doubt, why) = freeze_doubt(ended, false, &outcomes.map(filesystem)).unwrap();
+        assert_eq!(doubt, FreezeDoubt::FreezeLate);
+        assert_eq!(why, "`/slow` was not frozen within 1.50 s");
+        // It is worse if it is still inside FIFREEZE when the report is made.
+        let hung = [FilesystemResult::NotFrozen, FilesystemResult::FreezeHung];
+        assert_eq!(code(ended, false, &hung), Some(FreezeDoubt::FreezeHung));
     }
 
     #[test]

@@ -9,7 +9,9 @@ use time::OffsetDateTime;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use vmsnapshot_core::blob::{Metadata, OnUnusable};
-use vmsnapshot_core::deadlines::{Deadlines, THAW_TIMEOUT_MAX, THAW_TIMEOUT_MIN};
+use vmsnapshot_core::deadlines::{
+    Deadlines, FREEZE_TIMEOUT_MAX, FREEZE_TIMEOUT_MIN, THAW_TIMEOUT_MAX, THAW_TIMEOUT_MIN,
+};
 use vmsnapshot_core::host_call::HostCall;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
 use vmsnapshot_core::phase::Phase;
@@ -62,6 +64,9 @@ pub struct Asked {
 pub struct Options {
     /// The hard limit on the window, 10 ms to an hour. When it passes, the watchdog thaws.
     pub thaw_timeout: Duration,
+    /// How long everything may take to be frozen, 10 ms to an hour. When it passes, the window ends
+    /// without a request. The thaw timeout may leave less.
+    pub freeze_timeout: Duration,
     /// How long to wait for dirty data to be written before the window. `None` skips the sync.
     pub sync_timeout: Option<Duration>,
     /// How to connect to the blobs.
@@ -232,7 +237,7 @@ impl Session {
         }
         let quiet = Quiet::begin();
         let start = clock::monotonic();
-        let deadlines = Deadlines::new(start, options.thaw_timeout);
+        let deadlines = Deadlines::new(start, options.thaw_timeout, options.freeze_timeout);
         ledger
             .header
             .start(start, clock::realtime_ns(), deadlines.guard_by);
@@ -304,6 +309,11 @@ fn check(plan: &Plan, asked: &Asked, options: &Options) -> Result<Blobs<Metadata
     if !(THAW_TIMEOUT_MIN..=THAW_TIMEOUT_MAX).contains(&options.thaw_timeout) {
         return Err(PrepareError::ThawTimeout(
             options.thaw_timeout.as_secs_f64(),
+        ));
+    }
+    if !(FREEZE_TIMEOUT_MIN..=FREEZE_TIMEOUT_MAX).contains(&options.freeze_timeout) {
+        return Err(PrepareError::FreezeTimeout(
+            options.freeze_timeout.as_secs_f64(),
         ));
     }
     if plan.filesystems.len() > FILESYSTEMS_MAX {
