@@ -38,6 +38,7 @@ FilesystemResult: TypeAlias = Literal[
     "not-freezable",
     "freeze-failed",
     "not-opened",
+    "freeze-would-wait",  # for a long-running job of the kernel, such as a btrfs scrub
     "not-writable",  # it can no longer be written, so it needs no freeze
     "unmounted",
     "not-frozen",
@@ -57,6 +58,7 @@ FreezeDoubt: TypeAlias = Literal[
     "freeze-failed",  # FIFREEZE answered another error
     "not-freezable",  # the kernel cannot freeze a filesystem that can be written
     "not-opened",  # a filesystem that may be writable could not be opened
+    "freeze-would-wait",  # a freeze would have waited for a long-running job of the kernel
     "freeze-late",  # not everything was frozen by the last moment for calls, or before the run was stopped
     "window-broke-off",  # a fault of this program ended the window
     "watchdog-fired",

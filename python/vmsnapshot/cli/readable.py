@@ -67,6 +67,7 @@ _FILESYSTEM_TONES: dict[FilesystemResult, Tone] = {
     "not-freezable": Tone.DOUBTFUL,
     "freeze-failed": Tone.DOUBTFUL,
     "not-opened": Tone.DOUBTFUL,
+    "freeze-would-wait": Tone.DOUBTFUL,
     "not-writable": Tone.GOOD,
     "unmounted": Tone.GOOD,
     "not-frozen": Tone.DOUBTFUL,

@@ -48,6 +48,8 @@ pub enum FreezeDoubt {
     NotFreezable,
     /// A filesystem that may be writable could not be opened.
     NotOpened,
+    /// A FIFREEZE of a filesystem would have waited for a long-running job.
+    FreezeWouldWait,
     /// Not everything was frozen in time, or the run was stopped.
     FreezeLate,
     /// A panic of this program ended the window.
@@ -79,6 +81,8 @@ pub enum FilesystemResult {
     FreezeFailed,
     /// Left out: it could not be opened. It may be writable. The run froze the others.
     NotOpened,
+    /// Left out: its FIFREEZE would have waited for a long-running job. The run froze the others.
+    FreezeWouldWait,
     /// Left out: it can no longer be written, so it needs no freeze.
     NotWritable,
     /// Left out: it was unmounted after the plan was made.
@@ -380,6 +384,7 @@ mod tests {
                 "not-freezable",
                 "freeze-failed",
                 "not-opened",
+                "freeze-would-wait",
                 "not-writable",
                 "unmounted",
                 "not-frozen",

@@ -148,6 +148,7 @@ fn filesystem_doubt(
         | FilesystemResult::NotFreezable
         | FilesystemResult::FreezeFailed
         | FilesystemResult::NotOpened
+        | FilesystemResult::FreezeWouldWait
         | FilesystemResult::NotWritable
         | FilesystemResult::Unmounted => None,
     };
@@ -178,6 +179,7 @@ fn filesystem_doubt(
         | FilesystemResult::NotFreezable
         | FilesystemResult::FreezeFailed
         | FilesystemResult::NotOpened
+        | FilesystemResult::FreezeWouldWait
         | FilesystemResult::NotWritable
         | FilesystemResult::Unmounted => {
             format!("the run ended before `{mount_point}` was frozen")
@@ -245,6 +247,10 @@ fn unfrozen(filesystems: &[FilesystemOutcome]) -> Option<(FreezeDoubt, String)> 
             FilesystemResult::NotOpened => Some((
                 FreezeDoubt::NotOpened,
                 format!("`{mount_point}` could not be frozen: {error}"),
+            )),
+            FilesystemResult::FreezeWouldWait => Some((
+                FreezeDoubt::FreezeWouldWait,
+                format!("`{mount_point}` could not be frozen in time: {error}"),
             )),
             FilesystemResult::Thawed
             | FilesystemResult::ThawedByWatchdog
@@ -433,6 +439,10 @@ mod tests {
         for (outcome, expected) in [
             (FilesystemResult::FreezeFailed, FreezeDoubt::FreezeFailed),
             (FilesystemResult::NotOpened, FreezeDoubt::NotOpened),
+            (
+                FilesystemResult::FreezeWouldWait,
+                FreezeDoubt::FreezeWouldWait,
+            ),
         ] {
             let filesystems = [FilesystemResult::Thawed, outcome].map(filesystem);
             let (doubt, why) = freeze_doubt(window(true, false), false, &filesystems).unwrap();

@@ -62,6 +62,14 @@ pub enum DirectoryError {
         /// How that is known.
         why: &'static str,
     },
+    /// A FIFREEZE of it would wait for something that can take hours.
+    #[error("a freeze of `{}` would wait: {job}", path_text(mount_point))]
+    WouldWait {
+        /// The mount point.
+        mount_point: PathBuf,
+        /// What it would wait for.
+        job: String,
+    },
     /// The kernel's tables could not be read.
     #[error(transparent)]
     Tables(#[from] PlanError),
@@ -76,6 +84,7 @@ impl DirectoryError {
             Self::Changed { .. } => "mount-changed",
             Self::Vanished { .. } => "mount-vanished",
             Self::NotWritable { .. } => "not-writable",
+            Self::WouldWait { .. } => "freeze-would-wait",
             Self::Tables(error) => error.code(),
         }
     }
@@ -87,7 +96,8 @@ impl DirectoryError {
             Self::Open { .. }
             | Self::Changed { .. }
             | Self::Vanished { .. }
-            | Self::NotWritable { .. } => ErrorKind::System,
+            | Self::NotWritable { .. }
+            | Self::WouldWait { .. } => ErrorKind::System,
             Self::Tables(error) => error.kind(),
         }
     }
@@ -99,7 +109,8 @@ impl DirectoryError {
             Self::Open { .. }
             | Self::Changed { .. }
             | Self::Vanished { .. }
-            | Self::NotWritable { .. } => ErrorSubject::Filesystem,
+            | Self::NotWritable { .. }
+            | Self::WouldWait { .. } => ErrorSubject::Filesystem,
             Self::Tables(_) => ErrorSubject::Run,
         }
     }
@@ -116,6 +127,7 @@ impl DirectoryError {
             Self::NotWritable { .. } => Some(
                 "leave it out, or use a glob, which leaves out what cannot be written".to_owned(),
             ),
+            Self::WouldWait { .. } => Some("wait until it has ended, or cancel it".to_owned()),
             Self::Changed { .. } | Self::Vanished { .. } => Some("make a new plan".to_owned()),
             Self::Tables(error) => error.hint(),
         }
@@ -201,6 +213,9 @@ impl LeftOut {
             ),
             DirectoryError::NotWritable { why, .. } => {
                 (FilesystemResult::NotWritable, (*why).to_owned())
+            }
+            DirectoryError::WouldWait { job, .. } => {
+                (FilesystemResult::FreezeWouldWait, job.clone())
             }
             DirectoryError::Changed { .. } | DirectoryError::Vanished { .. }
                 if is_unmounted(planned) =>

@@ -14,12 +14,14 @@ mod companion;
 pub mod connect;
 pub mod directories;
 pub mod error;
+mod jobs;
 pub mod observer;
 mod rcu;
 pub mod recovery;
 mod report;
 pub mod scan;
 pub mod session;
+mod staged;
 pub mod state;
 
 pub use vmsnapshot_sys::control_group;

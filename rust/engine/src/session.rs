@@ -1,7 +1,7 @@
 //! A run, which is prepared and then run once. All its phases except the window are here.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,26 +19,24 @@ use vmsnapshot_core::plan::{Plan, PlannedFilesystem};
 use vmsnapshot_core::report::Report;
 use vmsnapshot_core::secret::SecretText;
 use vmsnapshot_sys::kernel::{Kernel, Linux};
-use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::{clock, process, Errno};
-use vmsnapshot_window::freezers::Freezers;
 use vmsnapshot_window::quiet::Quiet;
-use vmsnapshot_window::rcu::Rcu;
-use vmsnapshot_window::watchdog::Watchdog;
 use vmsnapshot_window::window;
 
 use crate::callees::blobs::Blobs;
 use crate::callees::Callees;
 use crate::calls;
 use crate::companion::sync::{sync, Synced};
-use crate::companion::{self, Role};
 use crate::connect::ConnectOptions;
 use crate::directories::{DirectoryError, LeftOut, Opened};
 use crate::error::PrepareError;
+use crate::jobs::job_on;
 use crate::observer::Observer;
 use crate::rcu;
 use crate::report::{self, Facts};
-use crate::state::{self, Published};
+use crate::scan::Roots;
+use crate::staged::{borrow, Staged};
+use crate::state;
 
 /// How long the run waits for the last word of a watchdog that has nothing left to thaw.
 const LAST_WORD_LIMIT: Duration = Duration::from_secs(2);
@@ -78,19 +76,11 @@ pub struct Options {
 /// A prepared run. Nothing is frozen. Dropping it releases everything.
 pub struct Session {
     run_id: String,
-    /// What the run freezes, in freeze order. Directories and ledger have the same order.
-    filesystems: Vec<PlannedFilesystem>,
     left_out: Vec<LeftOut>,
     options: Options,
-    directories: Arc<[OwnedFd]>,
-    ledger: Arc<LedgerFile>,
-    rcu: Rcu,
-    freezers: Freezers,
-    watchdog: Watchdog,
     callees: Callees,
     runtime: Runtime,
-    // Dropped last, because it looks at what the other fields leave in the ledger.
-    published: Published,
+    staged: Staged,
 }
 
 /// Prepares a run on the kernel that this process runs on; see [`prepare_on`].
@@ -132,7 +122,6 @@ pub fn prepare_on(
         directories,
         left_out,
     } = Opened::open(&plan.filesystems)?;
-    let directories: Arc<[OwnedFd]> = directories.into();
 
     observer.phase(Phase::Connect);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -144,29 +133,8 @@ pub fn prepare_on(
 
     observer.phase(Phase::StartWatchdog);
     let run_id = run_id();
-    let (published, ledger) = Published::create(lock, &run_id, directories.len())?;
-    for (entry, planned) in ledger.entries.iter().zip(&filesystems) {
-        entry.name(planned.device, &planned.mount_point);
-    }
     let rcu = rcu::open(options.expedite_rcu);
-    let borrowed = borrow(&directories);
-    let watchdog = companion::start(Role::Watch)
-        .and_then(|channel| {
-            let lock = published.lock_descriptor();
-            Watchdog::introduce(channel, &ledger, lock, rcu.descriptor(), &borrowed)
-        })
-        .map_err(|cause| PrepareError::Watchdog {
-            step: "start",
-            cause,
-        })?;
-    let levels: Vec<u32> = filesystems.iter().map(|planned| planned.level).collect();
-    let freezers = Freezers::start(
-        Arc::clone(&ledger),
-        kernel,
-        Arc::clone(&directories),
-        &levels,
-    )
-    .map_err(|cause| resources("start a freeze thread", cause))?;
+    let staged = Staged::make(lock, &run_id, kernel, rcu, filesystems, directories)?;
     // If every step was quick, this is the first check. A caller that was interrupted does not want
     // a session.
     if observer.is_interrupted() {
@@ -174,17 +142,11 @@ pub fn prepare_on(
     }
     Ok(Session {
         run_id,
-        filesystems,
         left_out,
         options,
-        directories,
-        ledger,
-        rcu,
-        freezers,
-        watchdog,
         callees,
         runtime,
-        published,
+        staged,
     })
 }
 
@@ -206,29 +168,40 @@ impl Session {
     /// several can happen at once, and one of them may be "not thawed".
     pub fn run(self, observer: &mut dyn Observer) -> Result<Report, PrepareError> {
         let Session {
-            // Bound first, so that it is dropped last on every path.
-            mut published,
             run_id,
-            filesystems,
-            left_out,
+            mut left_out,
             options,
-            directories,
-            ledger,
-            rcu,
-            runtime,
-            watchdog,
-            freezers,
             callees,
+            runtime,
+            staged,
         } = self;
 
-        let mut synced = vec![Synced::Done; directories.len()];
+        // A syncfs can wait for such a job as well.
+        let errors = waiting(&staged);
+        let mut staged = staged.leave_out(errors, &mut left_out)?;
+        let mut synced = Vec::new();
         if let Some(limit) = options.sync_timeout {
             observer.phase(Phase::Sync);
             let deadline = clock::monotonic().plus(limit);
-            synced = sync(&borrow(&directories), deadline, observer)?;
-            refuse_explicit_read_only(&filesystems, &synced)?;
+            let results = sync(&borrow(&staged.directories), deadline, observer)?;
+            let filesystems = staged.filesystems.iter().cloned();
+            synced.extend(filesystems.zip(results.iter().copied()));
+            let errors = unfit_after_sync(&staged, &results, limit);
+            staged = staged.leave_out(errors, &mut left_out)?;
         }
         let mut callees = callees.refresh(&runtime, &options.connect, observer)?;
+        let errors = waiting(&staged);
+        let Staged {
+            // Bound first, so that it is dropped last on every path.
+            mut published,
+            filesystems,
+            directories,
+            ledger,
+            rcu,
+            freezers,
+            watchdog,
+            kernel: _,
+        } = staged.leave_out(errors, &mut left_out)?;
 
         observer.phase(Phase::Freeze);
         // This is the last moment at which the caller can give up.
@@ -327,24 +300,47 @@ fn check(plan: &Plan, asked: &Asked, options: &Options) -> Result<Blobs<Metadata
     }
 }
 
-/// Refuses a run that was asked for a filesystem by its name, if that refuses to be written.
-///
-/// One that was not asked for by its name stays in the run: its FIFREEZE answers EROFS as well.
-fn refuse_explicit_read_only(
-    filesystems: &[PlannedFilesystem],
+/// Returns an error for each filesystem whose FIFREEZE would wait for a job of the kernel.
+fn waiting(staged: &Staged) -> Vec<Option<DirectoryError>> {
+    let roots = Roots::default();
+    let filesystems = staged.filesystems.iter().zip(&*staged.directories);
+    filesystems
+        .map(|(planned, directory)| {
+            let job = job_on(planned, directory.as_fd(), &roots)?;
+            Some(would_wait(planned, job))
+        })
+        .collect()
+}
+
+/// Returns an error for each filesystem that must not be frozen after such a syncfs.
+fn unfit_after_sync(
+    staged: &Staged,
     synced: &[Synced],
-) -> Result<(), DirectoryError> {
-    let read_only = Synced::Failed(Errno::ROFS.raw_os_error().unsigned_abs());
-    let refused = filesystems
-        .iter()
-        .zip(synced)
-        .find(|(planned, synced)| planned.is_explicit && **synced == read_only);
-    match refused {
-        Some((planned, _)) => Err(DirectoryError::NotWritable {
-            mount_point: planned.mount_point.clone(),
-            why: "syncfs answered that it is read-only",
-        }),
-        None => Ok(()),
+    limit: Duration,
+) -> Vec<Option<DirectoryError>> {
+    let read_only = Errno::ROFS.raw_os_error().unsigned_abs();
+    let filesystems = staged.filesystems.iter().zip(synced);
+    filesystems
+        .map(|(planned, synced)| match synced {
+            // It may hold the superblock's lock, and then neither FIFREEZE nor FITHAW returns.
+            Synced::Late => {
+                let limit_s = limit.as_secs_f64();
+                let job = format!("syncfs has not returned within {limit_s:.2} s");
+                Some(would_wait(planned, job))
+            }
+            Synced::Failed(errno) if *errno == read_only => Some(DirectoryError::NotWritable {
+                mount_point: planned.mount_point.clone(),
+                why: "syncfs answered that it is read-only",
+            }),
+            Synced::Done | Synced::Failed(_) => None,
+        })
+        .collect()
+}
+
+fn would_wait(planned: &PlannedFilesystem, job: String) -> DirectoryError {
+    DirectoryError::WouldWait {
+        mount_point: planned.mount_point.clone(),
+        job,
     }
 }
 
@@ -352,10 +348,6 @@ fn refuse_explicit_read_only(
 fn run_id() -> String {
     let now = vmsnapshot_core::report::utc_text(i128::from(clock::realtime_ns()));
     format!("{}-{}", now.replace([':', '.'], ""), std::process::id())
-}
-
-fn borrow(directories: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
-    directories.iter().map(AsFd::as_fd).collect()
 }
 
 fn resources(step: &'static str, cause: io::Error) -> PrepareError {

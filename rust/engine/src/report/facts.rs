@@ -27,7 +27,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) thaw_timeout: Duration,
     pub(crate) deadlines: Deadlines,
     pub(crate) ledger: &'a Arc<LedgerFile>,
-    pub(crate) synced: &'a [Synced],
+    /// The results of syncfs, also of filesystems that were then left out.
+    pub(crate) synced: &'a [(PlannedFilesystem, Synced)],
     pub(crate) rcu: &'a Rcu,
     /// `None` if a panic ended the window.
     pub(crate) record: Option<WindowRecord<Waiting>>,

@@ -75,6 +75,7 @@ fn filesystem_outcome(
         | FilesystemResult::NotFreezable
         | FilesystemResult::FreezeFailed
         | FilesystemResult::NotOpened
+        | FilesystemResult::FreezeWouldWait
         | FilesystemResult::NotWritable
         | FilesystemResult::Unmounted
         | FilesystemResult::NotFrozen
@@ -104,6 +105,13 @@ fn filesystem_outcome(
 }
 
 fn error_text(outcome: FilesystemResult, entry: &Entry) -> Option<String> {
+    if entry.cancelled_scrub() {
+        return Some(
+            "FIFREEZE waited for a scrub of btrfs; at the deadline, the watchdog cancelled the scrub \
+             (`btrfs scrub resume` continues it)"
+                .to_owned(),
+        );
+    }
     match outcome {
         FilesystemResult::Thawed | FilesystemResult::ThawedByWatchdog if entry.undid_another() => Some(
             "the watchdog's FITHAW undid another program's freeze: at the deadline, FIFREEZE still \
@@ -125,6 +133,7 @@ fn error_text(outcome: FilesystemResult, entry: &Entry) -> Option<String> {
         FilesystemResult::NotFreezable
         | FilesystemResult::FreezeFailed
         | FilesystemResult::NotOpened
+        | FilesystemResult::FreezeWouldWait
         | FilesystemResult::NotWritable
         | FilesystemResult::Unmounted => {
             Some(format!("FIFREEZE: {}", number_text(entry.freeze_errno())))

@@ -24,7 +24,7 @@ pub(super) fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
         detail: None,
     };
     let mut events = Vec::new();
-    for (planned, synced) in facts.filesystems.iter().zip(facts.synced) {
+    for (planned, synced) in facts.synced {
         let subject = Some(path_text(&planned.mount_point));
         match synced {
             Synced::Done => {}
