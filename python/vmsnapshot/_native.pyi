@@ -41,6 +41,7 @@ FilesystemResult: TypeAlias = Literal[
     "freeze-would-wait",  # for a long-running job of the kernel, such as a btrfs scrub
     "not-writable",  # it can no longer be written, so it needs no freeze
     "unmounted",
+    "mounted-since",  # it was mounted after the last look before the window
     "not-frozen",
     "freeze-hung",
     "not-thawed",
@@ -63,6 +64,7 @@ FreezeDoubt: TypeAlias = Literal[
     "window-broke-off",  # a fault of this program ended the window
     "watchdog-fired",
     "watchdog-lost",
+    "mounted-since",  # a writable filesystem was mounted after the last look before the window
     "nothing-frozen",  # nothing was planned
 ]
 FireReason: TypeAlias = Literal["parent-gone", "deadline", "told"]

@@ -70,6 +70,7 @@ _FILESYSTEM_TONES: dict[FilesystemResult, Tone] = {
     "freeze-would-wait": Tone.DOUBTFUL,
     "not-writable": Tone.GOOD,
     "unmounted": Tone.GOOD,
+    "mounted-since": Tone.DOUBTFUL,
     "not-frozen": Tone.DOUBTFUL,
     "freeze-hung": Tone.BAD,
     "not-thawed": Tone.BAD,

@@ -58,6 +58,8 @@ pub enum FreezeDoubt {
     WatchdogFired,
     /// The watchdog was lost, so the run ended the window.
     WatchdogLost,
+    /// A writable filesystem was mounted after the last look before the window.
+    MountedSince,
     /// Nothing was planned.
     NothingFrozen,
 }
@@ -87,6 +89,8 @@ pub enum FilesystemResult {
     NotWritable,
     /// Left out: it was unmounted after the plan was made.
     Unmounted,
+    /// Not frozen: it was mounted after the last look before the window.
+    MountedSince,
     /// Not frozen: the run ended before its turn came.
     NotFrozen,
     /// FIFREEZE has not returned yet. A living watchdog thaws it as soon as FIFREEZE returns.
@@ -387,6 +391,7 @@ mod tests {
                 "freeze-would-wait",
                 "not-writable",
                 "unmounted",
+                "mounted-since",
                 "not-frozen",
                 "freeze-hung",
                 "not-thawed",

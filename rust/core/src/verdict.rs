@@ -148,6 +148,7 @@ fn filesystem_doubt(
         | FilesystemResult::NotFreezable
         | FilesystemResult::FreezeFailed
         | FilesystemResult::NotOpened
+        | FilesystemResult::MountedSince
         | FilesystemResult::FreezeWouldWait
         | FilesystemResult::NotWritable
         | FilesystemResult::Unmounted => None,
@@ -179,6 +180,7 @@ fn filesystem_doubt(
         | FilesystemResult::NotFreezable
         | FilesystemResult::FreezeFailed
         | FilesystemResult::NotOpened
+        | FilesystemResult::MountedSince
         | FilesystemResult::FreezeWouldWait
         | FilesystemResult::NotWritable
         | FilesystemResult::Unmounted => {
@@ -247,6 +249,10 @@ fn unfrozen(filesystems: &[FilesystemOutcome]) -> Option<(FreezeDoubt, String)> 
             FilesystemResult::NotOpened => Some((
                 FreezeDoubt::NotOpened,
                 format!("`{mount_point}` could not be frozen: {error}"),
+            )),
+            FilesystemResult::MountedSince => Some((
+                FreezeDoubt::MountedSince,
+                format!("`{mount_point}` was not frozen: {error}"),
             )),
             FilesystemResult::FreezeWouldWait => Some((
                 FreezeDoubt::FreezeWouldWait,
@@ -439,6 +445,7 @@ mod tests {
         for (outcome, expected) in [
             (FilesystemResult::FreezeFailed, FreezeDoubt::FreezeFailed),
             (FilesystemResult::NotOpened, FreezeDoubt::NotOpened),
+            (FilesystemResult::MountedSince, FreezeDoubt::MountedSince),
             (
                 FilesystemResult::FreezeWouldWait,
                 FreezeDoubt::FreezeWouldWait,

@@ -692,3 +692,30 @@ fn filesystem_is_explicit_if_a_pattern_names_one_mount_or_device() {
         assert_eq!(explicit(&[pattern, "/*"]), ["/srv"], "{pattern}");
     }
 }
+
+#[test]
+fn plan_is_made_again_for_what_is_mounted_now() {
+    let data = mount(2, 1, "8:17", "/", "/data", "ext4 /dev/sdb1 rw");
+    let srv = mount(3, 1, "8:33", "/", "/srv", "xfs /dev/sdc1 rw");
+    let before = plan(&on_root(&[data]), &["/data", "/*"], &["8:1"]);
+    let again = |plan: &Plan, mountinfo: &str| {
+        let now = plan.make_again(&[own(mountinfo)], &DeviceGraph::default());
+        let now = now.unwrap().filesystems;
+        now.iter()
+            .map(|planned| planned.mount_point.display().to_string())
+            .collect::<Vec<_>>()
+    };
+    // The pattern `/data` matches nothing any more, which is no error now.
+    assert_eq!(
+        again(&before, &on_root(std::slice::from_ref(&srv))),
+        ["/srv"]
+    );
+    // What has nothing to freeze stays so: its caller did not take the locks for a freeze.
+    assert!(again(
+        &before.without_filesystems(),
+        &on_root(std::slice::from_ref(&srv))
+    )
+    .is_empty());
+    let empty = plan(&on_root(&[]), &[], &["/"]);
+    assert!(again(&empty, &on_root(&[srv])).is_empty());
+}

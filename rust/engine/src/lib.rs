@@ -15,6 +15,7 @@ pub mod connect;
 pub mod directories;
 pub mod error;
 mod jobs;
+mod look;
 pub mod observer;
 mod rcu;
 pub mod recovery;

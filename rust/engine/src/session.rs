@@ -31,6 +31,7 @@ use crate::connect::ConnectOptions;
 use crate::directories::{DirectoryError, LeftOut, Opened};
 use crate::error::PrepareError;
 use crate::jobs::job_on;
+use crate::look::{self, Change};
 use crate::observer::Observer;
 use crate::rcu;
 use crate::report::{self, Facts};
@@ -76,6 +77,7 @@ pub struct Options {
 /// A prepared run. Nothing is frozen. Dropping it releases everything.
 pub struct Session {
     run_id: String,
+    plan: Plan,
     left_out: Vec<LeftOut>,
     options: Options,
     callees: Callees,
@@ -121,7 +123,7 @@ pub fn prepare_on(
         filesystems,
         directories,
         left_out,
-    } = Opened::open(&plan.filesystems)?;
+    } = Opened::open(&look::up_to_date(plan)?)?;
 
     observer.phase(Phase::Connect);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -142,6 +144,7 @@ pub fn prepare_on(
     }
     Ok(Session {
         run_id,
+        plan: plan.clone(),
         left_out,
         options,
         callees,
@@ -169,6 +172,7 @@ impl Session {
     pub fn run(self, observer: &mut dyn Observer) -> Result<Report, PrepareError> {
         let Session {
             run_id,
+            plan,
             mut left_out,
             options,
             callees,
@@ -190,6 +194,18 @@ impl Session {
             staged = staged.leave_out(errors, &mut left_out)?;
         }
         let mut callees = callees.refresh(&runtime, &options.connect, observer)?;
+        let change = Change::find(&plan, &staged.filesystems, &left_out)?;
+        if !change.added.is_empty() {
+            staged = add(
+                staged,
+                &change,
+                &mut left_out,
+                &mut synced,
+                &options,
+                observer,
+            )?;
+            callees = callees.refresh(&runtime, &options.connect, observer)?;
+        }
         let errors = waiting(&staged);
         let Staged {
             // Bound first, so that it is dropped last on every path.
@@ -252,6 +268,8 @@ impl Session {
         quiet.end(&ledger);
         drop(freezers);
         drop(directories);
+        // A table that cannot be read now could be read just before the window.
+        left_out.extend(look::mounted_since(&plan, &filesystems, &left_out).unwrap_or_default());
         runtime.block_on(calls::read_bodies(callees.calls_mut(), BODIES_LIMIT));
         let report = report::make(Facts {
             run_id: &run_id,
@@ -298,6 +316,45 @@ fn check(plan: &Plan, asked: &Asked, options: &Options) -> Result<Blobs<Metadata
     } else {
         Err(PrepareError::NotPrivileged)
     }
+}
+
+/// Adds what was mounted since the last look, with its dirty data written out.
+fn add(
+    staged: Staged,
+    change: &Change,
+    left_out: &mut Vec<LeftOut>,
+    synced: &mut Vec<(PlannedFilesystem, Synced)>,
+    options: &Options,
+    observer: &mut dyn Observer,
+) -> Result<Staged, PrepareError> {
+    let mut added = Opened::open(&change.added)?;
+    // The second answer counts.
+    left_out.retain(|before| {
+        let mut again = change.added.iter().map(|planned| planned.device);
+        !again.any(|device| device == before.planned.device)
+    });
+    left_out.append(&mut added.left_out);
+    let known = staged.filesystems.len();
+    let staged = staged.add(added, change)?;
+    let errors = waiting(&staged);
+    let staged = staged.leave_out(errors, left_out)?;
+    let Some(limit) = options
+        .sync_timeout
+        .filter(|_| known < staged.filesystems.len())
+    else {
+        return Ok(staged);
+    };
+    let deadline = clock::monotonic().plus(limit);
+    // Those that were synced before have little left to write.
+    let results = sync(&borrow(&staged.directories), deadline, observer)?;
+    *synced = staged
+        .filesystems
+        .iter()
+        .cloned()
+        .zip(results.iter().copied())
+        .collect();
+    let errors = unfit_after_sync(&staged, &results, limit);
+    staged.leave_out(errors, left_out)
 }
 
 /// Returns an error for each filesystem whose FIFREEZE would wait for a job of the kernel.

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
 use vmsnapshot_core::plan::PlannedFilesystem;
 use vmsnapshot_sys::kernel::Kernel;
 use vmsnapshot_sys::ledger_file::LedgerFile;
@@ -13,8 +14,9 @@ use vmsnapshot_window::rcu::Rcu;
 use vmsnapshot_window::watchdog::Watchdog;
 
 use crate::companion::{self, Role};
-use crate::directories::{DirectoryError, LeftOut};
+use crate::directories::{DirectoryError, LeftOut, Opened};
 use crate::error::PrepareError;
+use crate::look::Change;
 use crate::state::{Lock, Published};
 
 /// Everything that depends on which filesystems are frozen. Nothing is frozen.
@@ -44,6 +46,10 @@ impl Staged {
         filesystems: Vec<PlannedFilesystem>,
         directories: Vec<OwnedFd>,
     ) -> Result<Staged, PrepareError> {
+        // More may have been mounted since the plan was made.
+        if filesystems.len() > FILESYSTEMS_MAX {
+            return Err(PrepareError::TooManyFilesystems(filesystems.len()));
+        }
         let directories: Arc<[OwnedFd]> = directories.into();
         let (published, ledger) = Published::create(lock, run_id, directories.len())?;
         for (entry, planned) in ledger.entries.iter().zip(&filesystems) {
@@ -109,10 +115,28 @@ impl Staged {
         self.make_again(filesystems, directories)
     }
 
+    /// Adds filesystems that were mounted meanwhile, and orders all by the levels that they have now.
+    ///
+    /// # Errors
+    /// [`PrepareError`].
+    pub(crate) fn add(self, added: Opened, change: &Change) -> Result<Staged, PrepareError> {
+        let mut all = Vec::new();
+        for (planned, directory) in self.filesystems.iter().zip(&*self.directories) {
+            all.push((planned.clone(), duplicate(directory)?));
+        }
+        all.extend(added.filesystems.into_iter().zip(added.directories));
+        for (planned, _) in &mut all {
+            planned.level = change.level_of(planned);
+        }
+        all.sort_by_key(|(planned, _)| planned.level);
+        let (filesystems, directories) = all.into_iter().unzip();
+        self.make_again(filesystems, directories)
+    }
+
     /// Makes it again for other filesystems.
     ///
     /// *Blocking*: as long as the start of a watchdog; 2 s at most until the old one has ended.
-    pub(crate) fn make_again(
+    fn make_again(
         self,
         filesystems: Vec<PlannedFilesystem>,
         directories: Vec<OwnedFd>,
@@ -141,7 +165,7 @@ pub(crate) fn borrow(directories: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
     directories.iter().map(AsFd::as_fd).collect()
 }
 
-pub(crate) fn duplicate(directory: &OwnedFd) -> Result<OwnedFd, PrepareError> {
+fn duplicate(directory: &OwnedFd) -> Result<OwnedFd, PrepareError> {
     directory
         .try_clone()
         .map_err(|cause: io::Error| PrepareError::Resources {

@@ -65,6 +65,7 @@ _FREEZE_RESULTS: dict[FreezeDoubt | None, tuple[FreezeResult, FreezeResult]] = {
     "not-thawed": (FreezeResult.BROKEN, FreezeResult.FAILED),
     "watchdog-lost": (FreezeResult.BROKEN, FreezeResult.FAILED),
     "window-broke-off": (FreezeResult.BROKEN, FreezeResult.FAILED),
+    "mounted-since": (FreezeResult.BROKEN, FreezeResult.FAILED),
 }
 
 
@@ -201,7 +202,7 @@ class Attempts:
         try:
             with self._prepare(vmsnapshot.plan().without_filesystems(), calls) as session:
                 self._before_freeze()
-                return freeze, self._freezing.run(session)
+                return freeze, self._run_session(session)
         except (PlanError, _UnpreparedError) as error:
             self._log.error(f"could not prepare a snapshot without a freeze: {redacted(error)}")
             return freeze, None
@@ -214,7 +215,7 @@ class Attempts:
                     stack.enter_context(self._freezing.lock())
                 session = stack.enter_context(self._prepare(plan, calls))
                 self._before_freeze()
-                report = self._freezing.run(session)
+                report = self._run_session(session)
         except (LockHeldError, LockUnavailableError) as error:
             self._log.error(str(error))
             return FreezeResult.FAILED, None
@@ -238,16 +239,27 @@ class Attempts:
                 proxy=calls.proxy,
             )
         except PrepareError as error:
-            result = _UNPREPARED[error.subject]
-            if result is FreezeResult.NOT_TRIED:
-                raise _UnreachableError(str(error)) from None
-            if isinstance(result, FreezeResult):
-                raise _UnpreparedError(str(error), result) from None
-            message = f"{redacted(error)} "
-            if result is Code.ENGINE_NOT_FOUND:
-                self._log.error(redacted(error))
-                message += f"StatusCode.{result.shown_as},"
-            raise EndedEarlyError(failed(result, message)) from None
+            raise self._meaning_of(error) from None
+
+    def _run_session(self, session: Session) -> Report:
+        try:
+            return self._freezing.run(session)
+        except PrepareError as error:
+            # Before the freeze: the engine looks at the mounts again, and may have to prepare again.
+            raise self._meaning_of(error) from None
+
+    def _meaning_of(self, error: PrepareError) -> Exception:
+        """Returns what the error of a run that has frozen nothing means to the attempt or the job."""
+        result = _UNPREPARED[error.subject]
+        if result is FreezeResult.NOT_TRIED:
+            return _UnreachableError(str(error))
+        if isinstance(result, FreezeResult):
+            return _UnpreparedError(str(error), result)
+        message = f"{redacted(error)} "
+        if result is Code.ENGINE_NOT_FOUND:
+            self._log.error(redacted(error))
+            message += f"StatusCode.{result.shown_as},"
+        return EndedEarlyError(failed(result, message))
 
     def _tell(self, report: Report) -> None:
         """Puts the window into the telemetry."""

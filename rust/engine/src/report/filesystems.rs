@@ -75,6 +75,7 @@ fn filesystem_outcome(
         | FilesystemResult::NotFreezable
         | FilesystemResult::FreezeFailed
         | FilesystemResult::NotOpened
+        | FilesystemResult::MountedSince
         | FilesystemResult::FreezeWouldWait
         | FilesystemResult::NotWritable
         | FilesystemResult::Unmounted
@@ -133,6 +134,7 @@ fn error_text(outcome: FilesystemResult, entry: &Entry) -> Option<String> {
         FilesystemResult::NotFreezable
         | FilesystemResult::FreezeFailed
         | FilesystemResult::NotOpened
+        | FilesystemResult::MountedSince
         | FilesystemResult::FreezeWouldWait
         | FilesystemResult::NotWritable
         | FilesystemResult::Unmounted => {
