@@ -334,6 +334,9 @@ fn add(
         !again.any(|device| device == before.planned.device)
     });
     left_out.append(&mut added.left_out);
+    if added.filesystems.is_empty() {
+        return Ok(staged);
+    }
     let known = staged.filesystems.len();
     let staged = staged.add(added, change)?;
     let errors = waiting(&staged);
