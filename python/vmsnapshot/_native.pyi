@@ -37,6 +37,11 @@ FilesystemResult: TypeAlias = Literal[
     "frozen-by-another",
     "not-freezable",
     "freeze-failed",
+    "not-opened",
+    "freeze-would-wait",  # for a long-running job of the kernel, such as a btrfs scrub
+    "not-writable",  # it can no longer be written, so it needs no freeze
+    "unmounted",
+    "mounted-since",  # it was mounted after the last look before the window
     "not-frozen",
     "freeze-hung",
     "not-thawed",
@@ -53,10 +58,13 @@ FreezeDoubt: TypeAlias = Literal[
     "frozen-by-another",  # another program had frozen it: FIFREEZE answered EBUSY
     "freeze-failed",  # FIFREEZE answered another error
     "not-freezable",  # the kernel cannot freeze a filesystem that can be written
+    "not-opened",  # a filesystem that may be writable could not be opened
+    "freeze-would-wait",  # a freeze would have waited for a long-running job of the kernel
     "freeze-late",  # not everything was frozen by the last moment for calls, or before the run was stopped
     "window-broke-off",  # a fault of this program ended the window
     "watchdog-fired",
     "watchdog-lost",
+    "mounted-since",  # a writable filesystem was mounted after the last look before the window
     "nothing-frozen",  # nothing was planned
     "answered-late",  # the answer that confirms a snapshot came after the window
 ]
@@ -450,6 +458,7 @@ def prepare(
     host_call: HostCall | None = None,
     unusable_blobs: Literal["refuse", "report"] = "refuse",
     thaw_timeout: float = 10.0,
+    freeze_timeout: float = 5.0,
     call_timeout: float = 10.0,
     sync_timeout: float | None = 30.0,
     connect_timeout: float = 10.0,
@@ -472,6 +481,10 @@ def prepare(
     ``uri`` is empty if it could not be read. The service then judges the times and permissions of a SAS,
     because this machine's clock may be wrong. If no blob is usable and there is no host, the first blob's
     error is raised even then.
+
+    A freeze that is not complete within ``freeze_timeout`` ends the window: no request is sent, everything
+    thaws, and the report names the filesystem that was slow. If the thaw timeout leaves less time for calls,
+    that limit applies.
 
     ``unusable_proxy`` says what happens if the proxy refuses or is down. With ``refuse``, the blobs count as
     unreachable. With ``direct``, they are tried directly once, within the same time, and ``Session.warnings``

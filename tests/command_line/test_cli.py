@@ -239,7 +239,8 @@ def test_snapshot_passes_every_option_to_the_engine(command: Command, native: Fa
         "snapshot", "--blob", sas_uri(0), sas_uri(1), "--blob", sas_uri(2),
         "--mount", "/data*", "--mount", "xfs", "--exclude", "/data2",
         "--metadata", "job=nightly", "--metadata", "note=a=b c",
-        "--thaw-timeout", "2.5", "--connect-timeout", "3", "--sync-timeout", "4", "--call-timeout", "1.5",
+        "--thaw-timeout", "2.5", "--freeze-timeout", "1.5", "--connect-timeout", "3", "--sync-timeout", "4",
+        "--call-timeout", "1.25",
         "--ca-file", "/etc/ca.pem", "--proxy", "http://proxy:3128", "--no-expedite-rcu",
     )  # fmt: skip
     assert status == 0
@@ -250,7 +251,8 @@ def test_snapshot_passes_every_option_to_the_engine(command: Command, native: Fa
     assert options == {
         "metadata": {"job": "nightly", "note": "a=b c"},
         "thaw_timeout": 2.5,
-        "call_timeout": 1.5,
+        "freeze_timeout": 1.5,
+        "call_timeout": 1.25,
         "connect_timeout": 3.0,
         "sync_timeout": 4.0,
         "ca_file": "/etc/ca.pem",
@@ -268,6 +270,7 @@ def test_snapshot_has_the_defaults_that_the_readme_states(
     assert options == {
         "metadata": {},
         "thaw_timeout": 10.0,
+        "freeze_timeout": 5.0,
         "call_timeout": 10.0,
         "connect_timeout": 10.0,
         "sync_timeout": 30.0,
@@ -288,21 +291,24 @@ def test_sas_uri_on_the_command_line_causes_a_warning(command: Command) -> None:
     assert "--blobs-from" in command.err
 
 
+@pytest.mark.parametrize("option", ["--thaw-timeout", "--freeze-timeout"])
 @pytest.mark.parametrize("seconds", ["0", "0.009", "-1", "nan", "inf", "3600.1", "1e9", "soon", "", "-inf"])
-def test_thaw_timeout_out_of_range_exits_2_before_anything_is_done(
-    command: Command, native: FakeNative, blob_list: str, seconds: str
+def test_limit_of_the_window_out_of_range_exits_2_before_anything_is_done(
+    command: Command, native: FakeNative, blob_list: str, option: str, seconds: str
 ) -> None:
-    assert command("snapshot", "--blobs-from", blob_list, f"--thaw-timeout={seconds}") == 2
-    assert "--thaw-timeout" in command.err
+    assert command("snapshot", "--blobs-from", blob_list, f"{option}={seconds}") == 2
+    assert option in command.err
     assert native.calls == []
 
 
+@pytest.mark.parametrize("name", ["thaw_timeout", "freeze_timeout"])
 @pytest.mark.parametrize("seconds", ["0.01", "3600"])
-def test_thaw_timeout_at_either_limit_is_accepted(
-    command: Command, native: FakeNative, blob_list: str, seconds: str
+def test_limit_of_the_window_at_either_end_is_accepted(
+    command: Command, native: FakeNative, blob_list: str, name: str, seconds: str
 ) -> None:
-    assert command("snapshot", "--blobs-from", blob_list, "--thaw-timeout", seconds) == 0
-    assert native.prepare_arguments["thaw_timeout"] == float(seconds)
+    option = f"--{name.replace('_', '-')}"
+    assert command("snapshot", "--blobs-from", blob_list, option, seconds) == 0
+    assert native.prepare_arguments[name] == float(seconds)
 
 
 @pytest.mark.parametrize(

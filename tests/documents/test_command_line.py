@@ -82,7 +82,7 @@ def test_a_length_of_time_has_its_unit_and_range(name: str) -> None:
 
 
 def test_there_are_lengths_of_time_to_check() -> None:
-    assert sum(action.metavar == "SECONDS" for action in options("snapshot").values()) == 4
+    assert sum(action.metavar == "SECONDS" for action in options("snapshot").values()) == 5
 
 
 def test_the_exit_statuses_are_those_of_the_commands() -> None:

@@ -17,6 +17,7 @@ from tests.engine.api import SIGNATURE, refusal, uri
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan, math.inf, -math.inf, 3600.1, 1e300, 0.009])
 def test_a_thaw_timeout_out_of_range_is_refused(plan: vmsnapshot.Plan, seconds: float) -> None:
     assert refusal(plan, thaw_timeout=seconds).code == "bad-thaw-timeout"
+    assert refusal(plan, freeze_timeout=seconds).code == "bad-freeze-timeout"
 
 
 @pytest.mark.parametrize("name", ["call_timeout", "sync_timeout", "connect_timeout"])

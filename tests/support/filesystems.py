@@ -8,6 +8,7 @@ two steps.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -133,6 +134,17 @@ class ScratchFilesystems:
         return number
 
 
+def stop_after_an_error(filesystem: ScratchFilesystem) -> None:
+    """Makes an ext4 read-only as it does by itself after an error (``errors=remount-ro``)."""
+    run_bounded(["mount", "-o", "remount,errors=remount-ro", filesystem.mount_point])
+    Path(f"/sys/fs/ext4/{filesystem.device.name}/trigger_fs_error").write_text("1")
+
+
+def shut_down(filesystem: ScratchFilesystem) -> None:
+    """Shuts an ext4 or an XFS down, as XFS does by itself after an error."""
+    run_bounded(["xfs_io", "-x", "-c", "shutdown", filesystem.mount_point])
+
+
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[Path]:
     """Yields an empty directory on a real disk, and removes it with whatever is still mounted in it.
@@ -170,7 +182,7 @@ def _take_down(directory: Path) -> list[str]:
     mounts = mounts_below(directory)
     try:
         points = dict.fromkeys(mount.mount_point for mount in mounts)
-        thaw_at_once([point for point in points if is_scratch(point)])
+        thaw_at_once([point for point in points if not _is_shut_down(point) and is_scratch(point)])
     except (OSError, RuntimeError) as error:
         problems.append(f"thaw: {error}")
     # The last mount is on top. Its loop device has a file open on the one below, so detach it next.
@@ -188,6 +200,15 @@ def _take_down(directory: Path) -> list[str]:
     for device, _ in loop_devices_below(directory):
         problems += _detach(device)
     return problems
+
+
+def _is_shut_down(mount_point: Path) -> bool:
+    """Returns whether it is an XFS that was shut down. It cannot be opened, and FIFREEZE fails on it."""
+    try:
+        mount_point.stat()
+    except OSError as error:
+        return error.errno == errno.EIO
+    return False
 
 
 def _detach(device: Path) -> list[str]:

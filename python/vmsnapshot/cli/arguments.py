@@ -277,6 +277,13 @@ def _add_snapshot(commands: _Commands[_Parser]) -> None:
         help="thaw everything after this time at the latest (default: 10; 0.01 to 3600)",
     )
     command.add_argument(
+        "--freeze-timeout",
+        metavar="SECONDS",
+        default=5.0,
+        type=_Seconds("--freeze-timeout", least=SHORTEST_THAW_TIMEOUT_S),
+        help="thaw and give up if not everything is frozen after this time (default: 5; 0.01 to 3600)",
+    )
+    command.add_argument(
         "--call-timeout",
         metavar="SECONDS",
         default=10.0,

@@ -186,6 +186,7 @@ def _prepare(parsed: argparse.Namespace, interruptions: Interruptions) -> _nativ
             blobs,
             metadata=metadata,
             thaw_timeout=parsed.thaw_timeout,
+            freeze_timeout=parsed.freeze_timeout,
             call_timeout=parsed.call_timeout,
             sync_timeout=parsed.sync_timeout or None,
             connect_timeout=parsed.connect_timeout,

@@ -71,6 +71,9 @@ _PREPARE_ERRORS: dict[ErrorSubject, str] = {
 _FREEZE_ERRORS: dict[FreezeDoubt | None, str] = {
     "freeze-failed": INCOMPLETE_FREEZE,
     "not-freezable": INCOMPLETE_FREEZE,
+    "not-opened": INCOMPLETE_FREEZE,
+    "freeze-would-wait": INCOMPLETE_FREEZE,
+    "mounted-since": INCOMPLETE_FREEZE,
     "frozen-by-another": INCOMPLETE_FREEZE,
     "freeze-late": FREEZE_TIMED_OUT,
     "freeze-hung": FREEZE_TIMED_OUT,

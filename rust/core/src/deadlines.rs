@@ -1,4 +1,4 @@
-//! The three deadlines of a window. The run computes them once, before the first freeze.
+//! The deadlines of a window. The run computes them once, before the first freeze.
 
 use std::time::Duration;
 
@@ -25,14 +25,24 @@ pub const THAW_TIMEOUT_MIN: Duration = Duration::from_millis(10);
 /// The longest thaw timeout that is accepted.
 pub const THAW_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 
-/// When the run stops waiting for answers, when it must have thawed, and when the watchdog thaws.
+/// The shortest freeze timeout that is accepted, and the longest. It is cut to what the thaw timeout
+/// leaves for calls.
+pub const FREEZE_TIMEOUT_MIN: Duration = THAW_TIMEOUT_MIN;
+/// The longest freeze timeout that is accepted.
+pub const FREEZE_TIMEOUT_MAX: Duration = THAW_TIMEOUT_MAX;
+
+/// When everything must be frozen, when the run stops waiting for answers, when it must have thawed,
+/// and when the watchdog thaws.
 ///
-/// Invariant: `start < call_by < thaw_by < guard_by`.
+/// Invariant: `start < freeze_by <= call_by < thaw_by < guard_by`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {
     /// The moment before the first FIFREEZE.
     pub start: Monotonic,
-    /// The run stops waiting for FIFREEZE and for answers, and starts to thaw.
+    /// The run stops waiting for FIFREEZE and starts to thaw: one slow filesystem must not keep the
+    /// others frozen for as long as the calls may take.
+    pub freeze_by: Monotonic,
+    /// The run stops waiting for answers, and starts to thaw.
     pub call_by: Monotonic,
     /// The run stops waiting for its own FITHAW calls and leaves the rest to the watchdog.
     pub thaw_by: Monotonic,
@@ -45,9 +55,9 @@ impl Deadlines {
     ///
     /// A fifth of it, at most 2 s, is reserved for our own FITHAW. FITHAW writes the superblock: it
     /// took 2 s on a device that needs 2 s per write. A tenth, at most 500 ms, is reserved for the
-    /// hand-over to the watchdog.
+    /// hand-over to the watchdog. `freeze_timeout` is cut to what is left.
     #[must_use]
-    pub fn new(start: Monotonic, thaw_timeout: Duration) -> Deadlines {
+    pub fn new(start: Monotonic, thaw_timeout: Duration, freeze_timeout: Duration) -> Deadlines {
         let guard_by = start.plus(thaw_timeout);
         let hand_over = (thaw_timeout / 10).min(Duration::from_millis(500));
         let thaw_room = (thaw_timeout / 5).min(Duration::from_secs(2));
@@ -55,6 +65,7 @@ impl Deadlines {
         let call_by = start.plus(thaw_timeout.saturating_sub(hand_over + thaw_room));
         Deadlines {
             start,
+            freeze_by: start.plus(freeze_timeout).min(call_by),
             call_by,
             thaw_by,
             guard_by,
@@ -75,10 +86,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn deadlines_are_in_order_for_every_timeout(start in 0..u64::MAX / 4, timeout_ms in 10_u64..3_600_000) {
+        fn deadlines_are_in_order_for_every_timeout(
+            start in 0..u64::MAX / 4,
+            timeout_ms in 10_u64..3_600_000,
+            freeze_timeout_ms in 10_u64..3_600_000,
+        ) {
             let timeout = Duration::from_millis(timeout_ms);
-            let deadlines = Deadlines::new(Monotonic(start), timeout);
-            prop_assert!(deadlines.start < deadlines.call_by);
+            let freeze_timeout = Duration::from_millis(freeze_timeout_ms);
+            let deadlines = Deadlines::new(Monotonic(start), timeout, freeze_timeout);
+            prop_assert!(deadlines.start < deadlines.freeze_by);
+            prop_assert!(deadlines.freeze_by <= deadlines.call_by);
+            prop_assert!(deadlines.freeze_by.since(deadlines.start) <= freeze_timeout);
             prop_assert!(deadlines.call_by < deadlines.thaw_by);
             prop_assert!(deadlines.thaw_by < deadlines.guard_by);
             prop_assert_eq!(deadlines.guard_by.since(deadlines.start), timeout);

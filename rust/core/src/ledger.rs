@@ -130,7 +130,7 @@ pub struct Entry {
     mount_point_length: AtomicU32,
     undid_another: AtomicU32,
     thaw_errno: AtomicU32,
-    reserved: AtomicU32,
+    cancelled_scrub: AtomicU32,
     mount_point: [AtomicU8; MOUNT_POINT_MAX],
 }
 
@@ -287,6 +287,17 @@ impl Entry {
     #[must_use]
     pub fn undid_another(&self) -> bool {
         self.undid_another.load(Ordering::SeqCst) == 1
+    }
+
+    /// Records that the watchdog cancelled a scrub for which FIFREEZE waited.
+    pub fn cancel_scrub(&self) {
+        self.cancelled_scrub.store(1, Ordering::SeqCst);
+    }
+
+    /// Returns whether the watchdog cancelled a scrub for which FIFREEZE waited.
+    #[must_use]
+    pub fn cancelled_scrub(&self) -> bool {
+        self.cancelled_scrub.load(Ordering::SeqCst) == 1
     }
 
     /// Records that we had frozen the filesystem and our FITHAW found it thawed.
@@ -565,7 +576,7 @@ mod tests {
             mount_point_length: AtomicU32::new(0),
             undid_another: AtomicU32::new(0),
             thaw_errno: AtomicU32::new(0),
-            reserved: AtomicU32::new(0),
+            cancelled_scrub: AtomicU32::new(0),
             mount_point: [const { AtomicU8::new(0) }; MOUNT_POINT_MAX],
         }
     }

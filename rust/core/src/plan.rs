@@ -84,6 +84,10 @@ pub struct Plan {
     /// because the command line refuses them.
     #[serde(skip)]
     pub unusable_excludes: Vec<PatternError>,
+    /// What the plan was made for, to make it again when the world has changed. `None` if the run is
+    /// to freeze nothing.
+    #[serde(skip)]
+    selection: Option<Selection>,
 }
 
 impl Plan {
@@ -102,6 +106,36 @@ impl Plan {
         devices: &DeviceGraph,
         selection: &Selection,
     ) -> Result<Self, PlanError> {
+        Self::make_for(namespaces, devices, selection, true)
+    }
+
+    /// Makes the plan again, for what is mounted now. An include pattern that matches nothing any
+    /// more is no error.
+    ///
+    /// A plan that has nothing to freeze stays so.
+    ///
+    /// # Errors
+    ///
+    /// None of those that [`Plan::make`] has for patterns.
+    pub fn make_again(
+        &self,
+        namespaces: &[MountNamespace],
+        devices: &DeviceGraph,
+    ) -> Result<Self, PlanError> {
+        match &self.selection {
+            Some(selection) if !self.filesystems.is_empty() => {
+                Self::make_for(namespaces, devices, selection, false)
+            }
+            Some(_) | None => Ok(self.clone()),
+        }
+    }
+
+    fn make_for(
+        namespaces: &[MountNamespace],
+        devices: &DeviceGraph,
+        selection: &Selection,
+        checks_includes: bool,
+    ) -> Result<Self, PlanError> {
         let superblocks = superblocks(namespaces);
         let mut candidates: Vec<Candidate<'_>> = superblocks
             .iter()
@@ -114,7 +148,7 @@ impl Plan {
             .collect();
         let unmatched_excludes = exclude(&mut candidates, &selection.exclude, devices);
         exclude_devices(&mut candidates, &selection.excluded_devices);
-        for pattern in &selection.include {
+        for pattern in selection.include.iter().filter(|_| checks_includes) {
             check_include(pattern, &candidates, namespaces)?;
         }
         if !selection.include.is_empty() {
@@ -124,20 +158,32 @@ impl Plan {
         let mut plan = Self {
             unmatched_excludes,
             unusable_excludes: selection.unusable_excludes.clone(),
+            selection: Some(selection.clone()),
             ..Self::default()
         };
         let mut planned = Vec::new();
+        let mut explicit = BTreeSet::new();
         for candidate in candidates {
             match candidate.skip {
                 Some(reason) => plan.skipped.push(candidate.superblock.skipped(reason)),
-                None => planned.push(candidate.superblock),
+                None => {
+                    planned.push(candidate.superblock);
+                    let names_it = |pattern: &Pattern| {
+                        pattern.is_literal() && pattern.matches(&candidate.subject)
+                    };
+                    if selection.include.iter().any(names_it) {
+                        explicit.insert(candidate.superblock.primary.device);
+                    }
+                }
             }
         }
         let levels = levels(&superblocks, &planned, namespaces, devices);
         plan.filesystems = planned
             .iter()
             .map(|superblock| {
-                superblock.planned(levels.get(&superblock.primary.device).copied().unwrap_or(0))
+                let device = &superblock.primary.device;
+                let level = levels.get(device).copied().unwrap_or(0);
+                superblock.planned(level, explicit.contains(device))
             })
             .collect();
         // The sort is stable, so a level stays in the order of mountinfo.
@@ -161,6 +207,7 @@ impl Plan {
             skipped: self.skipped.iter().cloned().chain(left_out).collect(),
             unmatched_excludes: self.unmatched_excludes.clone(),
             unusable_excludes: self.unusable_excludes.clone(),
+            selection: None,
         }
     }
 }

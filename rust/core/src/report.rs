@@ -46,6 +46,10 @@ pub enum FreezeDoubt {
     FreezeFailed,
     /// The kernel cannot freeze a filesystem that is writable.
     NotFreezable,
+    /// A filesystem that may be writable could not be opened.
+    NotOpened,
+    /// A FIFREEZE of a filesystem would have waited for a long-running job.
+    FreezeWouldWait,
     /// Not everything was frozen in time, or the run was stopped.
     FreezeLate,
     /// A panic of this program ended the window.
@@ -54,6 +58,8 @@ pub enum FreezeDoubt {
     WatchdogFired,
     /// The watchdog was lost, so the run ended the window.
     WatchdogLost,
+    /// A writable filesystem was mounted after the last look before the window.
+    MountedSince,
     /// Nothing was planned.
     NothingFrozen,
     /// The answer that confirms a snapshot came after the window.
@@ -75,8 +81,18 @@ pub enum FilesystemResult {
     FrozenByAnother,
     /// Not frozen: FIFREEZE answered EOPNOTSUPP.
     NotFreezable,
-    /// Not frozen: FIFREEZE failed.
+    /// Not frozen: FIFREEZE failed. The run froze the others.
     FreezeFailed,
+    /// Left out: it could not be opened. It may be writable. The run froze the others.
+    NotOpened,
+    /// Left out: its FIFREEZE would have waited for a long-running job. The run froze the others.
+    FreezeWouldWait,
+    /// Left out: it can no longer be written, so it needs no freeze.
+    NotWritable,
+    /// Left out: it was unmounted after the plan was made.
+    Unmounted,
+    /// Not frozen: it was mounted after the last look before the window.
+    MountedSince,
     /// Not frozen: the run ended before its turn came.
     NotFrozen,
     /// FIFREEZE has not returned yet. A living watchdog thaws it as soon as FIFREEZE returns.
@@ -378,6 +394,11 @@ mod tests {
                 "frozen-by-another",
                 "not-freezable",
                 "freeze-failed",
+                "not-opened",
+                "freeze-would-wait",
+                "not-writable",
+                "unmounted",
+                "mounted-since",
                 "not-frozen",
                 "freeze-hung",
                 "not-thawed",

@@ -1,6 +1,8 @@
 //! The verdict on the snapshots of a run: a pure function of the results of its filesystems and
 //! requests, and of how its window ended.
 
+use std::time::Duration;
+
 use crate::host_call;
 use crate::report::{
     BlobOutcome, BlobResult, Consistency, FilesystemOutcome, FilesystemResult, FreezeDoubt,
@@ -9,11 +11,22 @@ use crate::report::{
 
 /// How a window ended, unless a panic ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WindowEnd {
+pub struct WindowEnd<'a> {
     /// Whether every filesystem was frozen and the requests were sent.
     pub froze_all: bool,
     /// Whether the watchdog ended while something was frozen.
     pub watchdog_lost: bool,
+    /// The filesystem whose FIFREEZE had not returned by the limit, if that ended the window.
+    pub slow: Option<Slow<'a>>,
+}
+
+/// A filesystem whose FIFREEZE took too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slow<'a> {
+    /// Where it is mounted.
+    pub mount_point: &'a str,
+    /// How long everything may take to be frozen.
+    pub limit: Duration,
 }
 
 /// What the snapshots are worth.
@@ -32,7 +45,7 @@ pub struct Verdict {
 /// Judges a run. `window` is `None` if a panic ended the window.
 #[must_use]
 pub fn judge(
-    window: Option<WindowEnd>,
+    window: Option<WindowEnd<'_>>,
     watchdog_fired: bool,
     filesystems: &[FilesystemOutcome],
     blobs: &[BlobOutcome],
@@ -93,24 +106,34 @@ fn consistency(
 /// Returns why it is not known that everything planned was frozen during all calls. `None` if it is
 /// known.
 fn freeze_doubt(
-    window: Option<WindowEnd>,
+    window: Option<WindowEnd<'_>>,
     watchdog_fired: bool,
     filesystems: &[FilesystemOutcome],
 ) -> Option<(FreezeDoubt, String)> {
-    filesystem_doubt(filesystems, window.is_some())
+    let is_left_out = |filesystem: &FilesystemOutcome| needs_no_freeze(filesystem.outcome);
+    filesystem_doubt(filesystems, window)
         .or_else(|| window_doubt(window, watchdog_fired))
-        .or_else(|| not_freezable(filesystems))
+        .or_else(|| unfrozen(filesystems))
         .or_else(|| {
             filesystems
-                .is_empty()
+                .iter()
+                .all(is_left_out)
                 .then(|| (FreezeDoubt::NothingFrozen, "nothing was frozen".to_owned()))
         })
+}
+
+/// Returns whether it was left out because nothing can write to it.
+fn needs_no_freeze(outcome: FilesystemResult) -> bool {
+    matches!(
+        outcome,
+        FilesystemResult::NotWritable | FilesystemResult::Unmounted
+    )
 }
 
 /// Returns the most serious doubt that the outcome of a filesystem causes, if any does.
 fn filesystem_doubt(
     filesystems: &[FilesystemOutcome],
-    has_ended: bool,
+    window: Option<WindowEnd<'_>>,
 ) -> Option<(FreezeDoubt, String)> {
     let doubt = |outcome: FilesystemResult| match outcome {
         FilesystemResult::NotThawed => Some((0, FreezeDoubt::NotThawed)),
@@ -118,10 +141,18 @@ fn filesystem_doubt(
         FilesystemResult::ThawedByWatchdog => Some((2, FreezeDoubt::ThawedByWatchdog)),
         FilesystemResult::ThawedByAnother => Some((3, FreezeDoubt::ThawedByAnother)),
         FilesystemResult::FrozenByAnother => Some((4, FreezeDoubt::FrozenByAnother)),
-        FilesystemResult::FreezeFailed => Some((4, FreezeDoubt::FreezeFailed)),
-        FilesystemResult::NotFrozen if has_ended => Some((5, FreezeDoubt::FreezeLate)),
+        // Its turn did not come because of another one, which the end of the window names.
+        FilesystemResult::NotFrozen if window.is_some_and(|window| window.slow.is_some()) => None,
+        FilesystemResult::NotFrozen if window.is_some() => Some((5, FreezeDoubt::FreezeLate)),
         FilesystemResult::NotFrozen => Some((5, FreezeDoubt::WindowBrokeOff)),
-        FilesystemResult::Thawed | FilesystemResult::NotFreezable => None,
+        FilesystemResult::Thawed
+        | FilesystemResult::NotFreezable
+        | FilesystemResult::FreezeFailed
+        | FilesystemResult::NotOpened
+        | FilesystemResult::MountedSince
+        | FilesystemResult::FreezeWouldWait
+        | FilesystemResult::NotWritable
+        | FilesystemResult::Unmounted => None,
     };
     let (_, doubt, worst) = filesystems
         .iter()
@@ -145,11 +176,15 @@ fn filesystem_doubt(
         FilesystemResult::FrozenByAnother => {
             format!("another program had frozen `{mount_point}`")
         }
-        FilesystemResult::FreezeFailed => format!(
-            "`{mount_point}` could not be frozen: {}",
-            worst.error.as_deref().unwrap_or("no reason was given")
-        ),
-        FilesystemResult::NotFrozen | FilesystemResult::Thawed | FilesystemResult::NotFreezable => {
+        FilesystemResult::NotFrozen
+        | FilesystemResult::Thawed
+        | FilesystemResult::NotFreezable
+        | FilesystemResult::FreezeFailed
+        | FilesystemResult::NotOpened
+        | FilesystemResult::MountedSince
+        | FilesystemResult::FreezeWouldWait
+        | FilesystemResult::NotWritable
+        | FilesystemResult::Unmounted => {
             format!("the run ended before `{mount_point}` was frozen")
         }
     };
@@ -157,7 +192,10 @@ fn filesystem_doubt(
 }
 
 /// Returns the doubt that the end of the window causes, if it causes one.
-fn window_doubt(window: Option<WindowEnd>, watchdog_fired: bool) -> Option<(FreezeDoubt, String)> {
+fn window_doubt(
+    window: Option<WindowEnd<'_>>,
+    watchdog_fired: bool,
+) -> Option<(FreezeDoubt, String)> {
     let (doubt, why) = match window {
         None => (
             FreezeDoubt::WindowBrokeOff,
@@ -168,6 +206,16 @@ fn window_doubt(window: Option<WindowEnd>, watchdog_fired: bool) -> Option<(Free
             FreezeDoubt::WatchdogLost,
             "the watchdog was lost, so the window was ended early",
         ),
+        Some(WindowEnd {
+            slow: Some(slow), ..
+        }) => {
+            let limit_s = slow.limit.as_secs_f64();
+            let why = format!(
+                "`{}` was not frozen within {limit_s:.2} s",
+                slow.mount_point
+            );
+            return Some((FreezeDoubt::FreezeLate, why));
+        }
         Some(window) if !window.froze_all => {
             (FreezeDoubt::FreezeLate, "not everything was frozen in time")
         }
@@ -176,21 +224,52 @@ fn window_doubt(window: Option<WindowEnd>, watchdog_fired: bool) -> Option<(Free
     Some((doubt, why.to_owned()))
 }
 
-/// Returns the doubt about the first filesystem that the kernel cannot freeze, if there is one.
+/// Returns the doubt about the first filesystem that may be writable and was not frozen, if there is
+/// one.
 ///
 /// It does not end the window, and the calls are made all the same. So whatever did end the window
 /// is more serious.
-fn not_freezable(filesystems: &[FilesystemOutcome]) -> Option<(FreezeDoubt, String)> {
-    let found = filesystems
-        .iter()
-        .find(|filesystem| filesystem.outcome == FilesystemResult::NotFreezable)?;
-    // The plan leaves out types that are known not to be freezable, and read-only filesystems.
-    // So this one is writable.
-    let why = format!(
-        "the kernel cannot freeze `{}` ({}), which is writable",
-        found.mount_point, found.filesystem_type
-    );
-    Some((FreezeDoubt::NotFreezable, why))
+fn unfrozen(filesystems: &[FilesystemOutcome]) -> Option<(FreezeDoubt, String)> {
+    filesystems.iter().find_map(|filesystem| {
+        let mount_point = &filesystem.mount_point;
+        let error = filesystem.error.as_deref().unwrap_or("no reason was given");
+        match filesystem.outcome {
+            // The plan leaves out types that are known not to be freezable, and read-only
+            // filesystems. So this one is writable.
+            FilesystemResult::NotFreezable => Some((
+                FreezeDoubt::NotFreezable,
+                format!(
+                    "the kernel cannot freeze `{mount_point}` ({}), which is writable",
+                    filesystem.filesystem_type
+                ),
+            )),
+            FilesystemResult::FreezeFailed => Some((
+                FreezeDoubt::FreezeFailed,
+                format!("`{mount_point}` could not be frozen: {error}"),
+            )),
+            FilesystemResult::NotOpened => Some((
+                FreezeDoubt::NotOpened,
+                format!("`{mount_point}` could not be frozen: {error}"),
+            )),
+            FilesystemResult::MountedSince => Some((
+                FreezeDoubt::MountedSince,
+                format!("`{mount_point}` was not frozen: {error}"),
+            )),
+            FilesystemResult::FreezeWouldWait => Some((
+                FreezeDoubt::FreezeWouldWait,
+                format!("`{mount_point}` could not be frozen in time: {error}"),
+            )),
+            FilesystemResult::Thawed
+            | FilesystemResult::ThawedByWatchdog
+            | FilesystemResult::ThawedByAnother
+            | FilesystemResult::FrozenByAnother
+            | FilesystemResult::NotWritable
+            | FilesystemResult::Unmounted
+            | FilesystemResult::NotFrozen
+            | FilesystemResult::FreezeHung
+            | FilesystemResult::NotThawed => None,
+        }
+    })
 }
 
 /// Returns the doubt about the first snapshot that was confirmed after the window, if there is one.
@@ -282,15 +361,16 @@ mod tests {
         }
     }
 
-    fn window(froze_all: bool, watchdog_lost: bool) -> Option<WindowEnd> {
+    fn window(froze_all: bool, watchdog_lost: bool) -> Option<WindowEnd<'static>> {
         Some(WindowEnd {
             froze_all,
             watchdog_lost,
+            slow: None,
         })
     }
 
     fn code(
-        window: Option<WindowEnd>,
+        window: Option<WindowEnd<'_>>,
         watchdog_fired: bool,
         outcomes: &[FilesystemResult],
     ) -> Option<FreezeDoubt> {
@@ -312,7 +392,10 @@ mod tests {
                 FilesystemResult::ThawedByAnother,
                 FreezeDoubt::ThawedByAnother,
             ),
-            (FilesystemResult::FreezeFailed, FreezeDoubt::FreezeFailed),
+            (
+                FilesystemResult::FrozenByAnother,
+                FreezeDoubt::FrozenByAnother,
+            ),
             (FilesystemResult::NotFrozen, FreezeDoubt::FreezeLate),
         ];
         let late = window(false, false);
@@ -324,9 +407,6 @@ mod tests {
             let (_, why) = freeze_doubt(late, false, &filesystems).unwrap();
             assert!(why.contains(&format!("`/{outcome:?}`")), "{why}");
         }
-        let busy = [FilesystemResult::FrozenByAnother];
-        let doubt = code(late, false, &busy);
-        assert_eq!(doubt, Some(FreezeDoubt::FrozenByAnother));
     }
 
     #[test]
@@ -359,6 +439,55 @@ mod tests {
         ] {
             assert_eq!(code(window_end, watchdog_fired, outcomes), expected);
         }
+    }
+
+    #[test]
+    fn slow_filesystem_is_named_and_not_the_one_whose_turn_did_not_come() {
+        let slow = Slow {
+            mount_point: "/slow",
+            limit: Duration::from_millis(1500),
+        };
+        let ended = Some(WindowEnd {
+            froze_all: false,
+            watchdog_lost: false,
+            slow: Some(slow),
+        });
+        let outcomes = [FilesystemResult::NotFrozen, FilesystemResult::Thawed];
+        let (doubt, why) = freeze_doubt(ended, false, &outcomes.map(filesystem)).unwrap();
+        assert_eq!(doubt, FreezeDoubt::FreezeLate);
+        assert_eq!(why, "`/slow` was not frozen within 1.50 s");
+        // It is worse if it is still inside FIFREEZE when the report is made.
+        let hung = [FilesystemResult::NotFrozen, FilesystemResult::FreezeHung];
+        assert_eq!(code(ended, false, &hung), Some(FreezeDoubt::FreezeHung));
+    }
+
+    #[test]
+    fn filesystem_that_could_be_written_and_was_not_frozen_is_a_doubt() {
+        for (outcome, expected) in [
+            (FilesystemResult::FreezeFailed, FreezeDoubt::FreezeFailed),
+            (FilesystemResult::NotOpened, FreezeDoubt::NotOpened),
+            (FilesystemResult::MountedSince, FreezeDoubt::MountedSince),
+            (
+                FilesystemResult::FreezeWouldWait,
+                FreezeDoubt::FreezeWouldWait,
+            ),
+        ] {
+            let filesystems = [FilesystemResult::Thawed, outcome].map(filesystem);
+            let (doubt, why) = freeze_doubt(window(true, false), false, &filesystems).unwrap();
+            assert_eq!(doubt, expected);
+            assert!(why.contains(&format!("`/{outcome:?}`")), "{why}");
+            let ended_early = code(window(false, false), false, &[outcome]);
+            assert_eq!(ended_early, Some(FreezeDoubt::FreezeLate));
+        }
+    }
+
+    #[test]
+    fn filesystem_that_cannot_be_written_is_no_doubt_beside_one_that_was_frozen() {
+        let good = window(true, false);
+        let beside = [FilesystemResult::NotWritable, FilesystemResult::Thawed];
+        assert_eq!(code(good, false, &beside), None);
+        let alone = code(good, false, &[FilesystemResult::NotWritable]);
+        assert_eq!(alone, Some(FreezeDoubt::NothingFrozen));
     }
 
     #[test]

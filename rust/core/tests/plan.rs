@@ -672,3 +672,50 @@ fn excluded_device_is_skipped_and_excludes_that_cannot_be_parsed_are_listed_apar
         "bad-pattern"
     );
 }
+
+#[test]
+fn filesystem_is_explicit_if_a_pattern_names_one_mount_or_device() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/srv", "ext4 /dev/sdb1 rw"),
+        mount(3, 1, "8:33", "/", "/data", "xfs /dev/sdc1 rw"),
+    ]);
+    let explicit = |include: &[&str]| -> Vec<String> {
+        let planned = plan(&mountinfo, include, &[]).filesystems;
+        let explicit = planned.iter().filter(|planned| planned.is_explicit);
+        explicit
+            .map(|planned| planned.mount_point.display().to_string())
+            .collect()
+    };
+    assert!(explicit(&[]).is_empty());
+    assert!(explicit(&["/*", "xfs", "/**"]).is_empty());
+    for pattern in ["/srv", "mount=/srv", "/dev/sdb1", "8:17"] {
+        assert_eq!(explicit(&[pattern, "/*"]), ["/srv"], "{pattern}");
+    }
+}
+
+#[test]
+fn plan_is_made_again_for_what_is_mounted_now() {
+    let data = mount(2, 1, "8:17", "/", "/data", "ext4 /dev/sdb1 rw");
+    let srv = mount(3, 1, "8:33", "/", "/srv", "xfs /dev/sdc1 rw");
+    let before = plan(&on_root(&[data]), &["/data", "/*"], &["8:1"]);
+    let again = |plan: &Plan, mountinfo: &str| {
+        let now = plan.make_again(&[own(mountinfo)], &DeviceGraph::default());
+        let now = now.unwrap().filesystems;
+        now.iter()
+            .map(|planned| planned.mount_point.display().to_string())
+            .collect::<Vec<_>>()
+    };
+    // The pattern `/data` matches nothing any more, which is no error now.
+    assert_eq!(
+        again(&before, &on_root(std::slice::from_ref(&srv))),
+        ["/srv"]
+    );
+    // What has nothing to freeze stays so: its caller did not take the locks for a freeze.
+    assert!(again(
+        &before.without_filesystems(),
+        &on_root(std::slice::from_ref(&srv))
+    )
+    .is_empty());
+    let empty = plan(&on_root(&[]), &[], &["/"]);
+    assert!(again(&empty, &on_root(&[srv])).is_empty());
+}

@@ -100,6 +100,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let plan = scan::machine()?.plan(&Selection::parse(&include, &[])?)?;
     let options = Options {
         thaw_timeout: Duration::from_secs(1),
+        freeze_timeout: Duration::from_secs(1),
         call_timeout: Duration::from_secs(1),
         sync_timeout: Some(Duration::from_secs(5)),
         connect: ConnectOptions {

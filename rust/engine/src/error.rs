@@ -22,6 +22,9 @@ pub enum PrepareError {
     /// The thaw timeout is not between 10 ms and an hour.
     #[error("thaw timeout {0} s is not between 0.01 s and 3600 s")]
     ThawTimeout(f64),
+    /// The freeze timeout is not between 10 ms and an hour.
+    #[error("freeze timeout {0} s is not between 0.01 s and 3600 s")]
+    FreezeTimeout(f64),
     /// A time limit is not above zero, or is longer than an hour.
     #[error("{name} {seconds} s is not above 0 s and at most 3600 s")]
     TimeLimit {
@@ -95,6 +98,7 @@ impl PrepareError {
         match self {
             PrepareError::NotPrivileged => "not-privileged",
             PrepareError::ThawTimeout(_) => "bad-thaw-timeout",
+            PrepareError::FreezeTimeout(_) => "bad-freeze-timeout",
             PrepareError::TimeLimit { .. } => "bad-time-limit",
             PrepareError::TooManyFilesystems(_) => "too-many-filesystems",
             PrepareError::UnreadableBlob { cause, .. } => cause.code(),
@@ -116,6 +120,7 @@ impl PrepareError {
         match self {
             PrepareError::NotPrivileged
             | PrepareError::ThawTimeout(_)
+            | PrepareError::FreezeTimeout(_)
             | PrepareError::TimeLimit { .. }
             | PrepareError::TooManyFilesystems(_)
             | PrepareError::UnreadableBlob { .. }
@@ -144,6 +149,7 @@ impl PrepareError {
             PrepareError::Watchdog { .. } => ErrorSubject::Watchdog,
             PrepareError::NotPrivileged
             | PrepareError::ThawTimeout(_)
+            | PrepareError::FreezeTimeout(_)
             | PrepareError::TimeLimit { .. }
             | PrepareError::TooManyFilesystems(_)
             | PrepareError::State(_)
@@ -172,6 +178,7 @@ impl PrepareError {
                 Some("choose fewer with include or exclude patterns".to_owned())
             }
             PrepareError::ThawTimeout(_)
+            | PrepareError::FreezeTimeout(_)
             | PrepareError::BlobMetadataCount { .. }
             | PrepareError::HostCall(_)
             | PrepareError::TimeLimit { .. }

@@ -7,18 +7,22 @@
 
 #![forbid(unsafe_code)]
 
+mod block_device;
 mod callees;
 mod calls;
 mod companion;
 pub mod connect;
 pub mod directories;
 pub mod error;
+mod jobs;
+mod look;
 pub mod observer;
 mod rcu;
 pub mod recovery;
 mod report;
 pub mod scan;
 pub mod session;
+mod staged;
 pub mod state;
 
 pub use vmsnapshot_sys::control_group;

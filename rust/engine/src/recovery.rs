@@ -1,15 +1,11 @@
 //! `vmsnapshot status` and `vmsnapshot thaw`: reads and repairs the state of runs from outside.
 
-use std::ffi::OsStr;
-use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{major, minor, open, Mode, OFlags};
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::ledger::{Entry, FreezeState, Header, Ledger, Thawer};
@@ -25,6 +21,7 @@ use vmsnapshot_sys::errno::{cause_text, errno_text};
 use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::{clock, process, Errno};
 
+use crate::block_device;
 use crate::directories;
 use crate::error::ThawError;
 use crate::rcu;
@@ -212,10 +209,8 @@ enum Answer {
 fn thaw_device(device: DeviceNumber, mounts: &[PlannedFilesystem]) -> Answer {
     let mut failure = None;
     for planned in mounts {
-        let opened = directories::open_all(std::slice::from_ref(planned));
-        let directory = match opened.as_deref() {
-            Ok([directory]) => directory,
-            Ok(_) => continue,
+        let directory = match directories::open(planned) {
+            Ok(directory) => directory,
             Err(error) => {
                 failure.get_or_insert(error.to_string());
                 continue;
@@ -229,7 +224,7 @@ fn thaw_device(device: DeviceNumber, mounts: &[PlannedFilesystem]) -> Answer {
     }
     match failure {
         Some(failure) => Answer::Failed(failure),
-        None if is_free(device) => Answer::Gone,
+        None if block_device::is_free(device) => Answer::Gone,
         None => Answer::Failed(format!(
             "it is not mounted any more: mount its device again, then thaw; if the device is gone \
              for good, remove the run's ledger in `{DIRECTORY}`"
@@ -374,39 +369,11 @@ fn mounts_of(device: DeviceNumber, namespaces: &[MountNamespace]) -> Vec<Planned
                 source: mount.source.clone(),
                 filesystem_type: mount.filesystem_type.clone(),
                 level: 0,
+                is_explicit: false,
             });
         }
     }
     mounts
-}
-
-/// Returns whether it is certain that no filesystem uses a block device, because the device does
-/// not exist or can be opened exclusively. A filesystem that was unmounted while frozen keeps its
-/// device (EBUSY).
-///
-/// It is never certain if the number is not that of a block device (btrfs).
-fn is_free(device: DeviceNumber) -> bool {
-    if device.major == 0 {
-        return false;
-    }
-    let name = match fs::read_link(format!("/sys/dev/block/{device}")) {
-        Ok(link) => link.file_name().map(OsStr::to_owned),
-        Err(error) => return error.kind() == io::ErrorKind::NotFound,
-    };
-    let Some(path) = name.map(|name| Path::new("/dev").join(name)) else {
-        return false;
-    };
-    let is_named_so = fs::symlink_metadata(&path).is_ok_and(|node| {
-        let number = (major(node.rdev()), minor(node.rdev()));
-        node.file_type().is_block_device() && number == (device.major, device.minor)
-    });
-    let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    // ENXIO is a loop device without a file, ENOMEDIUM a drive without a disk.
-    is_named_so
-        && matches!(
-            open(&path, flags, Mode::empty()),
-            Ok(_) | Err(Errno::NXIO | Errno::NOMEDIUM)
-        )
 }
 
 fn run_status(run: &KeptRun) -> RunStatus {

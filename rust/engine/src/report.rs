@@ -9,7 +9,8 @@ pub(crate) use facts::Facts;
 
 use vmsnapshot_core::ledger::FireReason;
 use vmsnapshot_core::report::{milliseconds, utc_text, Consistency, Mode, Report, SCHEMA_VERSION};
-use vmsnapshot_core::verdict::{self, Verdict, WindowEnd};
+use vmsnapshot_core::text::path_text;
+use vmsnapshot_core::verdict::{self, Slow, Verdict, WindowEnd};
 
 use crate::calls::Waiting;
 use filesystems::filesystem_outcomes;
@@ -21,9 +22,14 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
     let filesystems = filesystem_outcomes(&facts);
     let blobs = blob_outcomes(&facts);
     let host_call = host_outcome(&facts);
+    let slow = slow_filesystem(&facts);
     let window = facts.record.as_ref().map(|record| WindowEnd {
         froze_all: record.answers.is_some(),
         watchdog_lost: record.answers == Some(Waiting::WatchdogLost),
+        slow: slow.as_deref().map(|mount_point| Slow {
+            mount_point,
+            limit: facts.deadlines.freeze_by.since(facts.deadlines.start),
+        }),
     });
     // The verdict uses the outcomes in the report and does not read the ledger again. The watchdog
     // may still be at work, and the report must not contradict itself.
@@ -64,6 +70,22 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
     }
 }
 
+/// Returns the first filesystem whose FIFREEZE had not returned by the limit, if nothing was asked.
+fn slow_filesystem(facts: &Facts<'_>) -> Option<String> {
+    let is_asked = facts.record.as_ref()?.answers.is_some();
+    let freeze_by = facts.deadlines.freeze_by;
+    let entries = facts.filesystems.iter().zip(&facts.ledger.entries);
+    entries
+        .filter(|(_, entry)| entry.announced_at().is_some())
+        .find(|(_, entry)| {
+            entry
+                .freeze_returned_at()
+                .is_none_or(|returned| returned > freeze_by)
+        })
+        .filter(|_| !is_asked)
+        .map(|(planned, _)| path_text(&planned.mount_point))
+}
+
 fn mode(facts: &Facts<'_>) -> Mode {
     // The ledger has this even if a panic ended the window.
     let rcu_expedited = facts.ledger.header.was_rcu_expedited();
@@ -77,7 +99,6 @@ fn mode(facts: &Facts<'_>) -> Mode {
                 .to_owned()
         }),
         parallel: facts
-            .plan
             .filesystems
             .windows(2)
             .any(|pair| matches!(pair, [left, right] if left.level == right.level)),

@@ -158,7 +158,7 @@ fn lvm_name(mapped: &str) -> Option<String> {
 }
 
 /// Returns the devices that a sysfs directory lists; no devices if the directory does not exist.
-fn devices_in(directory: &Path) -> BTreeSet<DeviceNumber> {
+pub(crate) fn devices_in(directory: &Path) -> BTreeSet<DeviceNumber> {
     let names = names_in(directory).unwrap_or_default();
     names
         .iter()

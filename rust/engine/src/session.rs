@@ -1,7 +1,7 @@
 //! A run, which is prepared and then run once. All its phases except the window are here.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,34 +9,35 @@ use time::OffsetDateTime;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use vmsnapshot_core::blob::{Metadata, OnUnusable};
-use vmsnapshot_core::deadlines::{Deadlines, THAW_TIMEOUT_MAX, THAW_TIMEOUT_MIN};
+use vmsnapshot_core::deadlines::{
+    Deadlines, FREEZE_TIMEOUT_MAX, FREEZE_TIMEOUT_MIN, THAW_TIMEOUT_MAX, THAW_TIMEOUT_MIN,
+};
 use vmsnapshot_core::host_call::HostCall;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
 use vmsnapshot_core::phase::Phase;
-use vmsnapshot_core::plan::Plan;
+use vmsnapshot_core::plan::{Plan, PlannedFilesystem};
 use vmsnapshot_core::report::Report;
 use vmsnapshot_core::secret::SecretText;
 use vmsnapshot_sys::kernel::{Kernel, Linux};
-use vmsnapshot_sys::ledger_file::LedgerFile;
-use vmsnapshot_sys::{clock, process};
-use vmsnapshot_window::freezers::Freezers;
+use vmsnapshot_sys::{clock, process, Errno};
 use vmsnapshot_window::quiet::Quiet;
-use vmsnapshot_window::rcu::Rcu;
-use vmsnapshot_window::watchdog::Watchdog;
 use vmsnapshot_window::window;
 
 use crate::callees::blobs::Blobs;
 use crate::callees::Callees;
 use crate::calls::{self, CallsUnderWay};
 use crate::companion::sync::{sync, Synced};
-use crate::companion::{self, Role};
 use crate::connect::ConnectOptions;
-use crate::directories;
+use crate::directories::{DirectoryError, LeftOut, Opened};
 use crate::error::PrepareError;
+use crate::jobs::job_on;
+use crate::look::{self, Change};
 use crate::observer::Observer;
 use crate::rcu;
 use crate::report::{self, Facts};
-use crate::state::{self, Published};
+use crate::scan::Roots;
+use crate::staged::{borrow, Staged};
+use crate::state;
 
 /// How long the run waits for the last word of a watchdog that has nothing left to thaw.
 const LAST_WORD_LIMIT: Duration = Duration::from_secs(2);
@@ -62,6 +63,9 @@ pub struct Asked {
 pub struct Options {
     /// The hard limit on the window, 10 ms to an hour. When it passes, the watchdog thaws.
     pub thaw_timeout: Duration,
+    /// How long everything may take to be frozen, 10 ms to an hour. When it passes, the window ends
+    /// without a request. The thaw timeout may leave less.
+    pub freeze_timeout: Duration,
     /// How long to wait for dirty data to be written before the window. `None` skips the sync.
     pub sync_timeout: Option<Duration>,
     /// How long the service of a blob may take to answer, with both attempts together. The window
@@ -77,16 +81,11 @@ pub struct Options {
 pub struct Session {
     run_id: String,
     plan: Plan,
+    left_out: Vec<LeftOut>,
     options: Options,
-    directories: Arc<[OwnedFd]>,
-    ledger: Arc<LedgerFile>,
-    rcu: Rcu,
-    freezers: Freezers,
-    watchdog: Watchdog,
     callees: Callees,
     runtime: Runtime,
-    // Dropped last, because it looks at what the other fields leave in the ledger.
-    published: Published,
+    staged: Staged,
 }
 
 /// Prepares a run on the kernel that this process runs on; see [`prepare_on`].
@@ -105,7 +104,8 @@ pub fn prepare(
 /// Does all that can be done before the window, and freezes nothing.
 ///
 /// It checks the arguments, opens and verifies the directories, connects to the blobs and the host,
-/// and starts the watchdog and the freeze threads.
+/// and starts the watchdog and the freeze threads. A filesystem that cannot be opened, or that
+/// nothing can write to any more, is left out, unless the plan was asked for it by its own name.
 ///
 /// *Blocking*: the limit on connecting, and some milliseconds.
 ///
@@ -122,7 +122,11 @@ pub fn prepare_on(
     let lock = state::lock()?;
 
     observer.phase(Phase::OpenFilesystems);
-    let directories: Arc<[OwnedFd]> = directories::open_all(&plan.filesystems)?.into();
+    let Opened {
+        filesystems,
+        directories,
+        left_out,
+    } = Opened::open(&look::up_to_date(plan)?)?;
 
     observer.phase(Phase::Connect);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -141,33 +145,8 @@ pub fn prepare_on(
 
     observer.phase(Phase::StartWatchdog);
     let run_id = run_id();
-    let (published, ledger) = Published::create(lock, &run_id, directories.len())?;
-    for (entry, planned) in ledger.entries.iter().zip(&plan.filesystems) {
-        entry.name(planned.device, &planned.mount_point);
-    }
     let rcu = rcu::open(options.expedite_rcu);
-    let borrowed = borrow(&directories);
-    let watchdog = companion::start(Role::Watch)
-        .and_then(|channel| {
-            let lock = published.lock_descriptor();
-            Watchdog::introduce(channel, &ledger, lock, rcu.descriptor(), &borrowed)
-        })
-        .map_err(|cause| PrepareError::Watchdog {
-            step: "start",
-            cause,
-        })?;
-    let levels: Vec<u32> = plan
-        .filesystems
-        .iter()
-        .map(|planned| planned.level)
-        .collect();
-    let freezers = Freezers::start(
-        Arc::clone(&ledger),
-        kernel,
-        Arc::clone(&directories),
-        &levels,
-    )
-    .map_err(|cause| resources("start a freeze thread", cause))?;
+    let staged = Staged::make(lock, &run_id, kernel, rcu, filesystems, directories)?;
     // If every step was quick, this is the first check. A caller that was interrupted does not want
     // a session.
     if observer.is_interrupted() {
@@ -176,15 +155,11 @@ pub fn prepare_on(
     Ok(Session {
         run_id,
         plan: plan.clone(),
+        left_out,
         options,
-        directories,
-        ledger,
-        rcu,
-        freezers,
-        watchdog,
         callees,
         runtime,
-        published,
+        staged,
     })
 }
 
@@ -213,27 +188,53 @@ impl Session {
     /// several can happen at once, and one of them may be "not thawed".
     pub fn run(self, observer: &mut dyn Observer) -> Result<Report, PrepareError> {
         let Session {
-            // Bound first, so that it is dropped last on every path.
-            mut published,
             run_id,
             plan,
+            mut left_out,
             options,
-            directories,
-            ledger,
-            rcu,
-            runtime,
-            watchdog,
-            freezers,
             callees,
+            runtime,
+            staged,
         } = self;
 
-        let mut synced = vec![Synced::Done; directories.len()];
+        // A syncfs can wait for such a job as well.
+        let errors = waiting(&staged);
+        let mut staged = staged.leave_out(errors, &mut left_out)?;
+        let mut synced = Vec::new();
         if let Some(limit) = options.sync_timeout {
             observer.phase(Phase::Sync);
             let deadline = clock::monotonic().plus(limit);
-            synced = sync(&borrow(&directories), deadline, observer)?;
+            let results = sync(&borrow(&staged.directories), deadline, observer)?;
+            let filesystems = staged.filesystems.iter().cloned();
+            synced.extend(filesystems.zip(results.iter().copied()));
+            let errors = unfit_after_sync(&staged, &results, limit);
+            staged = staged.leave_out(errors, &mut left_out)?;
         }
         let mut callees = callees.refresh(&runtime, &options.connect, observer)?;
+        let change = Change::find(&plan, &staged.filesystems, &left_out)?;
+        if !change.added.is_empty() {
+            staged = add(
+                staged,
+                &change,
+                &mut left_out,
+                &mut synced,
+                &options,
+                observer,
+            )?;
+            callees = callees.refresh(&runtime, &options.connect, observer)?;
+        }
+        let errors = waiting(&staged);
+        let Staged {
+            // Bound first, so that it is dropped last on every path.
+            mut published,
+            filesystems,
+            directories,
+            ledger,
+            rcu,
+            freezers,
+            watchdog,
+            kernel: _,
+        } = staged.leave_out(errors, &mut left_out)?;
 
         observer.phase(Phase::Freeze);
         // This is the last moment at which the caller can give up.
@@ -242,7 +243,7 @@ impl Session {
         }
         let quiet = Quiet::begin();
         let start = clock::monotonic();
-        let deadlines = Deadlines::new(start, options.thaw_timeout);
+        let deadlines = Deadlines::new(start, options.thaw_timeout, options.freeze_timeout);
         ledger
             .header
             .start(start, clock::realtime_ns(), deadlines.guard_by);
@@ -285,13 +286,16 @@ impl Session {
         quiet.end(&ledger);
         drop(freezers);
         drop(directories);
+        // A table that cannot be read now could be read just before the window.
+        left_out.extend(look::mounted_since(&plan, &filesystems, &left_out).unwrap_or_default());
         runtime.block_on(async {
             under_way.read_late(&mut calls).await;
             calls::read_bodies(&mut calls, BODIES_LIMIT).await;
         });
         let report = report::make(Facts {
             run_id: &run_id,
-            plan: &plan,
+            filesystems: &filesystems,
+            left_out: &left_out,
             callees: &callees,
             thaw_timeout: options.thaw_timeout,
             deadlines,
@@ -319,6 +323,11 @@ fn check(plan: &Plan, asked: &Asked, options: &Options) -> Result<Blobs<Metadata
             options.thaw_timeout.as_secs_f64(),
         ));
     }
+    if !(FREEZE_TIMEOUT_MIN..=FREEZE_TIMEOUT_MAX).contains(&options.freeze_timeout) {
+        return Err(PrepareError::FreezeTimeout(
+            options.freeze_timeout.as_secs_f64(),
+        ));
+    }
     if plan.filesystems.len() > FILESYSTEMS_MAX {
         return Err(PrepareError::TooManyFilesystems(plan.filesystems.len()));
     }
@@ -330,14 +339,96 @@ fn check(plan: &Plan, asked: &Asked, options: &Options) -> Result<Blobs<Metadata
     }
 }
 
+/// Adds what was mounted since the last look, with its dirty data written out.
+fn add(
+    staged: Staged,
+    change: &Change,
+    left_out: &mut Vec<LeftOut>,
+    synced: &mut Vec<(PlannedFilesystem, Synced)>,
+    options: &Options,
+    observer: &mut dyn Observer,
+) -> Result<Staged, PrepareError> {
+    let mut added = Opened::open(&change.added)?;
+    // The second answer counts.
+    left_out.retain(|before| {
+        let mut again = change.added.iter().map(|planned| planned.device);
+        !again.any(|device| device == before.planned.device)
+    });
+    left_out.append(&mut added.left_out);
+    if added.filesystems.is_empty() {
+        return Ok(staged);
+    }
+    let known = staged.filesystems.len();
+    let staged = staged.add(added, change)?;
+    let errors = waiting(&staged);
+    let staged = staged.leave_out(errors, left_out)?;
+    let Some(limit) = options
+        .sync_timeout
+        .filter(|_| known < staged.filesystems.len())
+    else {
+        return Ok(staged);
+    };
+    let deadline = clock::monotonic().plus(limit);
+    // Those that were synced before have little left to write.
+    let results = sync(&borrow(&staged.directories), deadline, observer)?;
+    *synced = staged
+        .filesystems
+        .iter()
+        .cloned()
+        .zip(results.iter().copied())
+        .collect();
+    let errors = unfit_after_sync(&staged, &results, limit);
+    staged.leave_out(errors, left_out)
+}
+
+/// Returns an error for each filesystem whose FIFREEZE would wait for a job of the kernel.
+fn waiting(staged: &Staged) -> Vec<Option<DirectoryError>> {
+    let roots = Roots::default();
+    let filesystems = staged.filesystems.iter().zip(&*staged.directories);
+    filesystems
+        .map(|(planned, directory)| {
+            let job = job_on(planned, directory.as_fd(), &roots)?;
+            Some(would_wait(planned, job))
+        })
+        .collect()
+}
+
+/// Returns an error for each filesystem that must not be frozen after such a syncfs.
+fn unfit_after_sync(
+    staged: &Staged,
+    synced: &[Synced],
+    limit: Duration,
+) -> Vec<Option<DirectoryError>> {
+    let read_only = Errno::ROFS.raw_os_error().unsigned_abs();
+    let filesystems = staged.filesystems.iter().zip(synced);
+    filesystems
+        .map(|(planned, synced)| match synced {
+            // It may hold the superblock's lock, and then neither FIFREEZE nor FITHAW returns.
+            Synced::Late => {
+                let limit_s = limit.as_secs_f64();
+                let job = format!("syncfs has not returned within {limit_s:.2} s");
+                Some(would_wait(planned, job))
+            }
+            Synced::Failed(errno) if *errno == read_only => Some(DirectoryError::NotWritable {
+                mount_point: planned.mount_point.clone(),
+                why: "syncfs answered that it is read-only",
+            }),
+            Synced::Done | Synced::Failed(_) => None,
+        })
+        .collect()
+}
+
+fn would_wait(planned: &PlannedFilesystem, job: String) -> DirectoryError {
+    DirectoryError::WouldWait {
+        mount_point: planned.mount_point.clone(),
+        job,
+    }
+}
+
 /// Makes the name of a run. Names sort by time, and two processes never choose the same one.
 fn run_id() -> String {
     let now = vmsnapshot_core::report::utc_text(i128::from(clock::realtime_ns()));
     format!("{}-{}", now.replace([':', '.'], ""), std::process::id())
-}
-
-fn borrow(directories: &[OwnedFd]) -> Vec<BorrowedFd<'_>> {
-    directories.iter().map(AsFd::as_fd).collect()
 }
 
 fn resources(step: &'static str, cause: io::Error) -> PrepareError {

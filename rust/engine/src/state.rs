@@ -180,6 +180,7 @@ pub(crate) fn lock() -> Result<Lock, StateError> {
 /// RCU is not put back. Then both stay: the lock for the watchdog, and the ledger for
 /// `vmsnapshot status` and `vmsnapshot thaw`.
 pub(crate) struct Published {
+    /// `None` once it is left to the watchdog, or withdrawn.
     lock: Option<Lock>,
     path: PathBuf,
     ledger: Option<Arc<LedgerFile>>,
@@ -217,6 +218,13 @@ impl Published {
     /// Returns the lock's descriptor, for the watchdog.
     pub(crate) fn lock_descriptor(&self) -> Option<BorrowedFd<'_>> {
         self.lock.as_ref().map(Lock::descriptor)
+    }
+
+    /// Removes the ledger of a run that has frozen nothing, and gives the lock back.
+    pub(crate) fn withdraw(mut self) -> Lock {
+        self.lock
+            .take()
+            .expect("the lock is left to a watchdog only at the end of a run")
     }
 
     /// Leaves the ledger to be read after the run, because the run did not go as planned.

@@ -22,8 +22,8 @@ use crate::time_limit::time_limit;
 #[pyfunction]
 #[pyo3(signature = (
     plan, blobs = Vec::new(), *, metadata = None, blob_metadata = Vec::new(), host_call = None,
-    unusable_blobs = "refuse", thaw_timeout = 10.0, call_timeout = 10.0, sync_timeout = Some(30.0),
-    connect_timeout = 10.0, ca_file = None, proxy = None, unusable_proxy = "refuse", expedite_rcu = true,
+    unusable_blobs = "refuse", thaw_timeout = 10.0, freeze_timeout = 5.0, call_timeout = 10.0,
+    sync_timeout = Some(30.0), connect_timeout = 10.0, ca_file = None, proxy = None, unusable_proxy = "refuse", expedite_rcu = true,
     progress = None
 ))]
 #[expect(
@@ -39,6 +39,7 @@ pub(crate) fn prepare(
     host_call: Option<Bound<'_, HostCall>>,
     unusable_blobs: &str,
     thaw_timeout: f64,
+    freeze_timeout: f64,
     call_timeout: f64,
     sync_timeout: Option<f64>,
     connect_timeout: f64,
@@ -78,6 +79,8 @@ pub(crate) fn prepare(
         Ok(Options {
             thaw_timeout: Duration::try_from_secs_f64(thaw_timeout)
                 .map_err(|_| PrepareError::ThawTimeout(thaw_timeout))?,
+            freeze_timeout: Duration::try_from_secs_f64(freeze_timeout)
+                .map_err(|_| PrepareError::FreezeTimeout(freeze_timeout))?,
             sync_timeout: sync_timeout
                 .map(|seconds| time_limit("sync timeout", seconds))
                 .transpose()?,

@@ -29,6 +29,14 @@ pub trait Kernel: Send + Sync {
     ///
     /// *Blocking*: as long as the disk takes. On a dead disk the thread stays in state D.
     fn sync(&self, directory: BorrowedFd<'_>) -> Result<(), Errno>;
+
+    /// Ends a scrub of the filesystem of `directory`, for which a FIFREEZE may be waiting.
+    ///
+    /// *Blocking*: until the scrub has stopped, some milliseconds. *Errors*: ENOTCONN if there is
+    /// none, ENOTTY if the filesystem is not btrfs.
+    fn cancel_scrub(&self, directory: BorrowedFd<'_>) -> Result<(), Errno> {
+        crate::btrfs::cancel_scrub(directory)
+    }
 }
 
 /// The kernel that this process runs on.

@@ -2,6 +2,7 @@
 //!
 //! Each module covers one service of the kernel. There is no policy here.
 
+pub mod btrfs;
 pub mod channel;
 pub mod clock;
 pub mod control_group;

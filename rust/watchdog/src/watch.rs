@@ -105,7 +105,7 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
         },
         &[],
     )?;
-    let listener = Vigil {
+    let (listener, is_dismissed) = Vigil {
         watch: &watch,
         channel: Some(channel),
         run: introduction.run,
@@ -126,8 +126,11 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
         // The run may have stopped waiting.
         let _ = channel.send(Frame::Released { peak_memory_kib }, &[]);
     }
-    // A child that the run forked may hold the lock as well. It does not belong to the child.
-    process::unlock(introduction.lock.as_fd());
+    // A child that the run forked may hold the lock as well. It does not belong to the child. A run
+    // that has dismissed this watchdog keeps the lock, and starts another one.
+    if !is_dismissed {
+        process::unlock(introduction.lock.as_fd());
+    }
     if let Some(group) = own_control_group {
         group.leave();
     }
@@ -148,8 +151,9 @@ struct Vigil<'a> {
 
 impl<'a> Vigil<'a> {
     /// Waits until the run has released the watchdog or is gone, and nothing is left to thaw.
-    /// Returns the channel, if the run still listens.
-    fn keep(mut self) -> Option<&'a Channel> {
+    /// Returns the channel, if the run still listens, and whether it released a watchdog that it had
+    /// never armed.
+    fn keep(mut self) -> (Option<&'a Channel>, bool) {
         let mut is_released = false;
         loop {
             let is_over = is_released || self.channel.is_none();
@@ -173,7 +177,7 @@ impl<'a> Vigil<'a> {
         if self.put_rcu_back() {
             self.watch.ledger.header.rcu_put_back();
         }
-        self.channel
+        (self.channel, is_released && !self.is_armed)
     }
 
     /// Waits for a frame from the run, for its end, for the deadline, or for the next look. `is_over`
@@ -289,6 +293,12 @@ impl<'a> Vigil<'a> {
 }
 
 impl Watch {
+    /// Returns whether everything should be thawed by now.
+    fn is_past_deadline(&self) -> bool {
+        let deadline = self.ledger.header.guard_by();
+        deadline.is_some_and(|deadline| clock::monotonic() >= deadline)
+    }
+
     /// Thaws one filesystem. Returns when it is known that the run does not keep it frozen.
     fn settle(&self, index: usize, directory: BorrowedFd<'_>) {
         let Some(entry) = self.ledger.entries.get(index) else {
@@ -324,6 +334,13 @@ impl Watch {
                     std::thread::sleep(pause);
                     continue;
                 }
+            }
+            // The last resort: a scrub can be resumed, and writers would stall until it ends by itself.
+            if state == FreezeState::Announced
+                && self.is_past_deadline()
+                && self.kernel.cancel_scrub(directory).is_ok()
+            {
+                entry.cancel_scrub();
             }
             if thaw_count > 1 {
                 // One FITHAW succeeds for one freeze, and the run froze once.

@@ -58,7 +58,7 @@ struct Shared {
     freezes_done: Signal,
     /// The count at which the window wants to be woken.
     freezes_awaited: AtomicU32,
-    /// Whether a FIFREEZE failed in a way that ends the window.
+    /// Whether something happened to a FIFREEZE that ends the window.
     has_failed: AtomicBool,
     /// How many threads are done with FITHAW.
     thaws_done: Signal,
@@ -114,8 +114,9 @@ impl Freezers {
 
     /// Freezes level by level, in parallel within a level, until `deadline`.
     ///
-    /// Returns whether FIFREEZE succeeded on every filesystem. One whose type the kernel cannot
-    /// freeze is passed over. Returns as soon as a FIFREEZE has failed.
+    /// Returns whether everything is frozen that FIFREEZE can freeze. A filesystem on which FIFREEZE
+    /// fails is passed over: it costs what its own content is worth, and not the others' backup. One
+    /// that another program has frozen ends the window, and this returns at once.
     ///
     /// *In the window*: allowed. It allocates nothing.
     pub fn freeze(&self, deadline: Monotonic) -> bool {
@@ -227,7 +228,9 @@ impl Shared {
             }
             Ok(Err(errno)) => {
                 entry.refuse(clock::monotonic(), errno.raw_os_error().unsigned_abs());
-                errno == Errno::OPNOTSUPP
+                // EBUSY: another program has frozen it, for a backup of its own or for an LVM
+                // snapshot. The run fails rather than disturb it; a later run succeeds.
+                errno != Errno::BUSY
             }
             // It may be frozen or not. It stays announced, and the answer of FITHAW decides.
             Err(_) => false,

@@ -1,4 +1,5 @@
-//! The run's end of the watchdog: introduced, armed, released, in this order and no other.
+//! The run's end of the watchdog: introduced, armed, released, in this order and no other. One that is
+//! not armed can be dismissed.
 //!
 //! [`Watchdog::arm`] consumes the idle watchdog and gives an [`ArmedWatchdog`], which the window
 //! asks for. Freezing without an armed watchdog does not compile.
@@ -68,6 +69,21 @@ impl Watchdog {
             Received::Frame(Frame::Failed { errno }, _) if errno != 0 => {
                 Err(io::Error::from_raw_os_error(errno.cast_signed()))
             }
+            Received::Frame(..) => Err(io::ErrorKind::InvalidData.into()),
+            Received::Closed => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Ends it, and leaves the lock to the run. Another watchdog follows, for other filesystems.
+    ///
+    /// *Blocking*: some milliseconds; 2 s at most.
+    ///
+    /// # Errors
+    /// What the kernel answers, and `UnexpectedEof` when the watchdog is gone.
+    pub fn dismiss(self) -> io::Result<()> {
+        self.channel.send(Frame::Release, &[])?;
+        match self.channel.receive(clock::monotonic().plus(ARMED_LIMIT))? {
+            Received::Frame(Frame::Released { .. }, _) => Ok(()),
             Received::Frame(..) => Err(io::ErrorKind::InvalidData.into()),
             Received::Closed => Err(io::ErrorKind::UnexpectedEof.into()),
         }

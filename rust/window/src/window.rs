@@ -62,7 +62,7 @@ pub fn open<Answers>(
 
     // If the run was stopped meanwhile, or the last freeze came too late, there is no time left for
     // an answer, and the watchdog may have thawed. Then nothing is asked.
-    let froze_all = freezers.freeze(deadlines.call_by)
+    let froze_all = freezers.freeze(deadlines.freeze_by)
         && clock::monotonic() < deadlines.call_by
         && ledger.header.fired().is_none();
     let answers = froze_all.then(|| ask(deadlines.call_by));

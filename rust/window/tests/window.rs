@@ -79,6 +79,20 @@ fn nothing_is_asked_when_a_freeze_fails_and_what_was_frozen_is_thawed() {
 }
 
 #[test]
+fn failed_freeze_of_one_filesystem_does_not_end_the_window() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap();
+    // ext4 after an error, f2fs with `checkpoint=disable`, a disk with a bad block.
+    for errno in [Errno::ROFS, Errno::INVAL, Errno::IO] {
+        let stage = Stage::new(Answers::of(&[Err(errno), Ok(())]), &[0, 1]);
+        let record = window::open(&stage.prepared(), |_| ());
+        assert_eq!(record.answers, Some(()));
+        assert_eq!(stage.ledger.entries[0].state(), FreezeState::Refused);
+        assert_eq!(stage.ledger.entries[1].state(), FreezeState::ThawedByRun);
+        assert!(stage.end());
+    }
+}
+
+#[test]
 fn panics_stay_silent_after_the_run_while_something_may_be_frozen() {
     let _alone = ONE_AT_A_TIME.lock().unwrap();
     static HEARD: AtomicU32 = AtomicU32::new(0);

@@ -170,6 +170,8 @@ def run() -> Any:
         ("nothing-frozen", FreezeResult.NOT_WANTED, FreezeResult.NOT_WANTED),
         ("freeze-failed", FreezeResult.FAILED, FreezeResult.FAILED),
         ("not-freezable", FreezeResult.FAILED, FreezeResult.FAILED),
+        ("not-opened", FreezeResult.UNABLE_TO_OPEN, FreezeResult.UNABLE_TO_OPEN),
+        ("freeze-would-wait", FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
         ("frozen-by-another", FreezeResult.FAILED, FreezeResult.FAILED),
         ("freeze-late", FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
         ("freeze-hung", FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
@@ -179,6 +181,7 @@ def run() -> Any:
         ("not-thawed", FreezeResult.BROKEN, FreezeResult.FAILED),
         ("watchdog-lost", FreezeResult.BROKEN, FreezeResult.FAILED),
         ("window-broke-off", FreezeResult.BROKEN, FreezeResult.FAILED),
+        ("mounted-since", FreezeResult.BROKEN, FreezeResult.FAILED),
         ("answered-late", FreezeResult.BROKEN, FreezeResult.FAILED),
     ],
 )
@@ -187,6 +190,17 @@ def test_doubt_about_the_freeze_is_one_of_freeze_or_thaw(
 ) -> None:
     assert run(Report(code))[0].freeze is sent
     assert run(Report(code, blobs=(UNSENT,)))[0].freeze is unsent
+
+
+def test_error_of_a_prepared_run_before_its_freeze_is_like_one_of_its_preparation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(_session: object) -> Report:
+        raise error("filesystem")
+
+    engine = Engine([Report()])
+    monkeypatch.setattr(engine, "run", fails)
+    assert made_by(engine).by_guest(()).freeze is FreezeResult.UNABLE_TO_OPEN
 
 
 def test_signal_during_the_wait_for_the_lock_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

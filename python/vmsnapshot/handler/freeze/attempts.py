@@ -68,6 +68,8 @@ _FREEZE_RESULTS: dict[FreezeDoubt | None, tuple[FreezeResult, FreezeResult]] = {
     "nothing-frozen": (FreezeResult.NOT_WANTED, FreezeResult.NOT_WANTED),
     "freeze-failed": (FreezeResult.FAILED, FreezeResult.FAILED),
     "not-freezable": (FreezeResult.FAILED, FreezeResult.FAILED),
+    "not-opened": (FreezeResult.UNABLE_TO_OPEN, FreezeResult.UNABLE_TO_OPEN),
+    "freeze-would-wait": (FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
     "frozen-by-another": (FreezeResult.FAILED, FreezeResult.FAILED),
     "freeze-late": (FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
     "freeze-hung": (FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
@@ -77,6 +79,7 @@ _FREEZE_RESULTS: dict[FreezeDoubt | None, tuple[FreezeResult, FreezeResult]] = {
     "not-thawed": (FreezeResult.BROKEN, FreezeResult.FAILED),
     "watchdog-lost": (FreezeResult.BROKEN, FreezeResult.FAILED),
     "window-broke-off": (FreezeResult.BROKEN, FreezeResult.FAILED),
+    "mounted-since": (FreezeResult.BROKEN, FreezeResult.FAILED),
     "answered-late": (FreezeResult.BROKEN, FreezeResult.FAILED),
 }
 
@@ -252,7 +255,7 @@ class Attempts:
         try:
             with self._prepare(vmsnapshot.plan().without_filesystems(), calls) as session:
                 self._before_freeze()
-                return freeze, self._freezing.run(session)
+                return freeze, self._run_session(session)
         except (PlanError, _UnpreparedError) as error:
             self._fail(f"could not prepare a snapshot without a freeze: {error}")
             return freeze, None
@@ -265,7 +268,7 @@ class Attempts:
                     stack.enter_context(self._freezing.lock())
                 session = stack.enter_context(self._prepare(plan, calls))
                 self._before_freeze()
-                report = self._freezing.run(session)
+                report = self._run_session(session)
         except (LockHeldError, LockUnavailableError) as error:
             self._fail(_sentence(error))
             return FreezeResult.FAILED, None
@@ -293,15 +296,26 @@ class Attempts:
                 proxy=calls.proxy,
             )
         except PrepareError as error:
-            result = _UNPREPARED[error.subject]
-            if result is FreezeResult.NOT_TRIED:
-                raise _UnreachableError(_sentence(error)) from None
-            if isinstance(result, FreezeResult):
-                raise _UnpreparedError(_sentence(error), result) from None
-            message = f"{_one_line(_sentence(error))} "
-            if result is Code.ENGINE_NOT_FOUND:
-                message += f"StatusCode.{result.shown_as},"
-            raise EndedEarlyError(failed(result, message)) from None
+            raise self._meaning_of(error) from None
+
+    def _run_session(self, session: Session) -> Report:
+        try:
+            return self._freezing.run(session)
+        except PrepareError as error:
+            # Before the freeze: the engine looks at the mounts again, and may have to prepare again.
+            raise self._meaning_of(error) from None
+
+    def _meaning_of(self, error: PrepareError) -> Exception:
+        """Returns what the error of a run that has frozen nothing means to the attempt or the job."""
+        result = _UNPREPARED[error.subject]
+        if result is FreezeResult.NOT_TRIED:
+            return _UnreachableError(_sentence(error))
+        if isinstance(result, FreezeResult):
+            return _UnpreparedError(_sentence(error), result)
+        message = f"{_one_line(_sentence(error))} "
+        if result is Code.ENGINE_NOT_FOUND:
+            message += f"StatusCode.{result.shown_as},"
+        return EndedEarlyError(failed(result, message))
 
     def _tell(self, report: Report) -> None:
         """Puts the window into the telemetry."""

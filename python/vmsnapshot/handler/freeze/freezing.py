@@ -175,6 +175,9 @@ class Freezing:
             detail = f": {event.detail}" if event.detail else ""
             self.log.info(f"{event.at_ms:+.3f} ms {words}{detail}")
         self.log.info(f"run {report.run_id}: window {report.window_ms or 0.0:.3f} ms")
+        for item in report.filesystems:
+            if item.error:
+                self.log.warning(f"`{item.mount_point}`: {item.outcome}: {item.error}")
         if report.freeze_doubt and report.freeze_doubt_code != "nothing-frozen":
             self.log.error(f"the freeze is in doubt: {report.freeze_doubt}")
         for blob in report.blobs:

@@ -45,6 +45,10 @@ pub struct PlannedFilesystem {
     /// The freeze level. Level 0 freezes first and thaws last. Filesystems of one level do not
     /// depend on each other. Levels have no gaps.
     pub level: u32,
+    /// Whether the caller asked for it by its own name: an include pattern that names one mount or
+    /// device. A run without such a filesystem is not what the caller wants.
+    #[serde(skip)]
+    pub is_explicit: bool,
 }
 
 /// One mounted superblock that is not frozen, and why.

@@ -195,7 +195,7 @@ impl<'a> Superblock<'a> {
         }
     }
 
-    pub(super) fn planned(&self, level: u32) -> PlannedFilesystem {
+    pub(super) fn planned(&self, level: u32, is_explicit: bool) -> PlannedFilesystem {
         let mount_point = self.primary.mount_point.clone();
         let others: BTreeSet<PathBuf> = self
             .mounts
@@ -211,6 +211,7 @@ impl<'a> Superblock<'a> {
             source: self.primary.source.clone(),
             filesystem_type: self.primary.filesystem_type.clone(),
             level,
+            is_explicit,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
 use vmsnapshot_core::ledger::Entry;
-use vmsnapshot_core::plan::Plan;
+use vmsnapshot_core::plan::PlannedFilesystem;
 use vmsnapshot_core::report::WatchdogOutcome;
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_window::rcu::Rcu;
@@ -14,17 +14,21 @@ use vmsnapshot_window::window::WindowRecord;
 use crate::callees::Callees;
 use crate::calls::Waiting;
 use crate::companion::sync::Synced;
+use crate::directories::LeftOut;
 
 /// Everything that is known about a run that is over.
 pub(crate) struct Facts<'a> {
     pub(crate) run_id: &'a str,
-    pub(crate) plan: &'a Plan,
+    /// What the run was to freeze, in the order of the ledger.
+    pub(crate) filesystems: &'a [PlannedFilesystem],
+    pub(crate) left_out: &'a [LeftOut],
     /// The blobs and the host, with the results of their calls.
     pub(crate) callees: &'a Callees,
     pub(crate) thaw_timeout: Duration,
     pub(crate) deadlines: Deadlines,
     pub(crate) ledger: &'a Arc<LedgerFile>,
-    pub(crate) synced: &'a [Synced],
+    /// The results of syncfs, also of filesystems that were then left out.
+    pub(crate) synced: &'a [(PlannedFilesystem, Synced)],
     pub(crate) rcu: &'a Rcu,
     /// `None` if a panic ended the window.
     pub(crate) record: Option<WindowRecord<Waiting>>,

@@ -12,16 +12,38 @@ use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::Errno;
 
 use super::facts::Facts;
+use crate::directories::LeftOut;
 
-/// Returns the outcome of every planned filesystem, in freeze order.
+/// Returns the outcome of every planned filesystem, in freeze order. Those left out come last.
 pub(super) fn filesystem_outcomes(facts: &Facts<'_>) -> Vec<FilesystemOutcome> {
     facts
-        .plan
         .filesystems
         .iter()
         .zip(&facts.ledger.entries)
         .map(|(planned, entry)| filesystem_outcome(planned, entry, facts.ledger))
+        .chain(facts.left_out.iter().map(left_out_outcome))
         .collect()
+}
+
+fn left_out_outcome(left_out: &LeftOut) -> FilesystemOutcome {
+    let LeftOut {
+        planned,
+        outcome,
+        error,
+    } = left_out;
+    FilesystemOutcome {
+        mount_point: path_text(&planned.mount_point),
+        device: planned.device.to_string(),
+        filesystem_type: planned.filesystem_type.clone(),
+        level: planned.level,
+        outcome: *outcome,
+        frozen_at: None,
+        freeze_ms: None,
+        thawed_at: None,
+        frozen_ms: None,
+        thawed_by: None,
+        error: Some(error.clone()),
+    }
 }
 
 fn filesystem_outcome(
@@ -36,6 +58,8 @@ fn filesystem_outcome(
         FreezeState::Frozen => FilesystemResult::NotThawed,
         FreezeState::Refused if refused_with(Errno::BUSY) => FilesystemResult::FrozenByAnother,
         FreezeState::Refused if refused_with(Errno::OPNOTSUPP) => FilesystemResult::NotFreezable,
+        // The filesystem itself refuses to write: ext4 after an error, with `errors=remount-ro`.
+        FreezeState::Refused if refused_with(Errno::ROFS) => FilesystemResult::NotWritable,
         FreezeState::Refused => FilesystemResult::FreezeFailed,
         FreezeState::ThawedByRun => FilesystemResult::Thawed,
         FreezeState::ThawedByWatchdog => FilesystemResult::ThawedByWatchdog,
@@ -50,6 +74,11 @@ fn filesystem_outcome(
         FilesystemResult::FrozenByAnother
         | FilesystemResult::NotFreezable
         | FilesystemResult::FreezeFailed
+        | FilesystemResult::NotOpened
+        | FilesystemResult::MountedSince
+        | FilesystemResult::FreezeWouldWait
+        | FilesystemResult::NotWritable
+        | FilesystemResult::Unmounted
         | FilesystemResult::NotFrozen
         | FilesystemResult::FreezeHung
         | FilesystemResult::NotThawed => None,
@@ -77,6 +106,13 @@ fn filesystem_outcome(
 }
 
 fn error_text(outcome: FilesystemResult, entry: &Entry) -> Option<String> {
+    if entry.cancelled_scrub() {
+        return Some(
+            "FIFREEZE waited for a scrub of btrfs; at the deadline, the watchdog cancelled the scrub \
+             (`btrfs scrub resume` continues it)"
+                .to_owned(),
+        );
+    }
     match outcome {
         FilesystemResult::Thawed | FilesystemResult::ThawedByWatchdog if entry.undid_another() => Some(
             "the watchdog's FITHAW undid another program's freeze: at the deadline, FIFREEZE still \
@@ -95,7 +131,13 @@ fn error_text(outcome: FilesystemResult, entry: &Entry) -> Option<String> {
         FilesystemResult::FrozenByAnother => Some(
             "FIFREEZE: device or resource busy: another program has frozen or suspended it".to_owned(),
         ),
-        FilesystemResult::NotFreezable | FilesystemResult::FreezeFailed => {
+        FilesystemResult::NotFreezable
+        | FilesystemResult::FreezeFailed
+        | FilesystemResult::NotOpened
+        | FilesystemResult::MountedSince
+        | FilesystemResult::FreezeWouldWait
+        | FilesystemResult::NotWritable
+        | FilesystemResult::Unmounted => {
             Some(format!("FIFREEZE: {}", number_text(entry.freeze_errno())))
         }
         FilesystemResult::NotFrozen => Some("the run ended before its turn came".to_owned()),

@@ -24,7 +24,7 @@ pub(super) fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
         detail: None,
     };
     let mut events = Vec::new();
-    for (planned, synced) in facts.plan.filesystems.iter().zip(facts.synced) {
+    for (planned, synced) in facts.synced {
         let subject = Some(path_text(&planned.mount_point));
         match synced {
             Synced::Done => {}
@@ -37,7 +37,7 @@ pub(super) fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
             }
         }
     }
-    for (planned, entry) in facts.plan.filesystems.iter().zip(&facts.ledger.entries) {
+    for (planned, entry) in facts.filesystems.iter().zip(&facts.ledger.entries) {
         let subject = Some(path_text(&planned.mount_point));
         let moments = [
             (entry.announced_at(), FreezeCalled),

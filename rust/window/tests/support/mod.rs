@@ -20,6 +20,9 @@ use vmsnapshot_window::rcu::Rcu;
 use vmsnapshot_window::watchdog::{ArmedWatchdog, Watchdog};
 use vmsnapshot_window::window::Prepared;
 
+/// How long everything may take to be frozen.
+pub(crate) const FREEZE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Everything that a window needs, made and armed.
 pub(crate) struct Stage {
     pub(crate) ledger: Arc<LedgerFile>,
@@ -66,7 +69,7 @@ impl Stage {
         rustix::io::pwrite(&setting, b"0", 0).unwrap();
         let freezers = Freezers::start(Arc::clone(&ledger), kernel, directories, levels).unwrap();
         let start = clock::monotonic();
-        let deadlines = Deadlines::new(start, Duration::from_secs(10));
+        let deadlines = Deadlines::new(start, Duration::from_secs(10), FREEZE_TIMEOUT);
         ledger
             .header
             .start(start, clock::realtime_ns(), deadlines.guard_by);

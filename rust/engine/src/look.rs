@@ -1,0 +1,107 @@
+//! Looks at the mounts again: the plan was made before the waits, and the world goes on.
+
+use vmsnapshot_core::device_number::DeviceNumber;
+use vmsnapshot_core::plan::{Plan, PlannedFilesystem};
+use vmsnapshot_core::report::FilesystemResult;
+
+use crate::directories::{DirectoryError, LeftOut};
+use crate::scan;
+
+/// Makes `plan` again, for what is mounted now.
+///
+/// *Blocking*: no. It reads `/proc` and `/sys`.
+///
+/// # Errors
+/// [`DirectoryError::Tables`].
+fn look_again(plan: &Plan) -> Result<Plan, DirectoryError> {
+    let machine = scan::machine()?;
+    Ok(plan.make_again(&machine.namespaces, &machine.devices)?)
+}
+
+/// Returns what to open for `plan`: what it would freeze by now, and what is gone since, so that its
+/// fate is reported.
+///
+/// # Errors
+/// [`DirectoryError::Tables`].
+pub(crate) fn up_to_date(plan: &Plan) -> Result<Vec<PlannedFilesystem>, DirectoryError> {
+    let now = look_again(plan)?.filesystems;
+    let is_gone = |planned: &&PlannedFilesystem| find(&now, planned.device).is_none();
+    let gone: Vec<_> = plan.filesystems.iter().filter(is_gone).cloned().collect();
+    let mut filesystems = now;
+    filesystems.extend(gone);
+    // The sort is stable.
+    filesystems.sort_by_key(|planned| planned.level);
+    Ok(filesystems)
+}
+
+/// What a second look found.
+pub(crate) struct Change {
+    /// What the plan would freeze by now.
+    now: Vec<PlannedFilesystem>,
+    /// What of it is neither ready to be frozen nor left out for a reason that lasts.
+    pub(crate) added: Vec<PlannedFilesystem>,
+}
+
+impl Change {
+    /// Compares what is ready to be frozen with what `plan` would freeze by now.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Tables`].
+    pub(crate) fn find(
+        plan: &Plan,
+        ready: &[PlannedFilesystem],
+        left_out: &[LeftOut],
+    ) -> Result<Change, DirectoryError> {
+        let now = look_again(plan)?.filesystems;
+        let is_new = |planned: &&PlannedFilesystem| {
+            let is_left_out = left_out
+                .iter()
+                .any(|left_out| left_out.planned.device == planned.device && lasts(left_out));
+            find(ready, planned.device).is_none() && !is_left_out
+        };
+        let added = now.iter().filter(is_new).cloned().collect();
+        Ok(Change { now, added })
+    }
+
+    /// Returns the level that the filesystem has now, `planned.level` if it is not planned any more.
+    pub(crate) fn level_of(&self, planned: &PlannedFilesystem) -> u32 {
+        find(&self.now, planned.device).map_or(planned.level, |now| now.level)
+    }
+}
+
+/// Returns whether the reason holds however the filesystem is mounted.
+fn lasts(left_out: &LeftOut) -> bool {
+    !matches!(
+        left_out.outcome,
+        FilesystemResult::Unmounted | FilesystemResult::NotOpened
+    )
+}
+
+/// Returns the filesystems that were mounted since the last look, and so were not frozen.
+///
+/// # Errors
+/// [`DirectoryError::Tables`].
+pub(crate) fn mounted_since(
+    plan: &Plan,
+    frozen: &[PlannedFilesystem],
+    left_out: &[LeftOut],
+) -> Result<Vec<LeftOut>, DirectoryError> {
+    let change = Change::find(plan, frozen, left_out)?;
+    let is_new = |planned: &PlannedFilesystem| {
+        let mut known = left_out.iter().map(|left_out| left_out.planned.device);
+        // What could not be opened is in the report already.
+        !known.any(|device| device == planned.device)
+    };
+    let added = change.added.into_iter().filter(is_new);
+    Ok(added
+        .map(|planned| LeftOut {
+            planned,
+            outcome: FilesystemResult::MountedSince,
+            error: "it was mounted after the last look before the freeze".to_owned(),
+        })
+        .collect())
+}
+
+fn find(filesystems: &[PlannedFilesystem], device: DeviceNumber) -> Option<&PlannedFilesystem> {
+    filesystems.iter().find(|planned| planned.device == device)
+}
