@@ -58,6 +58,7 @@ FreezeDoubt: TypeAlias = Literal[
     "watchdog-fired",
     "watchdog-lost",
     "nothing-frozen",  # nothing was planned
+    "mounts-unreadable",  # a table of mounts could not be read, so something may be missing from the plan
 ]
 FireReason: TypeAlias = Literal["parent-gone", "deadline", "told"]
 TimelineEventKind: TypeAlias = Literal[
@@ -127,6 +128,15 @@ class SkippedFilesystem:
     def why(self) -> str: ...
 
 @final
+class UnreadableMounts:
+    """A table of mounts, or a line of it, that could not be read. The plan may lack what it shows."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def why(self) -> str: ...
+
+@final
 class Plan:
     """What a run freezes, in freeze order, and what it leaves out."""
 
@@ -134,6 +144,9 @@ class Plan:
     def filesystems(self) -> list[PlannedFilesystem]: ...
     @property
     def skipped(self) -> list[SkippedFilesystem]: ...
+    @property
+    def unreadable_mounts(self) -> list[UnreadableMounts]:
+        """What could not be read about the mounts. If not empty, no run of this plan is consistent."""
     @property
     def unmatched_excludes(self) -> list[str]: ...
     @property
@@ -383,7 +396,7 @@ class Report:
     def why(self) -> str | None: ...
     @property
     def freeze_doubt(self) -> str | None:
-        """Why it is not certain that everything planned was frozen during all calls; ``None`` if it is."""
+        """Why it is not certain that everything was frozen during all calls; ``None`` if it is."""
     @property
     def freeze_doubt_code(self) -> FreezeDoubt | None:
         """The stable name of `freeze_doubt`."""
@@ -397,6 +410,8 @@ class Report:
     def mode(self) -> Mode: ...
     @property
     def filesystems(self) -> list[FilesystemOutcome]: ...
+    @property
+    def unreadable_mounts(self) -> list[UnreadableMounts]: ...
     @property
     def blobs(self) -> list[BlobOutcome]: ...
     @property
@@ -462,7 +477,7 @@ def prepare(
     """
 
 def machine() -> Machine:
-    """Reads mountinfo and sysfs, and neither opens nor stats a mount. Raises ``PlanError``."""
+    """Reads what `plan` reads. Raises ``PlanError``."""
 
 @final
 class FrozenFilesystem:

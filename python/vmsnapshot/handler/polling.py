@@ -70,6 +70,7 @@ _PREPARE_ERRORS: dict[ErrorSubject, str] = {
 _FREEZE_ERRORS: dict[FreezeDoubt | None, str] = {
     "freeze-failed": INCOMPLETE_FREEZE,
     "not-freezable": INCOMPLETE_FREEZE,
+    "mounts-unreadable": INCOMPLETE_FREEZE,
     "frozen-by-another": INCOMPLETE_FREEZE,
     "freeze-late": FREEZE_TIMED_OUT,
     "freeze-hung": FREEZE_TIMED_OUT,

@@ -5,13 +5,15 @@ use std::collections::BTreeSet;
 use crate::device_number::DeviceNumber;
 use crate::devices::DeviceGraph;
 use crate::mountinfo::{MountEntry, MountNamespace, MountTree};
-use crate::plan::{Plan, PlanError, Selection};
+use crate::plan::{Plan, PlanError, Selection, UnreadableMounts};
 
 /// The mounts of every visible namespace, and the block devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     /// The mounts. The first namespace is that of this process.
     pub namespaces: Vec<MountNamespace>,
+    /// What could not be read about the mounts.
+    pub unreadable_mounts: Vec<UnreadableMounts>,
     /// The block devices, and the devices that each is stacked on.
     pub devices: DeviceGraph,
 }
@@ -55,14 +57,16 @@ impl Machine {
     ///
     /// The same as [`Plan::make`].
     pub fn plan(&self, selection: &Selection) -> Result<Plan, PlanError> {
-        Plan::make(&self.namespaces, &self.devices, selection)
+        let plan = Plan::make(&self.namespaces, &self.devices, selection)?;
+        Ok(Plan {
+            unreadable_mounts: self.unreadable_mounts.clone(),
+            ..plan
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::*;
     use crate::mountinfo;
 
@@ -75,9 +79,9 @@ mod tests {
         let machine = Machine {
             namespaces: vec![MountNamespace {
                 pid: None,
-                mounts: mountinfo::parse(mountinfo).unwrap(),
+                mounts: mountinfo::parse(mountinfo).mounts,
             }],
-            devices: DeviceGraph::default(),
+            ..Machine::default()
         };
         let mounts = machine.mounts();
         let visible: Vec<_> = mounts.iter().map(|mount| mount.is_visible).collect();

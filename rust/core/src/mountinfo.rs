@@ -67,10 +67,19 @@ pub struct MountNamespace {
     pub mounts: Vec<MountEntry>,
 }
 
+/// The content of a mountinfo file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mountinfo {
+    /// The mounts, in the order of the file.
+    pub mounts: Vec<MountEntry>,
+    /// The lines that could not be parsed. Each is a mount about which nothing is known.
+    pub bad_lines: Vec<BadLine>,
+}
+
 /// A line of mountinfo does not have the format that the kernel writes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("could not parse line {line} of mountinfo: {cause}")]
-pub struct MountinfoError {
+#[error("line {line} could not be parsed: {cause}")]
+pub struct BadLine {
     /// The number of the line. The first is 1.
     pub line: usize,
     /// What is wrong with it.
@@ -79,23 +88,24 @@ pub struct MountinfoError {
 
 /// Parses the content of a mountinfo file.
 ///
-/// # Errors
-///
-/// [`MountinfoError`] names the first line that does not have the format of proc(5).
-pub fn parse(mountinfo: &[u8]) -> Result<Vec<MountEntry>, MountinfoError> {
-    mountinfo
-        .split(|byte| *byte == b'\n')
-        .zip(1..)
-        .filter(|(line, _)| !line.is_empty())
-        .map(|(line, number)| {
-            parse_line(line).map_err(|cause| MountinfoError {
+/// A line that does not have the format of proc(5) does not keep the others from being read.
+#[must_use]
+pub fn parse(mountinfo: &[u8]) -> Mountinfo {
+    let mut parsed = Mountinfo::default();
+    for (line, number) in mountinfo.split(|byte| *byte == b'\n').zip(1..) {
+        match parse_line(line) {
+            _ if line.is_empty() => {}
+            Ok(mount) => parsed.mounts.push(mount),
+            Err(cause) => parsed.bad_lines.push(BadLine {
                 line: number,
                 cause,
-            })
-        })
-        .collect()
+            }),
+        }
+    }
+    parsed
 }
 
+/// Fails only if a field is wrong that decides what is frozen.
 fn parse_line(line: &[u8]) -> Result<MountEntry, &'static str> {
     // Exactly one space separates two fields, because the source of a mount may be empty.
     let mut fields = line.split(|byte| *byte == b' ');
@@ -120,7 +130,13 @@ fn parse_line(line: &[u8]) -> Result<MountEntry, &'static str> {
         mount_options,
         filesystem_type: text(next("no filesystem type")?),
         source: text(next("no mount source")?),
-        super_options: text(next("no superblock options")?),
+        super_options: {
+            // The rest of the line: a filesystem may write spaces into its own options without
+            // escapes (9p: `path=C:\Program Files`).
+            let first = next("no superblock options")?;
+            let words: Vec<&[u8]> = std::iter::once(first).chain(fields).collect();
+            text(&words.join(&b' '))
+        },
     })
 }
 
@@ -214,18 +230,16 @@ impl<'a> MountTree<'a> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+    #![expect(clippy::indexing_slicing, reason = "tests")]
 
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;
 
     fn entry(line: &[u8]) -> MountEntry {
-        parse(line).unwrap().remove(0)
-    }
-
-    fn refused_line(mountinfo: &[u8]) -> usize {
-        parse(mountinfo).unwrap_err().line
+        let mut parsed = parse(line);
+        assert_eq!(parsed.bad_lines, []);
+        parsed.mounts.remove(0)
     }
 
     #[test]
@@ -291,7 +305,28 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_line_is_reported_by_its_number() {
+    fn superblock_options_are_the_rest_of_the_line() {
+        let line = b"1146 77 0:149 / /Docker/host rw,noatime - 9p drvfs rw,dirsync,aname=drvfs;\
+            path=C:\\Program Files\\Docker\\Docker\\resources;symlinkroot=/mnt/,trans=virtio\n";
+        let mount = entry(line);
+        assert_eq!(mount.mount_point, Path::new("/Docker/host"));
+        assert_eq!(
+            mount.super_options,
+            "rw,dirsync,aname=drvfs;path=C:\\Program Files\\Docker\\Docker\\resources;\
+             symlinkroot=/mnt/,trans=virtio"
+        );
+    }
+
+    #[test]
+    fn fields_that_decide_nothing_may_have_any_bytes() {
+        let mount = entry(b"1 0 8:1 / / rw \xff\\9:x - ext4 \xfe\\ rw,\xfd\\8");
+        assert_eq!(mount.filesystem_type, "ext4");
+        assert_eq!(mount.source, "\\xfe\\");
+        assert!(!mount.superblock_is_read_only());
+    }
+
+    #[test]
+    fn a_malformed_line_is_reported_by_its_number_and_the_others_are_read() {
         let good = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n";
         for bad in [
             "x 0 8:1 / / rw - ext4 /dev/sda1 rw",
@@ -303,9 +338,11 @@ mod tests {
             "1 0 8:1 / / rw - ext4 /dev/sda1",
             "1 0 8:1 /",
         ] {
+            let parsed = parse(format!("{good}{good}{bad}\n{good}").as_bytes());
+            let lines: Vec<_> = parsed.bad_lines.iter().map(|bad| bad.line).collect();
             assert_eq!(
-                refused_line(format!("{good}{good}{bad}\n").as_bytes()),
-                3,
+                (lines.as_slice(), parsed.mounts.len()),
+                (&[3][..], 3),
                 "{bad}"
             );
         }
@@ -322,7 +359,7 @@ mod tests {
         let mounts = parse(
             b"1 1 8:1 / / rw - ext4 a rw\n2 1 8:2 / /srv rw - ext4 b rw\n3 2 8:3 / /srv rw - ext4 c rw\n",
         )
-        .unwrap();
+        .mounts;
         let way = |path: &str| -> Vec<u32> {
             MountTree::new(&mounts)
                 .way_to(Path::new(path))
@@ -336,7 +373,7 @@ mod tests {
 
     #[test]
     fn way_to_ends_when_the_parents_form_a_cycle() {
-        let mounts = parse(b"1 2 8:1 / / rw - ext4 a rw\n2 1 8:2 / / rw - ext4 b rw\n").unwrap();
+        let mounts = parse(b"1 2 8:1 / / rw - ext4 a rw\n2 1 8:2 / / rw - ext4 b rw\n").mounts;
         assert!(MountTree::new(&mounts).way_to(Path::new("/a")).len() <= 4);
         assert_eq!(mounts[0].mount_id, 1);
     }

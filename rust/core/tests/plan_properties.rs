@@ -127,7 +127,7 @@ proptest! {
         source in r"[a-c \t\n\\#é]{0,9}",
     ) {
         let line = format!("1 0 8:1 / {} rw - ext4 {} rw\n", escaped(&mount_point), escaped(&source));
-        let mount = mountinfo::parse(line.as_bytes()).unwrap().pop().unwrap();
+        let mount = mountinfo::parse(line.as_bytes()).mounts.pop().unwrap();
         prop_assert_eq!(mount.mount_point, PathBuf::from(mount_point));
         prop_assert_eq!(mount.source, source);
     }

@@ -152,7 +152,8 @@ pub fn thaw() -> Result<ThawResult, ThawError> {
 
 /// Calls FITHAW on everything that `runs` may have frozen, in parallel, and records the answers.
 fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> {
-    let namespaces = scan::namespaces(&Roots::default()).map_err(ThawError::Plan)?;
+    let scan::Mounts { namespaces, .. } =
+        scan::mounts(&Roots::default()).map_err(ThawError::Plan)?;
     let (sender, receiver) = mpsc::channel();
     let mut pending = 0;
     for (run, kept) in runs.iter().enumerate() {

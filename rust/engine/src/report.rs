@@ -39,6 +39,7 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
             .fired
             .is_some_and(FireReason::ended_the_window),
         &filesystems,
+        &facts.plan.unreadable_mounts,
         &blobs,
         host_call.as_ref(),
     );
@@ -57,6 +58,7 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
         thaw_timeout_ms: milliseconds(facts.thaw_timeout),
         mode: mode(&facts),
         filesystems,
+        unreadable_mounts: facts.plan.unreadable_mounts.clone(),
         timeline: timeline(&facts),
         blobs,
         host_call,

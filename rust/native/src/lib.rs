@@ -38,6 +38,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<plan::Plan>()?;
     module.add_class::<plan::PlannedFilesystem>()?;
     module.add_class::<plan::SkippedFilesystem>()?;
+    module.add_class::<plan::UnreadableMounts>()?;
 
     module.add_function(wrap_pyfunction!(prepare::prepare, module)?)?;
     module.add_class::<host_call::HostCall>()?;

@@ -165,6 +165,7 @@ def run() -> Any:
         ("nothing-frozen", FreezeResult.NOT_WANTED, FreezeResult.NOT_WANTED),
         ("freeze-failed", FreezeResult.FAILED, FreezeResult.FAILED),
         ("not-freezable", FreezeResult.FAILED, FreezeResult.FAILED),
+        ("mounts-unreadable", FreezeResult.FAILED, FreezeResult.FAILED),
         ("frozen-by-another", FreezeResult.FAILED, FreezeResult.FAILED),
         ("freeze-late", FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
         ("freeze-hung", FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),

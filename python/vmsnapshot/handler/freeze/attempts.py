@@ -54,6 +54,7 @@ _FREEZE_RESULTS: dict[FreezeDoubt | None, tuple[FreezeResult, FreezeResult]] = {
     "nothing-frozen": (FreezeResult.NOT_WANTED, FreezeResult.NOT_WANTED),
     "freeze-failed": (FreezeResult.FAILED, FreezeResult.FAILED),
     "not-freezable": (FreezeResult.FAILED, FreezeResult.FAILED),
+    "mounts-unreadable": (FreezeResult.FAILED, FreezeResult.FAILED),
     "frozen-by-another": (FreezeResult.FAILED, FreezeResult.FAILED),
     "freeze-late": (FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
     "freeze-hung": (FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),

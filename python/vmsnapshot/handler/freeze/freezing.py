@@ -63,6 +63,8 @@ class Freezing:
         )
         for _, why in plan.unusable_excludes:
             self.log.warning(f"MountsToSkip: {why}; the pattern is ignored")
+        for unreadable in plan.unreadable_mounts:
+            self.log.warning(f"some mounts are not known: {unreadable.path}: {unreadable.why}")
         names = ", ".join(f"`{filesystem.mount_point}`" for filesystem in plan.filesystems)
         self.log.info(f"to freeze: {names or 'nothing'}")
         return plan
