@@ -439,7 +439,8 @@ class Session:
 def plan(*, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Plan:
     """Plans what a run would freeze. Raises ``PlanError``.
 
-    It reads mountinfo and sysfs, and neither opens nor stats a mount.
+    It reads mountinfo and sysfs, and asks loop devices for their files. It opens no mount, and stats none but
+    those of btrfs if a loop device's file lies on one.
     """
 
 def prepare(

@@ -56,6 +56,13 @@ impl MountEntry {
         let spans_devices = matches!(self.filesystem_type.as_str(), "btrfs" | "bcachefs");
         !is_fuse && (self.device.major != 0 || spans_devices)
     }
+
+    /// Returns whether the kernel itself answers for its files, so that neither a server nor a
+    /// program can make an open wait.
+    pub(crate) fn is_answered_by_the_kernel(&self) -> bool {
+        self.is_on_local_block_device()
+            || ANSWERED_BY_THE_KERNEL.contains(&self.filesystem_type.as_str())
+    }
 }
 
 /// The mounts of one mount namespace, as one of its processes sees them.
@@ -180,6 +187,22 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Types without a block device that a path may lead through without a risk of waiting, because the
+/// kernel itself serves them. autofs is among them because it waits only where nothing is mounted.
+const ANSWERED_BY_THE_KERNEL: [&str; 11] = [
+    "tmpfs", "devtmpfs", "ramfs", "rootfs", "overlay", "autofs", "proc", "sysfs", "devpts",
+    "cgroup2", "zfs",
+];
+
+/// How well a mount can be opened. An earlier variant is better.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Reach {
+    Open,
+    /// The way to it leads through a network or FUSE filesystem, which may hang or refuse.
+    BehindAnother,
+    Covered,
+}
+
 /// The mounts of one namespace as a tree, to find the mount that a path leads to.
 pub(crate) struct MountTree<'a> {
     /// The mount at a path of a parent mount. The parent is `None` if the process cannot see it.
@@ -187,7 +210,8 @@ pub(crate) struct MountTree<'a> {
 }
 
 impl<'a> MountTree<'a> {
-    pub(crate) fn new(mounts: &'a [MountEntry]) -> Self {
+    pub(crate) fn new(namespace: &'a MountNamespace) -> Self {
+        let mounts = &namespace.mounts;
         let ids: std::collections::HashSet<u32> =
             mounts.iter().map(|mount| mount.mount_id).collect();
         let children = mounts.iter().map(|mount| {
@@ -199,6 +223,30 @@ impl<'a> MountTree<'a> {
         Self {
             children: children.collect(),
         }
+    }
+
+    /// Returns how well `mount` can be opened in this namespace.
+    pub(crate) fn reach(&self, mount: &MountEntry) -> Reach {
+        let way = self.way_to(&mount.mount_point);
+        let Some((end, before)) = way.split_last() else {
+            return Reach::Covered;
+        };
+        if !std::ptr::eq(*end, mount) {
+            return Reach::Covered;
+        }
+        if self.may_hang(before) {
+            Reach::BehindAnother
+        } else {
+            Reach::Open
+        }
+    }
+
+    /// Returns whether a path that leads through the mounts of `way` may hang or be refused.
+    fn may_hang(&self, way: &[&MountEntry]) -> bool {
+        // The root filesystem does not count, because every path on the machine leads through it.
+        way.iter()
+            .skip(1)
+            .any(|passed| !passed.is_answered_by_the_kernel())
     }
 
     /// Follows `path` from the root directory as the kernel does, and returns the mounts that it
@@ -230,8 +278,6 @@ impl<'a> MountTree<'a> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::indexing_slicing, reason = "tests")]
-
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;
@@ -240,6 +286,13 @@ mod tests {
         let mut parsed = parse(line);
         assert_eq!(parsed.bad_lines, []);
         parsed.mounts.remove(0)
+    }
+
+    fn ours(mountinfo: &[u8]) -> MountNamespace {
+        MountNamespace {
+            pid: None,
+            mounts: parse(mountinfo).mounts,
+        }
     }
 
     #[test]
@@ -356,12 +409,11 @@ mod tests {
 
     #[test]
     fn a_path_leads_through_every_mount_on_its_way() {
-        let mounts = parse(
+        let namespace = ours(
             b"1 1 8:1 / / rw - ext4 a rw\n2 1 8:2 / /srv rw - ext4 b rw\n3 2 8:3 / /srv rw - ext4 c rw\n",
-        )
-        .mounts;
+        );
         let way = |path: &str| -> Vec<u32> {
-            MountTree::new(&mounts)
+            MountTree::new(&namespace)
                 .way_to(Path::new(path))
                 .iter()
                 .map(|mount| mount.mount_id)
@@ -373,8 +425,8 @@ mod tests {
 
     #[test]
     fn way_to_ends_when_the_parents_form_a_cycle() {
-        let mounts = parse(b"1 2 8:1 / / rw - ext4 a rw\n2 1 8:2 / / rw - ext4 b rw\n").mounts;
-        assert!(MountTree::new(&mounts).way_to(Path::new("/a")).len() <= 4);
-        assert_eq!(mounts[0].mount_id, 1);
+        let namespace = ours(b"1 2 8:1 / / rw - ext4 a rw\n2 1 8:2 / / rw - ext4 b rw\n");
+        let tree = MountTree::new(&namespace);
+        assert!(tree.way_to(Path::new("/a")).len() <= 4);
     }
 }

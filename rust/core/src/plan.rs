@@ -270,13 +270,11 @@ fn matches_nothing(pattern: &Pattern, namespaces: &[MountNamespace]) -> PlanErro
             pattern: pattern.text().to_owned(),
         };
     };
-    let own_mounts = namespaces
-        .first()
-        .map_or(&[][..], |namespace| &namespace.mounts);
-    let lies_on = MountTree::new(own_mounts)
-        .way_to(path)
-        .last()
-        .map(|mount| path_text(&mount.mount_point));
+    let lies_on = namespaces.first().and_then(|own| {
+        let tree = MountTree::new(own);
+        let mount = tree.way_to(path).last().copied()?;
+        Some(path_text(&mount.mount_point))
+    });
     PlanError::NoSuchMount {
         path: path_text(path),
         lies_on,

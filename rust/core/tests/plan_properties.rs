@@ -106,8 +106,10 @@ fn device_graph() -> impl Strategy<Value = DeviceGraph> {
             backing_file: file.filter(|_| number.major == 7),
         });
     let members = prop::collection::vec(prop::collection::btree_set(device_number(), 1..3), 0..2);
-    (prop::collection::vec(device, 0..10), members)
-        .prop_map(|(devices, members)| DeviceGraph::new(devices, members))
+    let files_on = prop::collection::btree_map(device_number(), device_number(), 0..6);
+    (prop::collection::vec(device, 0..10), members, files_on).prop_map(
+        |(devices, members, files_on)| DeviceGraph::new(devices, members).with_files_on(files_on),
+    )
 }
 
 proptest! {

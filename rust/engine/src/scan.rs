@@ -1,7 +1,8 @@
-//! Reads what is mounted, and on what. It reads `/proc` and `/sys` only.
+//! Reads what is mounted, and on what, from `/proc` and `/sys`.
 //!
-//! No mount point and no device is opened or even looked at, because a stat of a dead network mount
-//! can hang for ever. Links in `/proc` and `/sys` are followed only as far as they stay there.
+//! No mount point is opened or even looked at, because a stat of a dead network mount can hang for
+//! ever. Links in `/proc` and `/sys` are followed only as far as they stay there. What sysfs does not
+//! know about loop devices is asked from the devices themselves (`backing_files`).
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsString;
@@ -18,6 +19,7 @@ use vmsnapshot_core::plan::{PlanError, UnreadableMounts};
 use vmsnapshot_core::text::{bytes_text, path_text};
 use vmsnapshot_sys::Errno;
 
+mod backing_files;
 #[cfg(test)]
 pub(crate) mod fake_machine;
 
@@ -50,7 +52,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// Reads what is mounted on this machine, and on what.
 ///
 /// *Blocking*: it can be called as often as needed. It takes some milliseconds, and longer only
-/// while mounts change.
+/// while mounts change or a loop device does not answer.
 ///
 /// # Errors
 ///
@@ -61,10 +63,15 @@ pub fn machine() -> Result<Machine, PlanError> {
         namespaces,
         unreadable,
     } = mounts(&roots)?;
-    Ok(Machine {
+    let machine = Machine {
         namespaces,
         unreadable_mounts: unreadable,
         devices: device_graph(&roots)?,
+    };
+    let files_on = backing_files::filesystems(&machine);
+    Ok(Machine {
+        devices: machine.devices.with_files_on(files_on),
+        ..machine
     })
 }
 
