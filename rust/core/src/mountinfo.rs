@@ -74,6 +74,22 @@ pub struct MountNamespace {
     pub mounts: Vec<MountEntry>,
 }
 
+impl MountNamespace {
+    /// Returns every mount of the superblock `device`, and whether opening it may hang because a
+    /// network or FUSE filesystem is on the way.
+    #[must_use]
+    pub fn mounts_of(&self, device: DeviceNumber) -> Vec<(&MountEntry, bool)> {
+        let tree = MountTree::new(self);
+        let mounts = self.mounts.iter().filter(|mount| mount.device == device);
+        mounts
+            .map(|mount| {
+                let way = tree.way_to(&mount.mount_point);
+                (mount, tree.may_hang(&way))
+            })
+            .collect()
+    }
+}
+
 /// The content of a mountinfo file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mountinfo {
@@ -205,6 +221,8 @@ pub(crate) enum Reach {
 
 /// The mounts of one namespace as a tree, to find the mount that a path leads to.
 pub(crate) struct MountTree<'a> {
+    /// Whether it is the namespace of our own process.
+    is_ours: bool,
     /// The mount at a path of a parent mount. The parent is `None` if the process cannot see it.
     children: HashMap<(Option<u32>, &'a Path), &'a MountEntry>,
 }
@@ -221,6 +239,7 @@ impl<'a> MountTree<'a> {
             ((parent, mount.mount_point.as_path()), mount)
         });
         Self {
+            is_ours: namespace.pid.is_none(),
             children: children.collect(),
         }
     }
@@ -243,9 +262,10 @@ impl<'a> MountTree<'a> {
 
     /// Returns whether a path that leads through the mounts of `way` may hang or be refused.
     fn may_hang(&self, way: &[&MountEntry]) -> bool {
-        // The root filesystem does not count, because every path on the machine leads through it.
+        // Our own root filesystem does not count, because every path of ours leads through it. The
+        // root of another namespace may be the FUSE mount of an ordinary user, which refuses root.
         way.iter()
-            .skip(1)
+            .skip(usize::from(self.is_ours))
             .any(|passed| !passed.is_answered_by_the_kernel())
     }
 

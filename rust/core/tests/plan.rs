@@ -346,6 +346,41 @@ fn a_superblock_that_is_covered_here_is_opened_in_another_namespace() {
 }
 
 #[test]
+fn a_superblock_behind_the_fuse_root_of_a_container_is_not_opened_but_one_behind_an_overlay_is() {
+    let container = |pid, root: &str| MountNamespace {
+        pid: Some(pid),
+        mounts: mountinfo::parse(
+            format!("90 80 0:70 / / rw - {root} rw\n91 90 8:49 / /db rw - ext4 /dev/sdd1 rw\n")
+                .as_bytes(),
+        )
+        .mounts,
+    };
+    let fuse = container(4711, "fuse.fuse-overlayfs fuse-overlayfs");
+    let graph = DeviceGraph::default();
+    let plan_of = |namespaces: &[MountNamespace]| {
+        Plan::make(namespaces, &graph, &Selection::default()).unwrap()
+    };
+    let plan = plan_of(&[own(&on_root(&[])), fuse.clone()]);
+    assert_eq!(frozen(&plan), [("/", 0)]);
+    assert_eq!(reason(&plan, "/db"), "behind-another");
+    // The same filesystem is reached another way if there is one.
+    let plan = plan_of(&[own(&on_root(&[])), fuse, container(4712, "overlay overlay")]);
+    assert_eq!(
+        plan.filesystems[0].open_path,
+        Path::new("/proc/4712/root/db")
+    );
+}
+
+#[test]
+fn a_machine_whose_own_root_is_a_network_filesystem_is_planned() {
+    let mountinfo = "\
+1 1 0:30 / / rw - nfs4 server:/root rw
+2 1 8:17 / /data rw - ext4 /dev/sdb1 rw
+";
+    assert_eq!(frozen(&plan(mountinfo, &[], &[])), [("/data", 0)]);
+}
+
+#[test]
 fn loop_on_loop_on_disk_freezes_from_the_top() {
     let mountinfo = on_root(&[
         mount(2, 1, "8:17", "/", "/disk", "xfs /dev/sdb1 rw"),
