@@ -67,6 +67,7 @@ FreezeDoubt: TypeAlias = Literal[
     "mounted-since",  # a writable filesystem was mounted after the last look before the window
     "nothing-frozen",  # nothing was planned
     "answered-late",  # the answer that confirms a snapshot came after the window
+    "mounts-unreadable",  # a table of mounts could not be read, so something may be missing from the plan
 ]
 FireReason: TypeAlias = Literal["parent-gone", "deadline", "told"]
 TimelineEventKind: TypeAlias = Literal[
@@ -136,6 +137,15 @@ class SkippedFilesystem:
     def why(self) -> str: ...
 
 @final
+class UnreadableMounts:
+    """A table of mounts, or a line of it, that could not be read. The plan may lack what it shows."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def why(self) -> str: ...
+
+@final
 class Plan:
     """What a run freezes, in freeze order, and what it leaves out."""
 
@@ -143,6 +153,9 @@ class Plan:
     def filesystems(self) -> list[PlannedFilesystem]: ...
     @property
     def skipped(self) -> list[SkippedFilesystem]: ...
+    @property
+    def unreadable_mounts(self) -> list[UnreadableMounts]:
+        """What could not be read about the mounts. If not empty, no run of this plan is consistent."""
     @property
     def unmatched_excludes(self) -> list[str]: ...
     @property
@@ -398,7 +411,7 @@ class Report:
     def why(self) -> str | None: ...
     @property
     def freeze_doubt(self) -> str | None:
-        """Why it is not certain that everything planned was frozen during all calls; ``None`` if it is."""
+        """Why it is not certain that everything was frozen during all calls; ``None`` if it is."""
     @property
     def freeze_doubt_code(self) -> FreezeDoubt | None:
         """The stable name of `freeze_doubt`."""
@@ -412,6 +425,8 @@ class Report:
     def mode(self) -> Mode: ...
     @property
     def filesystems(self) -> list[FilesystemOutcome]: ...
+    @property
+    def unreadable_mounts(self) -> list[UnreadableMounts]: ...
     @property
     def blobs(self) -> list[BlobOutcome]: ...
     @property
@@ -446,7 +461,8 @@ class Session:
 def plan(*, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Plan:
     """Plans what a run would freeze. Raises ``PlanError``.
 
-    It reads mountinfo and sysfs, and neither opens nor stats a mount.
+    It reads mountinfo and sysfs, and asks loop devices for their files. It opens no mount, and stats none but
+    those of btrfs if a loop device's file lies on one.
     """
 
 def prepare(
@@ -505,7 +521,7 @@ def trust_roots(*, ca_file: str | None = None) -> list[bytes]:
     """
 
 def machine() -> Machine:
-    """Reads mountinfo and sysfs, and neither opens nor stats a mount. Raises ``PlanError``."""
+    """Reads what `plan` reads. Raises ``PlanError``."""
 
 @final
 class FrozenFilesystem:

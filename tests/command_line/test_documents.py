@@ -31,6 +31,7 @@ REPORT_KEYS: dict[str, Any] = {
     "thaw_timeout_ms": NUMBER,
     "mode": dict,
     "filesystems": list,
+    "unreadable_mounts": list,
     "blobs": list,
     "host_call": (dict, type(None)),
     "watchdog": dict,

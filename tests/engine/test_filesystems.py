@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,62 @@ except vmsnapshot.PrepareError as error:
     process = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE)
     output, _ = process.communicate(timeout=20)
     return output.decode().strip(), read_status()
+
+
+def levels_below(directory: Path) -> dict[str, int]:
+    """Plans everything mounted below a directory. Returns the level of each mount point, relative to it."""
+    return {
+        str(Path(item["mount_point"]).relative_to(directory)): item["level"]
+        for item in plan_of(f"mount={directory}/**")["filesystems"]
+    }
+
+
+@contextlib.contextmanager
+def moved_away(scratch: ScratchFilesystems, *inner: ScratchFilesystem) -> Iterator[None]:
+    """Detaches the mount of ``a``, on which the files of ``inner`` lie, and leaves a bind mount at ``c``.
+
+    The kernel then shows the file of a loop device as if it lay on ``/``.
+    """
+    path_before = scratch.directory / "a"
+    path_now = scratch.directory / "c"
+    path_now.mkdir()
+    command("mount", "--bind", path_before, path_now)
+    command("umount", "--lazy", path_before)
+    try:
+        yield
+    finally:
+        # The clean-up finds a loop device by the path of its file, which is wrong here. The unmount is lazy
+        # because the rescue has it open.
+        for filesystem in reversed(inner):
+            command("umount", "--lazy", filesystem.mount_point)
+            command("losetup", "--detach", filesystem.device)
+
+
+@pytest.mark.parametrize("lower_type", ["ext4", "btrfs"])
+def test_a_loop_freezes_before_the_filesystem_of_its_file_whatever_its_path_says(
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer, lower_type: str
+) -> None:
+    lower = scratch.make_on_loop("a", lower_type, size_mib=512)
+    upper = scratch.make_on_loop("b", inside=lower)
+    with moved_away(scratch, upper):
+        backing_file = Path("/sys/block", upper.device.name, "loop/backing_file").read_text()
+        assert backing_file == "/b.img\n"
+        assert levels_below(scratch.directory) == {"b": 0, "c": 1}
+        mount_points = [upper.mount_point, scratch.directory / "c"]
+        rescue(mount_points)
+        (upper.mount_point / "dirty").write_bytes(os.urandom(1024 * 1024))
+        report = snapshot_ok(mount_points, fault_server())
+        assert [item["level"] for item in report["filesystems"]] == [0, 1]
+
+
+def test_a_loop_on_btrfs_is_ordered_by_the_subvolume_that_its_file_lies_on(
+    scratch: ScratchFilesystems,
+) -> None:
+    lower = scratch.make_on_loop("a", "btrfs", size_mib=1024)
+    middle = scratch.make_on_loop("b", "btrfs", size_mib=512, inside=lower)
+    upper = scratch.make_on_loop("d", inside=middle)
+    with moved_away(scratch, middle, upper):
+        assert levels_below(scratch.directory) == {"d": 0, "b": 1, "c": 2}
 
 
 def test_a_mount_that_vanished_since_the_plan_is_refused(scratch: ScratchFilesystems) -> None:

@@ -43,9 +43,16 @@ class SkippedFilesystem:
 
 
 @dataclass(frozen=True)
+class UnreadableMounts:
+    path: str = "/proc/20/mountinfo"
+    why: str = "permission denied"
+
+
+@dataclass(frozen=True)
 class Plan:
     filesystems: list[PlannedFilesystem] = field(default_factory=lambda: [PlannedFilesystem()])
     skipped: list[SkippedFilesystem] = field(default_factory=lambda: [SkippedFilesystem()])
+    unreadable_mounts: list[UnreadableMounts] = field(default_factory=list)
     unmatched_excludes: list[str] = field(default_factory=list)
     unusable_excludes: list[tuple[str, str]] = field(default_factory=list)
 
@@ -152,6 +159,7 @@ class Report:
     thaw_timeout_ms: float = 10000.0
     mode: Mode = field(default_factory=Mode)
     filesystems: list[FilesystemOutcome] = field(default_factory=lambda: [FilesystemOutcome()])
+    unreadable_mounts: list[UnreadableMounts] = field(default_factory=list)
     blobs: list[BlobOutcome] = field(default_factory=lambda: [BlobOutcome()])
     host_call: HostCallOutcome | None = None
     watchdog: WatchdogOutcome = field(default_factory=WatchdogOutcome)
@@ -322,6 +330,7 @@ class FakeNative(types.ModuleType):
         super().__init__("vmsnapshot._native")
         self.PlannedFilesystem = PlannedFilesystem
         self.SkippedFilesystem = SkippedFilesystem
+        self.UnreadableMounts = UnreadableMounts
         self.Plan = Plan
         self.HostCall = HostCall
         self.HostCallOutcome = HostCallOutcome

@@ -122,6 +122,10 @@ def plan_text(plan: Plan, screen: Screen, every: bool = False) -> str:
         types = ", ".join(sorted({printable(skipped.filesystem_type) for skipped in folded}))
         line = f"also skipped: {len(folded)} memory and pseudo filesystems ({types}); --all lists them"
         text += "\n" + screen.fold(line) + "\n"
+    if plan.unreadable_mounts:
+        line = "some mounts are not known, so a run would not be called consistent; could not read:"
+        text += "\n" + screen.paint(screen.fold(line), Tone.DOUBTFUL) + "\n"
+        text += _notes([(item.path, item.why) for item in plan.unreadable_mounts], screen)
     return text
 
 
@@ -141,6 +145,9 @@ def report_text(report: Report, screen: Screen) -> str:
         ]
         text += "\n" + render(columns, [_filesystem_row(item) for item in report.filesystems], screen)
         text += _notes([(item.mount_point, item.error) for item in report.filesystems], screen)
+    if report.unreadable_mounts:
+        text += "\n" + screen.fold("some mounts are not known; could not read:") + "\n"
+        text += _notes([(item.path, item.why) for item in report.unreadable_mounts], screen)
     if report.blobs:
         columns = [
             Column("BLOB", flexible=True),

@@ -74,6 +74,7 @@ _FREEZE_ERRORS: dict[FreezeDoubt | None, str] = {
     "not-opened": INCOMPLETE_FREEZE,
     "freeze-would-wait": INCOMPLETE_FREEZE,
     "mounted-since": INCOMPLETE_FREEZE,
+    "mounts-unreadable": INCOMPLETE_FREEZE,
     "frozen-by-another": INCOMPLETE_FREEZE,
     "freeze-late": FREEZE_TIMED_OUT,
     "freeze-hung": FREEZE_TIMED_OUT,

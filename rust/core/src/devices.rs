@@ -6,14 +6,28 @@
 //! filesystem must freeze first.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::device_number::DeviceNumber;
-use crate::mountinfo::{MountEntry, MountTree};
+use crate::mountinfo::MountEntry;
 use crate::text::path_text;
 
 /// The major number of loop devices (Linux, Documentation/admin-guide/devices.txt).
 const LOOP_MAJOR: u32 = 7;
+
+/// How a part of a device's sysfs path begins if a program, or the kernel in the name of a
+/// configuration, provides the device: nbd, ublk, Ceph, the loopback of the kernel's SCSI target,
+/// iSCSI, NVMe over a network, virtio in user space. sysfs does not tell whether the other end is on
+/// this machine.
+const SERVED: [&str; 7] = [
+    "nbd",
+    "ublkb",
+    "rbd",
+    "tcm_loop_adapter_",
+    "session",
+    "nvme-fabrics",
+    "vduse",
+];
 
 /// One block device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +50,7 @@ pub struct BlockDevice {
 pub struct DeviceGraph {
     devices: BTreeMap<DeviceNumber, BlockDevice>,
     btrfs: Vec<BTreeSet<DeviceNumber>>,
+    files_on: BTreeMap<DeviceNumber, DeviceNumber>,
 }
 
 impl DeviceGraph {
@@ -46,7 +61,18 @@ impl DeviceGraph {
             .into_iter()
             .map(|device| (device.number, device))
             .collect();
-        Self { devices, btrfs }
+        Self {
+            devices,
+            btrfs,
+            files_on: BTreeMap::new(),
+        }
+    }
+
+    /// Adds, for loop devices, the number of the filesystem that the backing file lies on: `st_dev`
+    /// of the file, as `LOOP_GET_STATUS64` gives it, or mountinfo's number if that is known.
+    #[must_use]
+    pub fn with_files_on(self, files_on: BTreeMap<DeviceNumber, DeviceNumber>) -> Self {
+        Self { files_on, ..self }
     }
 
     /// Returns every block device, ordered by number.
@@ -102,10 +128,30 @@ impl DeviceGraph {
             .collect()
     }
 
+    /// Returns the loop devices with a file that any of `mounts` lies on, at any depth.
+    #[must_use]
+    pub fn loops_below<'m>(
+        &self,
+        mounts: impl Iterator<Item = &'m MountEntry>,
+    ) -> BTreeSet<DeviceNumber> {
+        let mut loops = BTreeSet::new();
+        for mount in mounts {
+            let lying = self.lying(mount);
+            loops.extend(lying.directly_on.union(&lying.over).filter(|number| {
+                let device = self.devices.get(number);
+                device.is_some_and(|device| device.backing_file.is_some())
+            }));
+        }
+        loops
+    }
+
     /// Returns, for each of `superblocks`, all others that lie below it at any depth.
     ///
     /// `superblocks` has one mount per superblock. `mounts` is our own mount namespace; the paths
     /// of backing files are resolved in it.
+    ///
+    /// A superblock whose devices may lie on any file freezes before everything that is not such a
+    /// superblock, and not above one. It cannot hang then, wherever the file is.
     ///
     /// A bad input can put a superblock below itself (two loops, each on a file of the other). Such
     /// superblocks stay unordered, so the answer is always a strict order.
@@ -115,9 +161,14 @@ impl DeviceGraph {
         superblocks: &[&MountEntry],
         mounts: &[MountEntry],
     ) -> BTreeMap<DeviceNumber, BTreeSet<DeviceNumber>> {
-        let tree = MountTree::new(mounts);
         let lying: Vec<Lying> = superblocks.iter().map(|mount| self.lying(mount)).collect();
         let mut direct: BTreeMap<DeviceNumber, BTreeSet<DeviceNumber>> = BTreeMap::new();
+        let mut on_any_file = BTreeSet::new();
+        // No program of this machine can serve its root filesystem.
+        let root = mounts
+            .iter()
+            .find(|mount| mount.mount_point == Path::new("/"))
+            .map(|mount| mount.device);
         for upper in &lying {
             let below = direct.entry(upper.superblock).or_default();
             // A filesystem that shares a device with this one is next to it, not below it.
@@ -125,25 +176,31 @@ impl DeviceGraph {
                 .iter()
                 .filter(|lower| !lower.directly_on.is_disjoint(&upper.over));
             below.extend(lower.map(|lower| lower.superblock));
-            for device in upper
-                .directly_on
-                .union(&upper.over)
-                .filter(|number| self.is_loop(**number))
-            {
-                match self.file_lies_on(*device, mounts, &tree) {
-                    Some(lower) => below.extend(lower),
-                    // The filesystem of the backing file is unknown: the file lies on an overlay,
-                    // or was opened in another mount namespace. If the loop freezes before every
-                    // filesystem that could hold the file, it cannot hang. Filesystems that lie on
-                    // a loop are left out, because two such loops would each have to be first.
-                    None => below.extend(
-                        lying
-                            .iter()
-                            .filter(|lower| self.is_on_no_loop(lower))
-                            .map(|lower| lower.superblock),
-                    ),
+            for device in upper.directly_on.union(&upper.over) {
+                if self.is_loop(*device) {
+                    if let Some(lower) = self.file_lies_on(*device, superblocks) {
+                        below.extend(lower);
+                        continue;
+                    }
+                    // The path may be wrong. It only orders those that may lie on any file.
+                    below.extend(self.path_leads_to(*device, mounts));
+                    on_any_file.insert(upper.superblock);
+                } else if self.is_served(*device) && Some(upper.superblock) != root {
+                    on_any_file.insert(upper.superblock);
                 }
             }
+        }
+        let below = |device: DeviceNumber| direct.get(&device).cloned().unwrap_or_default();
+        let others: Vec<DeviceNumber> = superblocks
+            .iter()
+            .filter(|mount| mount.is_on_local_block_device())
+            .map(|mount| mount.device)
+            .filter(|device| {
+                !on_any_file.contains(device) && reachable(*device, below).is_disjoint(&on_any_file)
+            })
+            .collect();
+        for device in &on_any_file {
+            direct.entry(*device).or_default().extend(&others);
         }
         let below = |device: DeviceNumber| direct.get(&device).cloned().unwrap_or_default();
         let reached: BTreeMap<_, _> = direct
@@ -183,11 +240,6 @@ impl DeviceGraph {
         }
     }
 
-    fn is_on_no_loop(&self, lying: &Lying) -> bool {
-        let mut devices = lying.directly_on.union(&lying.over);
-        !lying.directly_on.is_empty() && !devices.any(|number| self.is_loop(*number))
-    }
-
     /// Returns the devices directly below `number`, including the block device behind a loop
     /// device.
     fn parents_of(&self, number: DeviceNumber) -> BTreeSet<DeviceNumber> {
@@ -209,35 +261,73 @@ impl DeviceGraph {
                 .is_some_and(|device| device.backing_file.is_some())
     }
 
+    /// Returns whether the device may be served by a program of this machine from a file.
+    fn is_served(&self, number: DeviceNumber) -> bool {
+        let Some(device) = self.devices.get(&number) else {
+            return false;
+        };
+        let mut parts = device.directory.iter().filter_map(|part| part.to_str());
+        parts.any(|part| SERVED.iter().any(|served| part.starts_with(served)))
+    }
+
     /// Returns the superblocks that the backing file of loop device `number` may lie on. `None` if
-    /// they are unknown.
+    /// it may be any.
     fn file_lies_on(
         &self,
         number: DeviceNumber,
-        mounts: &[MountEntry],
-        tree: &MountTree<'_>,
+        superblocks: &[&MountEntry],
     ) -> Option<BTreeSet<DeviceNumber>> {
         let file = self.devices.get(&number)?.backing_file.as_deref()?;
+        // The file is a block device, and `parents_of` has it.
         if self.number_of(&path_text(file)).is_some() {
             return Some(BTreeSet::new());
         }
-        // sysfs shows an unlinked file as `/dir/name (deleted)`. Only the mounts on the way to it
-        // count, and they are the same with and without that suffix.
-        let here = tree.way_to(file).last().copied()?;
-        let is_in_memory = matches!(
-            here.filesystem_type.as_str(),
-            "tmpfs" | "ramfs" | "devtmpfs"
-        );
-        if !here.is_on_local_block_device() && !is_in_memory {
-            return None;
+        let on = *self.files_on.get(&number)?;
+        if let Some(lower) = superblocks.iter().find(|mount| mount.device == on) {
+            // The file of an overlay lies on another filesystem, and that of a network or FUSE
+            // filesystem may be served by a program of this machine.
+            let is_in_memory = matches!(
+                lower.filesystem_type.as_str(),
+                "tmpfs" | "ramfs" | "devtmpfs"
+            );
+            return (lower.is_on_local_block_device() || is_in_memory)
+                .then(|| BTreeSet::from([on]));
         }
-        // This takes all mounts above the path, not only the one that is visible there now. Another
-        // filesystem may have been mounted over the file after the loop was set up. One mount too
-        // many only adds order that is not needed.
+        if on.major != 0 {
+            // It is mounted nowhere that can be seen, so it is not frozen.
+            return Some(BTreeSet::new());
+        }
+        // btrfs and bcachefs give each subvolume a number that mountinfo does not have, and an
+        // overlay gives such numbers to the files of its layers.
+        let have_own_numbers = superblocks.iter().filter(|mount| {
+            matches!(
+                mount.filesystem_type.as_str(),
+                "btrfs" | "bcachefs" | "overlay"
+            )
+        });
+        let mut candidates = BTreeSet::new();
+        for mount in have_own_numbers {
+            if mount.filesystem_type == "overlay" {
+                return None;
+            }
+            candidates.insert(mount.device);
+        }
+        Some(candidates).filter(|candidates| !candidates.is_empty())
+    }
+
+    /// Returns the superblocks on the path of a loop device's file, as our mount namespace has it.
+    ///
+    /// The path is the one that the file's opener knows, and it is shorter than that if a mount on
+    /// the way was detached.
+    fn path_leads_to(&self, number: DeviceNumber, mounts: &[MountEntry]) -> BTreeSet<DeviceNumber> {
+        let device = self.devices.get(&number);
+        let Some(file) = device.and_then(|device| device.backing_file.as_deref()) else {
+            return BTreeSet::new();
+        };
         let on_the_way = mounts
             .iter()
             .filter(|mount| file.starts_with(&mount.mount_point));
-        Some(on_the_way.map(|mount| mount.device).collect())
+        on_the_way.map(|mount| mount.device).collect()
     }
 }
 

@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 
 use crate::device_number::DeviceNumber;
-use crate::devices::DeviceGraph;
-use crate::mountinfo::{MountEntry, MountNamespace, MountTree};
-use crate::plan::{Plan, PlanError, Selection};
+use crate::devices::{BlockDevice, DeviceGraph};
+use crate::mountinfo::{MountEntry, MountNamespace, MountTree, Reach};
+use crate::plan::{Plan, PlanError, Selection, UnreadableMounts};
 
 /// The mounts of every visible namespace, and the block devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     /// The mounts. The first namespace is that of this process.
     pub namespaces: Vec<MountNamespace>,
+    /// What could not be read about the mounts.
+    pub unreadable_mounts: Vec<UnreadableMounts>,
     /// The block devices, and the devices that each is stacked on.
     pub devices: DeviceGraph,
 }
@@ -31,12 +33,11 @@ impl Machine {
     /// Returns the mounts of this process's namespace, in the order of mountinfo.
     #[must_use]
     pub fn mounts(&self) -> Vec<Mount<'_>> {
-        let mounts = self
-            .namespaces
-            .first()
-            .map_or(&[][..], |namespace| &namespace.mounts);
-        let tree = MountTree::new(mounts);
-        mounts
+        let Some(own) = self.namespaces.first() else {
+            return Vec::new();
+        };
+        let tree = MountTree::new(own);
+        own.mounts
             .iter()
             .map(|entry| Mount {
                 entry,
@@ -49,20 +50,89 @@ impl Machine {
             .collect()
     }
 
+    /// Returns the loop devices whose backing files decide the order of the freeze, and that can be
+    /// asked for them without a risk of waiting.
+    ///
+    /// To answer, the kernel stats the file. On a dead network or FUSE filesystem that hangs. So a
+    /// device is left out if its path leads to one in any namespace. It is left out as well if
+    /// nothing is mounted on it: the close after the question would detach it if it is to be
+    /// detached by itself.
+    #[must_use]
+    pub fn loops_to_ask(&self) -> Vec<&BlockDevice> {
+        let mut seen = BTreeSet::new();
+        let writable = self
+            .namespaces
+            .iter()
+            .flat_map(|namespace| &namespace.mounts)
+            .filter(|mount| !mount.superblock_is_read_only() && seen.insert(mount.device));
+        let loops = self.devices.loops_below(writable);
+        if loops.is_empty() {
+            return Vec::new();
+        }
+        let trees: Vec<_> = self.namespaces.iter().map(MountTree::new).collect();
+        let is_safe = |device: &&BlockDevice| {
+            device.backing_file.as_deref().is_some_and(|file| {
+                let mut ends = trees.iter().filter_map(|tree| tree.way_to(file).pop());
+                ends.all(MountEntry::is_answered_by_the_kernel)
+            })
+        };
+        self.devices
+            .block_devices()
+            .filter(|device| loops.contains(&device.number))
+            .filter(is_safe)
+            .collect()
+    }
+
+    /// Returns the mounts of our own namespace that may show a subvolume with a number of its own,
+    /// and that can be looked at without a risk of waiting.
+    #[must_use]
+    pub fn subvolumes(&self) -> Vec<&MountEntry> {
+        let Some(own) = self.namespaces.first() else {
+            return Vec::new();
+        };
+        let tree = MountTree::new(own);
+        own.mounts
+            .iter()
+            .filter(|mount| mount.is_on_local_block_device() && mount.device.major == 0)
+            .filter(|mount| tree.reach(mount) == Reach::Open)
+            .collect()
+    }
+
+    /// Returns whether a superblock with this number is mounted anywhere.
+    #[must_use]
+    pub fn is_mounted(&self, device: DeviceNumber) -> bool {
+        let mut mounts = self
+            .namespaces
+            .iter()
+            .flat_map(|namespace| &namespace.mounts);
+        mounts.any(|mount| mount.device == device)
+    }
+
     /// Plans what a run of `selection` would freeze. See [`Plan::make`].
     ///
     /// # Errors
     ///
     /// The same as [`Plan::make`].
     pub fn plan(&self, selection: &Selection) -> Result<Plan, PlanError> {
-        Plan::make(&self.namespaces, &self.devices, selection)
+        let mut plan = Plan::make(&self.namespaces, &self.devices, selection)?;
+        plan.unreadable_mounts.clone_from(&self.unreadable_mounts);
+        Ok(plan)
+    }
+
+    /// Makes `plan` again, for what is mounted now. See [`Plan::make_again`].
+    ///
+    /// # Errors
+    ///
+    /// The same as [`Plan::make_again`].
+    pub fn plan_again(&self, plan: &Plan) -> Result<Plan, PlanError> {
+        let mut again = plan.make_again(&self.namespaces, &self.devices)?;
+        again.unreadable_mounts.clone_from(&self.unreadable_mounts);
+        Ok(again)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::*;
     use crate::mountinfo;
 
@@ -75,9 +145,9 @@ mod tests {
         let machine = Machine {
             namespaces: vec![MountNamespace {
                 pid: None,
-                mounts: mountinfo::parse(mountinfo).unwrap(),
+                mounts: mountinfo::parse(mountinfo).mounts,
             }],
-            devices: DeviceGraph::default(),
+            ..Machine::default()
         };
         let mounts = machine.mounts();
         let visible: Vec<_> = mounts.iter().map(|mount| mount.is_visible).collect();

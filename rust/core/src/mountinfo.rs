@@ -56,6 +56,13 @@ impl MountEntry {
         let spans_devices = matches!(self.filesystem_type.as_str(), "btrfs" | "bcachefs");
         !is_fuse && (self.device.major != 0 || spans_devices)
     }
+
+    /// Returns whether the kernel itself answers for its files, so that neither a server nor a
+    /// program can make an open wait.
+    pub(crate) fn is_answered_by_the_kernel(&self) -> bool {
+        self.is_on_local_block_device()
+            || ANSWERED_BY_THE_KERNEL.contains(&self.filesystem_type.as_str())
+    }
 }
 
 /// The mounts of one mount namespace, as one of its processes sees them.
@@ -67,10 +74,35 @@ pub struct MountNamespace {
     pub mounts: Vec<MountEntry>,
 }
 
+impl MountNamespace {
+    /// Returns every mount of the superblock `device`, and whether opening it may hang because a
+    /// network or FUSE filesystem is on the way.
+    #[must_use]
+    pub fn mounts_of(&self, device: DeviceNumber) -> Vec<(&MountEntry, bool)> {
+        let tree = MountTree::new(self);
+        let mounts = self.mounts.iter().filter(|mount| mount.device == device);
+        mounts
+            .map(|mount| {
+                let way = tree.way_to(&mount.mount_point);
+                (mount, tree.may_hang(&way))
+            })
+            .collect()
+    }
+}
+
+/// The content of a mountinfo file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mountinfo {
+    /// The mounts, in the order of the file.
+    pub mounts: Vec<MountEntry>,
+    /// The lines that could not be parsed. Each is a mount about which nothing is known.
+    pub bad_lines: Vec<BadLine>,
+}
+
 /// A line of mountinfo does not have the format that the kernel writes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("could not parse line {line} of mountinfo: {cause}")]
-pub struct MountinfoError {
+#[error("line {line} could not be parsed: {cause}")]
+pub struct BadLine {
     /// The number of the line. The first is 1.
     pub line: usize,
     /// What is wrong with it.
@@ -79,23 +111,24 @@ pub struct MountinfoError {
 
 /// Parses the content of a mountinfo file.
 ///
-/// # Errors
-///
-/// [`MountinfoError`] names the first line that does not have the format of proc(5).
-pub fn parse(mountinfo: &[u8]) -> Result<Vec<MountEntry>, MountinfoError> {
-    mountinfo
-        .split(|byte| *byte == b'\n')
-        .zip(1..)
-        .filter(|(line, _)| !line.is_empty())
-        .map(|(line, number)| {
-            parse_line(line).map_err(|cause| MountinfoError {
+/// A line that does not have the format of proc(5) does not keep the others from being read.
+#[must_use]
+pub fn parse(mountinfo: &[u8]) -> Mountinfo {
+    let mut parsed = Mountinfo::default();
+    for (line, number) in mountinfo.split(|byte| *byte == b'\n').zip(1..) {
+        match parse_line(line) {
+            _ if line.is_empty() => {}
+            Ok(mount) => parsed.mounts.push(mount),
+            Err(cause) => parsed.bad_lines.push(BadLine {
                 line: number,
                 cause,
-            })
-        })
-        .collect()
+            }),
+        }
+    }
+    parsed
 }
 
+/// Fails only if a field is wrong that decides what is frozen.
 fn parse_line(line: &[u8]) -> Result<MountEntry, &'static str> {
     // Exactly one space separates two fields, because the source of a mount may be empty.
     let mut fields = line.split(|byte| *byte == b' ');
@@ -120,7 +153,13 @@ fn parse_line(line: &[u8]) -> Result<MountEntry, &'static str> {
         mount_options,
         filesystem_type: text(next("no filesystem type")?),
         source: text(next("no mount source")?),
-        super_options: text(next("no superblock options")?),
+        super_options: {
+            // The rest of the line: a filesystem may write spaces into its own options without
+            // escapes (9p: `path=C:\Program Files`).
+            let first = next("no superblock options")?;
+            let words: Vec<&[u8]> = std::iter::once(first).chain(fields).collect();
+            text(&words.join(&b' '))
+        },
     })
 }
 
@@ -164,14 +203,33 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Types without a block device that a path may lead through without a risk of waiting, because the
+/// kernel itself serves them. autofs is among them because it waits only where nothing is mounted.
+const ANSWERED_BY_THE_KERNEL: [&str; 11] = [
+    "tmpfs", "devtmpfs", "ramfs", "rootfs", "overlay", "autofs", "proc", "sysfs", "devpts",
+    "cgroup2", "zfs",
+];
+
+/// How well a mount can be opened. An earlier variant is better.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Reach {
+    Open,
+    /// The way to it leads through a network or FUSE filesystem, which may hang or refuse.
+    BehindAnother,
+    Covered,
+}
+
 /// The mounts of one namespace as a tree, to find the mount that a path leads to.
 pub(crate) struct MountTree<'a> {
+    /// Whether it is the namespace of our own process.
+    is_ours: bool,
     /// The mount at a path of a parent mount. The parent is `None` if the process cannot see it.
     children: HashMap<(Option<u32>, &'a Path), &'a MountEntry>,
 }
 
 impl<'a> MountTree<'a> {
-    pub(crate) fn new(mounts: &'a [MountEntry]) -> Self {
+    pub(crate) fn new(namespace: &'a MountNamespace) -> Self {
+        let mounts = &namespace.mounts;
         let ids: std::collections::HashSet<u32> =
             mounts.iter().map(|mount| mount.mount_id).collect();
         let children = mounts.iter().map(|mount| {
@@ -181,8 +239,34 @@ impl<'a> MountTree<'a> {
             ((parent, mount.mount_point.as_path()), mount)
         });
         Self {
+            is_ours: namespace.pid.is_none(),
             children: children.collect(),
         }
+    }
+
+    /// Returns how well `mount` can be opened in this namespace.
+    pub(crate) fn reach(&self, mount: &MountEntry) -> Reach {
+        let way = self.way_to(&mount.mount_point);
+        let Some((end, before)) = way.split_last() else {
+            return Reach::Covered;
+        };
+        if !std::ptr::eq(*end, mount) {
+            return Reach::Covered;
+        }
+        if self.may_hang(before) {
+            Reach::BehindAnother
+        } else {
+            Reach::Open
+        }
+    }
+
+    /// Returns whether a path that leads through the mounts of `way` may hang or be refused.
+    fn may_hang(&self, way: &[&MountEntry]) -> bool {
+        // Our own root filesystem does not count, because every path of ours leads through it. The
+        // root of another namespace may be the FUSE mount of an ordinary user, which refuses root.
+        way.iter()
+            .skip(usize::from(self.is_ours))
+            .any(|passed| !passed.is_answered_by_the_kernel())
     }
 
     /// Follows `path` from the root directory as the kernel does, and returns the mounts that it
@@ -214,18 +298,21 @@ impl<'a> MountTree<'a> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
-
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;
 
     fn entry(line: &[u8]) -> MountEntry {
-        parse(line).unwrap().remove(0)
+        let mut parsed = parse(line);
+        assert_eq!(parsed.bad_lines, []);
+        parsed.mounts.remove(0)
     }
 
-    fn refused_line(mountinfo: &[u8]) -> usize {
-        parse(mountinfo).unwrap_err().line
+    fn ours(mountinfo: &[u8]) -> MountNamespace {
+        MountNamespace {
+            pid: None,
+            mounts: parse(mountinfo).mounts,
+        }
     }
 
     #[test]
@@ -291,7 +378,28 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_line_is_reported_by_its_number() {
+    fn superblock_options_are_the_rest_of_the_line() {
+        let line = b"1146 77 0:149 / /Docker/host rw,noatime - 9p drvfs rw,dirsync,aname=drvfs;\
+            path=C:\\Program Files\\Docker\\Docker\\resources;symlinkroot=/mnt/,trans=virtio\n";
+        let mount = entry(line);
+        assert_eq!(mount.mount_point, Path::new("/Docker/host"));
+        assert_eq!(
+            mount.super_options,
+            "rw,dirsync,aname=drvfs;path=C:\\Program Files\\Docker\\Docker\\resources;\
+             symlinkroot=/mnt/,trans=virtio"
+        );
+    }
+
+    #[test]
+    fn fields_that_decide_nothing_may_have_any_bytes() {
+        let mount = entry(b"1 0 8:1 / / rw \xff\\9:x - ext4 \xfe\\ rw,\xfd\\8");
+        assert_eq!(mount.filesystem_type, "ext4");
+        assert_eq!(mount.source, "\\xfe\\");
+        assert!(!mount.superblock_is_read_only());
+    }
+
+    #[test]
+    fn a_malformed_line_is_reported_by_its_number_and_the_others_are_read() {
         let good = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n";
         for bad in [
             "x 0 8:1 / / rw - ext4 /dev/sda1 rw",
@@ -303,9 +411,11 @@ mod tests {
             "1 0 8:1 / / rw - ext4 /dev/sda1",
             "1 0 8:1 /",
         ] {
+            let parsed = parse(format!("{good}{good}{bad}\n{good}").as_bytes());
+            let lines: Vec<_> = parsed.bad_lines.iter().map(|bad| bad.line).collect();
             assert_eq!(
-                refused_line(format!("{good}{good}{bad}\n").as_bytes()),
-                3,
+                (lines.as_slice(), parsed.mounts.len()),
+                (&[3][..], 3),
                 "{bad}"
             );
         }
@@ -319,12 +429,11 @@ mod tests {
 
     #[test]
     fn a_path_leads_through_every_mount_on_its_way() {
-        let mounts = parse(
+        let namespace = ours(
             b"1 1 8:1 / / rw - ext4 a rw\n2 1 8:2 / /srv rw - ext4 b rw\n3 2 8:3 / /srv rw - ext4 c rw\n",
-        )
-        .unwrap();
+        );
         let way = |path: &str| -> Vec<u32> {
-            MountTree::new(&mounts)
+            MountTree::new(&namespace)
                 .way_to(Path::new(path))
                 .iter()
                 .map(|mount| mount.mount_id)
@@ -336,8 +445,8 @@ mod tests {
 
     #[test]
     fn way_to_ends_when_the_parents_form_a_cycle() {
-        let mounts = parse(b"1 2 8:1 / / rw - ext4 a rw\n2 1 8:2 / / rw - ext4 b rw\n").unwrap();
-        assert!(MountTree::new(&mounts).way_to(Path::new("/a")).len() <= 4);
-        assert_eq!(mounts[0].mount_id, 1);
+        let namespace = ours(b"1 2 8:1 / / rw - ext4 a rw\n2 1 8:2 / / rw - ext4 b rw\n");
+        let tree = MountTree::new(&namespace);
+        assert!(tree.way_to(Path::new("/a")).len() <= 4);
     }
 }

@@ -7,7 +7,7 @@ mod skip_reason;
 mod superblocks;
 
 pub use error::PlanError;
-pub use filesystems::{open_path, PlannedFilesystem, SkippedFilesystem};
+pub use filesystems::{open_path, PlannedFilesystem, SkippedFilesystem, UnreadableMounts};
 pub use skip_reason::SkipReason;
 
 use std::collections::BTreeSet;
@@ -78,6 +78,9 @@ pub struct Plan {
     pub filesystems: Vec<PlannedFilesystem>,
     /// What the run leaves out, in the order of mountinfo.
     pub skipped: Vec<SkippedFilesystem>,
+    /// What could not be read about the mounts. A run of this plan is not called consistent if there
+    /// is anything.
+    pub unreadable_mounts: Vec<UnreadableMounts>,
     /// Exclude patterns that matched nothing. They deserve a warning, not an error.
     pub unmatched_excludes: Vec<String>,
     /// Exclude patterns that could not be parsed and were ignored. They are not in the JSON,
@@ -205,6 +208,7 @@ impl Plan {
         Self {
             filesystems: Vec::new(),
             skipped: self.skipped.iter().cloned().chain(left_out).collect(),
+            unreadable_mounts: self.unreadable_mounts.clone(),
             unmatched_excludes: self.unmatched_excludes.clone(),
             unusable_excludes: self.unusable_excludes.clone(),
             selection: None,
@@ -313,13 +317,11 @@ fn matches_nothing(pattern: &Pattern, namespaces: &[MountNamespace]) -> PlanErro
             pattern: pattern.text().to_owned(),
         };
     };
-    let own_mounts = namespaces
-        .first()
-        .map_or(&[][..], |namespace| &namespace.mounts);
-    let lies_on = MountTree::new(own_mounts)
-        .way_to(path)
-        .last()
-        .map(|mount| path_text(&mount.mount_point));
+    let lies_on = namespaces.first().and_then(|own| {
+        let tree = MountTree::new(own);
+        let mount = tree.way_to(path).last().copied()?;
+        Some(path_text(&mount.mount_point))
+    });
     PlanError::NoSuchMount {
         path: path_text(path),
         lies_on,

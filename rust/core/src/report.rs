@@ -10,6 +10,7 @@ use strum::{IntoStaticStr, VariantNames};
 
 use crate::ledger::FireReason;
 use crate::names::stable_names;
+use crate::plan::UnreadableMounts;
 use crate::secret::SecretBytes;
 
 /// The version of the JSON document. It grows when a key changes its meaning or is removed.
@@ -28,7 +29,7 @@ pub enum Consistency {
     None,
 }
 
-/// Why it is not known that everything planned was frozen during all calls.
+/// Why it is not known that everything was frozen during all calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum FreezeDoubt {
@@ -64,6 +65,8 @@ pub enum FreezeDoubt {
     NothingFrozen,
     /// The answer that confirms a snapshot came after the window.
     AnsweredLate,
+    /// A table of mounts could not be read, so something may be missing from the plan.
+    MountsUnreadable,
 }
 
 /// The outcome of one filesystem.
@@ -302,8 +305,7 @@ pub struct Report {
     pub consistency: Consistency,
     /// Why the set is worth no more, in one sentence. `None` if it is all that was asked for.
     pub why: Option<String>,
-    /// Why it is not known that everything planned was frozen during all calls. `None` if it is
-    /// known.
+    /// Why it is not known that everything was frozen during all calls. `None` if it is known.
     pub freeze_doubt: Option<String>,
     /// The stable name of that doubt.
     pub freeze_doubt_code: Option<FreezeDoubt>,
@@ -318,6 +320,8 @@ pub struct Report {
     pub mode: Mode,
     /// The filesystems, in freeze order.
     pub filesystems: Vec<FilesystemOutcome>,
+    /// What the plan could not read about the mounts.
+    pub unreadable_mounts: Vec<UnreadableMounts>,
     /// The blobs, in the order they were given.
     pub blobs: Vec<BlobOutcome>,
     /// The host call, if the run had one to make.

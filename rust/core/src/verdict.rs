@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::host_call;
+use crate::plan::UnreadableMounts;
 use crate::report::{
     BlobOutcome, BlobResult, Consistency, FilesystemOutcome, FilesystemResult, FreezeDoubt,
     HostCallOutcome, HostCallResult,
@@ -38,21 +39,23 @@ pub struct Verdict {
     pub consistency: Consistency,
     /// Why the set is worth no more. `None` if it is all that was asked for.
     pub why: Option<String>,
-    /// Why it is not known that everything planned was frozen during all requests.
+    /// Why it is not known that everything was frozen during all requests.
     pub freeze_doubt: Option<(FreezeDoubt, String)>,
 }
 
-/// Judges a run. `window` is `None` if a panic ended the window.
+/// Judges a run. `window` is `None` if a panic ended the window. `unreadable` is what the plan could
+/// not read about the mounts.
 #[must_use]
 pub fn judge(
     window: Option<WindowEnd<'_>>,
     watchdog_fired: bool,
     filesystems: &[FilesystemOutcome],
+    unreadable: &[UnreadableMounts],
     blobs: &[BlobOutcome],
     host_call: Option<&HostCallOutcome>,
 ) -> Verdict {
     let all_thawed = !filesystems.iter().any(is_still_frozen);
-    let freeze_doubt = freeze_doubt(window, watchdog_fired, filesystems)
+    let freeze_doubt = freeze_doubt(window, watchdog_fired, filesystems, unreadable)
         .or_else(|| answered_late(blobs, host_call));
     let doubt = freeze_doubt.as_ref().map(|(_, why)| why.clone());
     let (consistency, why) = if all_thawed {
@@ -103,12 +106,12 @@ fn consistency(
     }
 }
 
-/// Returns why it is not known that everything planned was frozen during all calls. `None` if it is
-/// known.
+/// Returns why it is not known that everything was frozen during all calls. `None` if it is known.
 fn freeze_doubt(
     window: Option<WindowEnd<'_>>,
     watchdog_fired: bool,
     filesystems: &[FilesystemOutcome],
+    unreadable: &[UnreadableMounts],
 ) -> Option<(FreezeDoubt, String)> {
     let is_left_out = |filesystem: &FilesystemOutcome| needs_no_freeze(filesystem.outcome);
     filesystem_doubt(filesystems, window)
@@ -119,6 +122,11 @@ fn freeze_doubt(
                 .iter()
                 .all(is_left_out)
                 .then(|| (FreezeDoubt::NothingFrozen, "nothing was frozen".to_owned()))
+        })
+        .or_else(|| {
+            let UnreadableMounts { path, why } = unreadable.first()?;
+            let why = format!("some mounts are not known: could not read `{path}`: {why}");
+            Some((FreezeDoubt::MountsUnreadable, why))
         })
 }
 
@@ -375,7 +383,7 @@ mod tests {
         outcomes: &[FilesystemResult],
     ) -> Option<FreezeDoubt> {
         let filesystems: Vec<_> = outcomes.iter().copied().map(filesystem).collect();
-        let doubt = freeze_doubt(window, watchdog_fired, &filesystems);
+        let doubt = freeze_doubt(window, watchdog_fired, &filesystems, &[]);
         doubt.map(|(code, _)| code)
     }
 
@@ -404,7 +412,7 @@ mod tests {
             outcomes.extend(gravest_first.iter().skip(first).rev().map(|pair| pair.0));
             assert_eq!(code(late, true, &outcomes), Some(expected));
             let filesystems = [filesystem(outcome)];
-            let (_, why) = freeze_doubt(late, false, &filesystems).unwrap();
+            let (_, why) = freeze_doubt(late, false, &filesystems, &[]).unwrap();
             assert!(why.contains(&format!("`/{outcome:?}`")), "{why}");
         }
     }
@@ -453,7 +461,7 @@ mod tests {
             slow: Some(slow),
         });
         let outcomes = [FilesystemResult::NotFrozen, FilesystemResult::Thawed];
-        let (doubt, why) = freeze_doubt(ended, false, &outcomes.map(filesystem)).unwrap();
+        let (doubt, why) = freeze_doubt(ended, false, &outcomes.map(filesystem), &[]).unwrap();
         assert_eq!(doubt, FreezeDoubt::FreezeLate);
         assert_eq!(why, "`/slow` was not frozen within 1.50 s");
         // It is worse if it is still inside FIFREEZE when the report is made.
@@ -473,7 +481,7 @@ mod tests {
             ),
         ] {
             let filesystems = [FilesystemResult::Thawed, outcome].map(filesystem);
-            let (doubt, why) = freeze_doubt(window(true, false), false, &filesystems).unwrap();
+            let (doubt, why) = freeze_doubt(window(true, false), false, &filesystems, &[]).unwrap();
             assert_eq!(doubt, expected);
             assert!(why.contains(&format!("`/{outcome:?}`")), "{why}");
             let ended_early = code(window(false, false), false, &[outcome]);
@@ -526,8 +534,40 @@ mod tests {
             let doubt = code(window_end, watchdog_fired, outcomes);
             assert_eq!(doubt, Some(expected), "{window_end:?} {outcomes:?}");
         }
-        let (_, why) = freeze_doubt(good, false, &not_freezable.map(filesystem)).unwrap();
+        let (_, why) = freeze_doubt(good, false, &not_freezable.map(filesystem), &[]).unwrap();
         assert!(why.contains("`/NotFreezable` (ext4)"), "{why}");
+    }
+
+    #[test]
+    fn mounts_that_could_not_be_read_are_the_doubt_only_if_there_is_no_other() {
+        let unreadable = [UnreadableMounts {
+            path: "/proc/20/mountinfo".to_owned(),
+            why: "permission denied".to_owned(),
+        }];
+        let doubt = |outcomes: &[FilesystemResult]| {
+            let filesystems: Vec<_> = outcomes.iter().copied().map(filesystem).collect();
+            freeze_doubt(window(true, false), false, &filesystems, &unreadable).unwrap()
+        };
+        let (code, why) = doubt(&[FilesystemResult::Thawed]);
+        assert_eq!(code, FreezeDoubt::MountsUnreadable);
+        assert!(
+            why.contains("`/proc/20/mountinfo`: permission denied"),
+            "{why}"
+        );
+        assert_eq!(doubt(&[]).0, FreezeDoubt::NothingFrozen);
+        let (code, _) = doubt(&[FilesystemResult::NotFreezable]);
+        assert_eq!(code, FreezeDoubt::NotFreezable);
+        let blobs = [blob("http://host/c/b", BlobResult::Created)];
+        let thawed = [filesystem(FilesystemResult::Thawed)];
+        let verdict = judge(
+            window(true, false),
+            false,
+            &thawed,
+            &unreadable,
+            &blobs,
+            None,
+        );
+        assert_eq!(verdict.consistency, Consistency::Crash);
     }
 
     fn host(outcome: HostCallResult, http_status: Option<u16>) -> HostCallOutcome {
@@ -636,11 +676,18 @@ mod tests {
             ),
         ] {
             let good = window(true, false);
-            let verdict = judge(good, false, filesystems, blobs, host.as_ref());
+            let verdict = judge(good, false, filesystems, &[], blobs, host.as_ref());
             assert_eq!(verdict.freeze_doubt.map(|(code, _)| code), expected);
             assert_ne!(verdict.consistency, Consistency::Filesystem);
         }
-        let verdict = judge(window(true, false), false, &frozen, &[late(created)], None);
+        let verdict = judge(
+            window(true, false),
+            false,
+            &frozen,
+            &[],
+            &[late(created)],
+            None,
+        );
         assert_eq!(verdict.consistency, Consistency::Crash);
     }
 
@@ -707,7 +754,7 @@ mod tests {
         ];
         for outcome in [BlobResult::Created, BlobResult::Refused] {
             let blobs = [blob("http://host/c/b", outcome)];
-            let verdict = judge(window(true, false), false, &filesystems, &blobs, None);
+            let verdict = judge(window(true, false), false, &filesystems, &[], &blobs, None);
             let why = "`/NotThawed` is still frozen".to_owned();
             assert_eq!(
                 verdict,

@@ -51,10 +51,22 @@ fn loops(files: &[(&str, &str)]) -> DeviceGraph {
     DeviceGraph::new(devices, Vec::new())
 }
 
+/// Like [`loops`], with the filesystem that each file really lies on.
+fn loops_on(files: &[(&str, &str, &str)]) -> DeviceGraph {
+    let paths: Vec<_> = files
+        .iter()
+        .map(|(loop_, path, _)| (*loop_, *path))
+        .collect();
+    let on = files
+        .iter()
+        .map(|(loop_, _, on)| (number(loop_), number(on)));
+    loops(&paths).with_files_on(on.collect())
+}
+
 fn own(mountinfo: &str) -> MountNamespace {
     MountNamespace {
         pid: None,
-        mounts: mountinfo::parse(mountinfo.as_bytes()).unwrap(),
+        mounts: mountinfo::parse(mountinfo.as_bytes()).mounts,
     }
 }
 
@@ -296,7 +308,7 @@ fn a_superblock_of_another_namespace_is_opened_through_its_process() {
               91 90 8:1 /var/lib/volumes/v /v rw - ext4 /dev/sda1 rw\n\
               92 90 8:49 / /db rw - xfs /dev/sdd1 rw\n",
         )
-        .unwrap(),
+        .mounts,
     };
     let plan = Plan::make(
         &[own(&on_root(&[])), container],
@@ -322,7 +334,7 @@ fn a_superblock_that_is_covered_here_is_opened_in_another_namespace() {
     let there = MountNamespace {
         pid: Some(7),
         mounts: mountinfo::parse(b"9 8 8:1 / / rw - ext4 a rw\n10 9 8:17 / /d rw - ext4 b rw\n")
-            .unwrap(),
+            .mounts,
     };
     let plan = Plan::make(
         &[own(&here), there],
@@ -331,6 +343,41 @@ fn a_superblock_that_is_covered_here_is_opened_in_another_namespace() {
     )
     .unwrap();
     assert_eq!(plan.filesystems[0].open_path, Path::new("/proc/7/root/d"));
+}
+
+#[test]
+fn a_superblock_behind_the_fuse_root_of_a_container_is_not_opened_but_one_behind_an_overlay_is() {
+    let container = |pid, root: &str| MountNamespace {
+        pid: Some(pid),
+        mounts: mountinfo::parse(
+            format!("90 80 0:70 / / rw - {root} rw\n91 90 8:49 / /db rw - ext4 /dev/sdd1 rw\n")
+                .as_bytes(),
+        )
+        .mounts,
+    };
+    let fuse = container(4711, "fuse.fuse-overlayfs fuse-overlayfs");
+    let graph = DeviceGraph::default();
+    let plan_of = |namespaces: &[MountNamespace]| {
+        Plan::make(namespaces, &graph, &Selection::default()).unwrap()
+    };
+    let plan = plan_of(&[own(&on_root(&[])), fuse.clone()]);
+    assert_eq!(frozen(&plan), [("/", 0)]);
+    assert_eq!(reason(&plan, "/db"), "behind-another");
+    // The same filesystem is reached another way if there is one.
+    let plan = plan_of(&[own(&on_root(&[])), fuse, container(4712, "overlay overlay")]);
+    assert_eq!(
+        plan.filesystems[0].open_path,
+        Path::new("/proc/4712/root/db")
+    );
+}
+
+#[test]
+fn a_machine_whose_own_root_is_a_network_filesystem_is_planned() {
+    let mountinfo = "\
+1 1 0:30 / / rw - nfs4 server:/root rw
+2 1 8:17 / /data rw - ext4 /dev/sdb1 rw
+";
+    assert_eq!(frozen(&plan(mountinfo, &[], &[])), [("/data", 0)]);
 }
 
 #[test]
@@ -447,8 +494,150 @@ fn a_loop_on_memory_freezes_before_root_only() {
         mount(3, 1, "0:60", "/", "/run", "tmpfs tmpfs rw"),
         mount(4, 1, "7:0", "/", "/upper", "ext4 /dev/loop0 rw"),
     ]);
-    let plan = plan_on(&mountinfo, &loops(&[("7:0", "/run/a.img")]));
+    let plan = plan_on(&mountinfo, &loops_on(&[("7:0", "/run/a.img", "0:60")]));
     assert_eq!(frozen(&plan), [("/disk", 0), ("/upper", 0), ("/", 1)]);
+}
+
+#[test]
+fn a_loop_freezes_before_the_filesystem_of_its_file_and_not_of_its_path() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/disk", "xfs /dev/sdb1 rw"),
+        mount(3, 1, "8:18", "/", "/other", "xfs /dev/sdb2 rw"),
+        mount(4, 1, "7:0", "/", "/upper", "ext4 /dev/loop0 rw"),
+    ]);
+    for path in ["/a.img", "/other/a.img", "/disk/a.img"] {
+        let plan = plan_on(&mountinfo, &loops_on(&[("7:0", path, "8:17")]));
+        assert_eq!(
+            frozen(&plan),
+            [("/other", 0), ("/upper", 0), ("/disk", 1), ("/", 2)],
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn a_loop_whose_file_is_mounted_nowhere_waits_for_nothing() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/disk", "xfs /dev/sdb1 rw"),
+        mount(3, 1, "7:0", "/", "/upper", "ext4 /dev/loop0 rw"),
+    ]);
+    let plan = plan_on(&mountinfo, &loops_on(&[("7:0", "/a.img", "8:99")]));
+    assert_eq!(frozen(&plan), [("/disk", 0), ("/upper", 0), ("/", 1)]);
+}
+
+#[test]
+fn a_loop_on_an_unknown_file_freezes_before_other_loops_and_after_what_lies_on_it() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/disk", "xfs /dev/sdb1 rw"),
+        mount(3, 1, "7:0", "/", "/known", "ext4 /dev/loop0 rw"),
+        mount(4, 1, "7:1", "/", "/unknown", "ext4 /dev/loop1 rw"),
+        mount(5, 1, "7:2", "/", "/above", "ext4 /dev/loop2 rw"),
+    ]);
+    let graph = loops(&[
+        ("7:0", "/disk/a.img"),
+        ("7:1", "/b.img"),
+        ("7:2", "/unknown/c.img"),
+    ]);
+    let files_on = [("7:0", "8:17"), ("7:2", "7:1")].map(|(loop_, on)| (number(loop_), number(on)));
+    let plan = plan_on(&mountinfo, &graph.with_files_on(files_on.into()));
+    assert_eq!(
+        frozen(&plan),
+        [
+            ("/above", 0),
+            ("/unknown", 1),
+            ("/known", 2),
+            ("/disk", 3),
+            ("/", 4)
+        ]
+    );
+}
+
+#[test]
+fn a_loop_on_a_number_that_mountinfo_does_not_have_lies_on_any_btrfs_or_overlay() {
+    let mut mounts = vec![
+        mount(2, 1, "8:17", "/", "/disk", "xfs /dev/sdb1 rw"),
+        mount(3, 1, "0:40", "/", "/pool", "btrfs /dev/sdc rw"),
+        mount(4, 1, "7:0", "/", "/upper", "ext4 /dev/loop0 rw"),
+    ];
+    // 0:41 is the number of a subvolume of /pool that is not mounted itself.
+    let graph = loops_on(&[("7:0", "/pool/sub/a.img", "0:41")]);
+    assert_eq!(
+        frozen(&plan_on(&on_root(&mounts), &graph)),
+        [("/disk", 0), ("/upper", 0), ("/pool", 1), ("/", 2)]
+    );
+    mounts.push(mount(5, 1, "0:60", "/", "/merged", "overlay overlay rw"));
+    assert_eq!(
+        frozen(&plan_on(&on_root(&mounts), &graph)),
+        [("/upper", 0), ("/disk", 1), ("/pool", 1), ("/", 2)]
+    );
+}
+
+#[test]
+fn root_on_a_device_of_a_network_freezes_last() {
+    let mountinfo = on_root(&[mount(2, 1, "8:17", "/", "/data", "xfs /dev/sdb1 rw")]);
+    let disk = |number, directory: &str| BlockDevice {
+        directory: directory.into(),
+        ..device(number, &[], &[], None)
+    };
+    let graph = DeviceGraph::new(
+        vec![
+            disk("8:1", "/sys/devices/platform/host3/session1/block/sda/sda1"),
+            disk(
+                "8:17",
+                "/sys/devices/platform/host3/session2/block/sdb/sdb1",
+            ),
+        ],
+        Vec::new(),
+    );
+    assert_eq!(
+        frozen(&plan_on(&mountinfo, &graph)),
+        [("/data", 0), ("/", 1)]
+    );
+}
+
+/// There is no nbd here, nor any of the others, so the graph has only their names in sysfs.
+#[test]
+fn a_device_that_a_program_may_serve_freezes_before_everything_below_that_program() {
+    let mountinfo = on_root(&[
+        mount(2, 1, "8:17", "/", "/images", "ext4 /dev/sdb1 rw"),
+        mount(3, 1, "7:0", "/", "/inner", "ext4 /dev/loop0 rw"),
+        mount(4, 1, "253:0", "/", "/served", "ext4 /dev/mapper/served rw"),
+    ]);
+    for directory in [
+        "/sys/devices/virtual/block/nbd0/nbd0p1",
+        "/sys/devices/virtual/block/ublkb0",
+        "/sys/devices/rbd/0/block/rbd0",
+        "/sys/devices/tcm_loop_0/tcm_loop_adapter_0/host2/target2:0:1/2:0:1:0/block/sdc",
+        "/sys/devices/platform/host3/session1/target3:0:0/3:0:0:1/block/sdc",
+        "/sys/devices/virtual/nvme-fabrics/ctl/nvme1/nvme1n1",
+        "/sys/devices/virtual/vduse/vduse0/disk/vdpa0/virtio3/block/vdc",
+    ] {
+        let served = BlockDevice {
+            directory: directory.into(),
+            ..device("43:0", &[], &[], None)
+        };
+        let graph = DeviceGraph::new(
+            vec![
+                served,
+                device("253:0", &[], &["43:0"], None),
+                device("7:0", &[], &[], Some("/images/a.img")),
+            ],
+            Vec::new(),
+        )
+        .with_files_on([(number("7:0"), number("8:17"))].into());
+        assert_eq!(
+            frozen(&plan_on(&mountinfo, &graph)),
+            [("/served", 0), ("/inner", 1), ("/images", 2), ("/", 3)],
+            "{directory}"
+        );
+    }
+    // An ordinary disk that is attached over NVMe: the kernel calls it virtual too.
+    let nvme = BlockDevice {
+        directory: "/sys/devices/virtual/nvme-subsystem/nvme-subsys0/nvme0n1".into(),
+        ..device("253:0", &[], &[], None)
+    };
+    let plan = plan_on(&mountinfo, &DeviceGraph::new(vec![nvme], Vec::new()));
+    assert_eq!(plan.filesystems[1].mount_point, Path::new("/images"));
 }
 
 #[test]
@@ -477,7 +666,7 @@ fn root_freezes_before_the_filesystem_below_it_and_after_all_others() {
 2 1 8:1 / /host rw - ntfs-like /dev/sda1 rw
 3 1 8:17 / /data rw - ext4 /dev/sdb1 rw
 ";
-    let plan = plan_on(mountinfo, &loops(&[("7:0", "/host/root.img")]));
+    let plan = plan_on(mountinfo, &loops_on(&[("7:0", "/host/root.img", "8:1")]));
     assert_eq!(frozen(&plan), [("/data", 0), ("/", 1), ("/host", 2)]);
 }
 
@@ -491,7 +680,7 @@ fn a_filesystem_below_root_freezes_after_all_that_freeze_before_root() {
 3 1 8:17 / /data rw - ext4 /dev/sdb1 rw
 4 1 8:18 / /more rw - ext4 /dev/sdb2 rw
 ";
-    let plan = plan_on(mountinfo, &loops(&[("7:0", "/host/root.img")]));
+    let plan = plan_on(mountinfo, &loops_on(&[("7:0", "/host/root.img", "8:1")]));
     assert_eq!(
         frozen(&plan),
         [("/data", 0), ("/more", 0), ("/", 1), ("/host", 2)]
@@ -629,6 +818,7 @@ fn the_plan_in_json_has_mount_points_as_text_and_reasons_as_code_and_sentence() 
                 "mount_point": "/boot efi", "device": "8:15", "source": "/dev/sda15", "filesystem_type": "vfat",
                 "reason": "not-freezable", "why": "the kernel cannot freeze this filesystem type",
             }],
+            "unreadable_mounts": [],
             "unmatched_excludes": ["/none"],
         })
     );

@@ -106,8 +106,10 @@ fn device_graph() -> impl Strategy<Value = DeviceGraph> {
             backing_file: file.filter(|_| number.major == 7),
         });
     let members = prop::collection::vec(prop::collection::btree_set(device_number(), 1..3), 0..2);
-    (prop::collection::vec(device, 0..10), members)
-        .prop_map(|(devices, members)| DeviceGraph::new(devices, members))
+    let files_on = prop::collection::btree_map(device_number(), device_number(), 0..6);
+    (prop::collection::vec(device, 0..10), members, files_on).prop_map(
+        |(devices, members, files_on)| DeviceGraph::new(devices, members).with_files_on(files_on),
+    )
 }
 
 proptest! {
@@ -127,7 +129,7 @@ proptest! {
         source in r"[a-c \t\n\\#é]{0,9}",
     ) {
         let line = format!("1 0 8:1 / {} rw - ext4 {} rw\n", escaped(&mount_point), escaped(&source));
-        let mount = mountinfo::parse(line.as_bytes()).unwrap().pop().unwrap();
+        let mount = mountinfo::parse(line.as_bytes()).mounts.pop().unwrap();
         prop_assert_eq!(mount.mount_point, PathBuf::from(mount_point));
         prop_assert_eq!(mount.source, source);
     }

@@ -1,7 +1,7 @@
 //! Looks at the mounts again: the plan was made before the waits, and the world goes on.
 
 use vmsnapshot_core::device_number::DeviceNumber;
-use vmsnapshot_core::plan::{Plan, PlannedFilesystem};
+use vmsnapshot_core::plan::{Plan, PlannedFilesystem, UnreadableMounts};
 use vmsnapshot_core::report::FilesystemResult;
 
 use crate::directories::{DirectoryError, LeftOut};
@@ -14,8 +14,7 @@ use crate::scan;
 /// # Errors
 /// [`DirectoryError::Tables`].
 fn look_again(plan: &Plan) -> Result<Plan, DirectoryError> {
-    let machine = scan::machine()?;
-    Ok(plan.make_again(&machine.namespaces, &machine.devices)?)
+    Ok(scan::machine()?.plan_again(plan)?)
 }
 
 /// Returns what to open for `plan`: what it would freeze by now, and what is gone since, so that its
@@ -40,6 +39,8 @@ pub(crate) struct Change {
     now: Vec<PlannedFilesystem>,
     /// What of it is neither ready to be frozen nor left out for a reason that lasts.
     pub(crate) added: Vec<PlannedFilesystem>,
+    /// What could not be read about the mounts.
+    pub(crate) unreadable_mounts: Vec<UnreadableMounts>,
 }
 
 impl Change {
@@ -52,7 +53,8 @@ impl Change {
         ready: &[PlannedFilesystem],
         left_out: &[LeftOut],
     ) -> Result<Change, DirectoryError> {
-        let now = look_again(plan)?.filesystems;
+        let again = look_again(plan)?;
+        let now = again.filesystems;
         let is_new = |planned: &&PlannedFilesystem| {
             let is_left_out = left_out
                 .iter()
@@ -60,7 +62,11 @@ impl Change {
             find(ready, planned.device).is_none() && !is_left_out
         };
         let added = now.iter().filter(is_new).cloned().collect();
-        Ok(Change { now, added })
+        Ok(Change {
+            now,
+            added,
+            unreadable_mounts: again.unreadable_mounts,
+        })
     }
 
     /// Returns the level that the filesystem has now, `planned.level` if it is not planned any more.

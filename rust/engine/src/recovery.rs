@@ -149,7 +149,8 @@ pub fn thaw() -> Result<ThawResult, ThawError> {
 
 /// Calls FITHAW on everything that `runs` may have frozen, in parallel, and records the answers.
 fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> {
-    let namespaces = scan::namespaces(&Roots::default()).map_err(ThawError::Plan)?;
+    let scan::Mounts { namespaces, .. } =
+        scan::mounts(&Roots::default()).map_err(ThawError::Plan)?;
     let (sender, receiver) = mpsc::channel();
     let mut pending = 0;
     for (run, kept) in runs.iter().enumerate() {
@@ -353,15 +354,14 @@ fn run_state(run: &KeptRun) -> RunState {
 
 /// Returns every mount of `device`, including those that no plan would take. A filesystem may have
 /// become read-only, or been covered by another mount, since it was frozen.
+///
+/// They are tried in this order. Those come last whose open may hang and so keep the others from
+/// being tried.
 fn mounts_of(device: DeviceNumber, namespaces: &[MountNamespace]) -> Vec<PlannedFilesystem> {
     let mut mounts = Vec::new();
     for namespace in namespaces {
-        for mount in namespace
-            .mounts
-            .iter()
-            .filter(|mount| mount.device == device)
-        {
-            mounts.push(PlannedFilesystem {
+        for (mount, may_hang) in namespace.mounts_of(device) {
+            let planned = PlannedFilesystem {
                 mount_point: mount.mount_point.clone(),
                 open_path: open_path(&mount.mount_point, namespace.pid),
                 also_mounted_at: Vec::new(),
@@ -370,10 +370,12 @@ fn mounts_of(device: DeviceNumber, namespaces: &[MountNamespace]) -> Vec<Planned
                 filesystem_type: mount.filesystem_type.clone(),
                 level: 0,
                 is_explicit: false,
-            });
+            };
+            mounts.push((may_hang, planned));
         }
     }
-    mounts
+    mounts.sort_by_key(|(may_hang, _)| *may_hang);
+    mounts.into_iter().map(|(_, planned)| planned).collect()
 }
 
 fn run_status(run: &KeptRun) -> RunStatus {
@@ -464,6 +466,7 @@ mod tests {
     use rustix::fs::{memfd_create, MemfdFlags};
     use vmsnapshot_core::device_number::DeviceNumber;
     use vmsnapshot_core::ledger::ProcessName;
+    use vmsnapshot_core::mountinfo;
     use vmsnapshot_sys::ledger_file::LedgerFile;
 
     use super::*;
@@ -472,6 +475,28 @@ mod tests {
         pid: 1,
         start_ticks: u64::MAX,
     };
+
+    #[test]
+    fn mount_behind_a_network_filesystem_is_the_last_that_is_tried() {
+        let namespace = |pid, mountinfo: &[u8]| MountNamespace {
+            pid,
+            mounts: mountinfo::parse(mountinfo).mounts,
+        };
+        let ours = b"1 1 8:1 / / rw - ext4 a rw\n2 1 0:9 / /nfs rw - nfs4 s:/ rw\n\
+            3 2 8:17 / /nfs/a rw - ext4 b rw\n4 1 8:17 / /b rw - ext4 b ro\n";
+        let theirs = b"9 8 0:50 / / rw - overlay o rw\n10 9 8:17 / /db rw - ext4 b rw\n";
+        let namespaces = [namespace(None, ours), namespace(Some(20), theirs)];
+        let device = DeviceNumber {
+            major: 8,
+            minor: 17,
+        };
+        let paths: Vec<_> = mounts_of(device, &namespaces)
+            .into_iter()
+            .map(|planned| planned.open_path)
+            .collect();
+        let expected = ["/b", "/proc/20/root/db", "/nfs/a"];
+        assert_eq!(paths, expected.map(PathBuf::from));
+    }
 
     /// A run of this process with one filesystem, whose watchdog is alive or gone.
     fn run(watchdog: ProcessName) -> KeptRun {

@@ -45,6 +45,7 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
             .fired
             .is_some_and(FireReason::ended_the_window),
         &filesystems,
+        facts.unreadable_mounts,
         &blobs,
         host_call.as_ref(),
     );
@@ -63,6 +64,7 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
         thaw_timeout_ms: milliseconds(facts.thaw_timeout),
         mode: mode(&facts),
         filesystems,
+        unreadable_mounts: facts.unreadable_mounts.to_vec(),
         timeline: timeline(&facts),
         blobs,
         host_call,

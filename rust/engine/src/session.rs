@@ -296,6 +296,7 @@ impl Session {
             run_id: &run_id,
             filesystems: &filesystems,
             left_out: &left_out,
+            unreadable_mounts: &change.unreadable_mounts,
             callees: &callees,
             thaw_timeout: options.thaw_timeout,
             deadlines,

@@ -39,6 +39,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<plan::Plan>()?;
     module.add_class::<plan::PlannedFilesystem>()?;
     module.add_class::<plan::SkippedFilesystem>()?;
+    module.add_class::<plan::UnreadableMounts>()?;
 
     module.add_function(wrap_pyfunction!(prepare::prepare, module)?)?;
     module.add_function(wrap_pyfunction!(trust_roots::read, module)?)?;

@@ -73,6 +73,22 @@ impl From<plan::SkippedFilesystem> for SkippedFilesystem {
     }
 }
 
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
+#[derive(Clone)]
+pub(crate) struct UnreadableMounts {
+    path: String,
+    why: String,
+}
+
+impl From<plan::UnreadableMounts> for UnreadableMounts {
+    fn from(unreadable: plan::UnreadableMounts) -> Self {
+        Self {
+            path: unreadable.path,
+            why: unreadable.why,
+        }
+    }
+}
+
 #[pyclass(frozen, module = "vmsnapshot")]
 pub(crate) struct Plan {
     pub(crate) plan: plan::Plan,
@@ -93,6 +109,12 @@ impl Plan {
     #[getter]
     fn skipped(&self) -> Vec<SkippedFilesystem> {
         self.plan.skipped.iter().cloned().map(Into::into).collect()
+    }
+
+    #[getter]
+    fn unreadable_mounts(&self) -> Vec<UnreadableMounts> {
+        let unreadable = self.plan.unreadable_mounts.iter();
+        unreadable.cloned().map(Into::into).collect()
     }
 
     #[getter]

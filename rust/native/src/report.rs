@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 use vmsnapshot_core::report;
 
 use crate::names::{json, name};
+use crate::plan::UnreadableMounts;
 
 #[pyclass(frozen, get_all, module = "vmsnapshot")]
 #[derive(Clone)]
@@ -269,6 +270,12 @@ impl Report {
             .cloned()
             .map(Into::into)
             .collect()
+    }
+
+    #[getter]
+    fn unreadable_mounts(&self) -> Vec<UnreadableMounts> {
+        let unreadable = self.report.unreadable_mounts.iter();
+        unreadable.cloned().map(Into::into).collect()
     }
 
     #[getter]

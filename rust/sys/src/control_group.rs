@@ -30,7 +30,7 @@ struct OwnGroup {
 /// then outlast the process.
 #[must_use]
 pub fn enter(prefix: &str) -> Option<OwnGroups> {
-    let mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").ok()?).ok()?;
+    let mounts = mountinfo::parse(&fs::read("/proc/self/mountinfo").ok()?).mounts;
     let own = fs::read("/proc/self/cgroup").ok()?;
     let mut groups = Vec::new();
     for mount in &mounts {

@@ -9,6 +9,7 @@ pub mod control_group;
 pub mod errno;
 pub mod kernel;
 pub mod ledger_file;
+pub mod loop_device;
 pub mod process;
 pub mod signal;
 

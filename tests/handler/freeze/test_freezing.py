@@ -15,6 +15,7 @@ import pytest
 
 import vmsnapshot
 from tests.handler.machine.fake_machine import IDE_OS, IDE_TEMPORARY, FakeMachine, mounted
+from tests.support.fake_native import UnreadableMounts
 from vmsnapshot import Mount, PrepareError
 from vmsnapshot.handler.freeze import freezing
 from vmsnapshot.handler.freeze.freezing import Freezing
@@ -40,6 +41,7 @@ class Planner:
         return self
 
     filesystems: Sequence[object] = ()
+    unreadable_mounts: Sequence[UnreadableMounts] = (UnreadableMounts(),)
     unusable_excludes: Sequence[tuple[str, str]] = (("a=b", "could not understand pattern `a=b`"),)
 
 
@@ -74,6 +76,7 @@ def test_one_plan_leaves_out_temporary_disks_and_what_else_is_named_and_logs_wha
     }
     log = (tmp_path / EXTENSION_LOG).read_text()
     assert "MountsToSkip: could not understand pattern `a=b`; the pattern is ignored" in log
+    assert "some mounts are not known: /proc/20/mountinfo: permission denied" in log
 
 
 @pytest.fixture

@@ -70,6 +70,7 @@ _FREEZE_RESULTS: dict[FreezeDoubt | None, tuple[FreezeResult, FreezeResult]] = {
     "not-freezable": (FreezeResult.FAILED, FreezeResult.FAILED),
     "not-opened": (FreezeResult.UNABLE_TO_OPEN, FreezeResult.UNABLE_TO_OPEN),
     "freeze-would-wait": (FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
+    "mounts-unreadable": (FreezeResult.FAILED, FreezeResult.FAILED),
     "frozen-by-another": (FreezeResult.FAILED, FreezeResult.FAILED),
     "freeze-late": (FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),
     "freeze-hung": (FreezeResult.TIMED_OUT, FreezeResult.TIMED_OUT),

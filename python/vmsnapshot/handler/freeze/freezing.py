@@ -69,6 +69,8 @@ class Freezing:
         )
         for _, why in plan.unusable_excludes:
             self.log.warning(f"MountsToSkip: {why}; the pattern is ignored")
+        for unreadable in plan.unreadable_mounts:
+            self.log.warning(f"some mounts are not known: {unreadable.path}: {unreadable.why}")
         if self.freeze_is_unwanted_by is not None:
             self.log.warning(
                 f"nothing is frozen, because `{self.freeze_is_unwanted_by}` sets fsFreezeEnabled to false: "

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use super::skip_reason::SkipReason;
 use crate::error_kind::ErrorKind;
-use crate::mountinfo::MountinfoError;
 use crate::pattern::PatternError;
 use crate::text::path_text;
 
@@ -19,9 +18,6 @@ pub enum PlanError {
         /// What the system answered.
         cause: std::io::ErrorKind,
     },
-    /// A line of mountinfo does not have the format that the kernel writes.
-    #[error(transparent)]
-    MalformedMountinfo(#[from] MountinfoError),
     /// A pattern cannot be parsed.
     #[error(transparent)]
     BadPattern(#[from] PatternError),
@@ -57,7 +53,6 @@ impl PlanError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Unreadable { .. } => "unreadable",
-            Self::MalformedMountinfo(_) => "malformed-mountinfo",
             Self::BadPattern(_) => "bad-pattern",
             Self::PatternMatchesNothing { .. } => "pattern-matches-nothing",
             Self::NoSuchMount { .. } => "no-such-mount",
@@ -69,7 +64,7 @@ impl PlanError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Unreadable { .. } | Self::MalformedMountinfo(_) => ErrorKind::System,
+            Self::Unreadable { .. } => ErrorKind::System,
             Self::BadPattern(_)
             | Self::PatternMatchesNothing { .. }
             | Self::NoSuchMount { .. }
@@ -89,7 +84,7 @@ impl PlanError {
             ),
             Self::PatternMatchesNothing { .. } => Some("`vmsnapshot plan` lists what is mounted".to_owned()),
             Self::NotFreezable { .. } => Some("leave it out, or use a glob, which skips what cannot be frozen".to_owned()),
-            Self::Unreadable { .. } | Self::MalformedMountinfo(_) | Self::NoSuchMount { lies_on: None, .. } => None,
+            Self::Unreadable { .. } | Self::NoSuchMount { lies_on: None, .. } => None,
         }
     }
 }
@@ -99,17 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_of_mountinfo_and_patterns_have_their_own_text_and_a_code() {
-        let malformed = PlanError::from(MountinfoError {
-            line: 3,
-            cause: "no root",
-        });
-        assert_eq!(malformed.code(), "malformed-mountinfo");
-        assert_eq!(
-            malformed.to_string(),
-            "could not parse line 3 of mountinfo: no root"
-        );
-        assert_eq!(malformed.hint(), None);
+    fn error_of_a_pattern_has_its_own_text_and_a_code() {
         let bad = PlanError::from(PatternError {
             pattern: "a=b".to_owned(),
             cause: "it is empty",

@@ -68,6 +68,16 @@ pub struct SkippedFilesystem {
     pub reason: SkipReason,
 }
 
+/// A table of mounts, or a line of it, that could not be read. It may show filesystems that can be
+/// written and that the plan does not know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct UnreadableMounts {
+    /// The table: `/proc/20/mountinfo`.
+    pub path: String,
+    /// What could not be read, and why.
+    pub why: String,
+}
+
 fn path_as_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path_text(path))
 }

@@ -8,7 +8,7 @@ use super::filesystems::{open_path, PlannedFilesystem, SkippedFilesystem};
 use super::skip_reason::SkipReason;
 use crate::device_number::DeviceNumber;
 use crate::devices::DeviceGraph;
-use crate::mountinfo::{MountEntry, MountNamespace, MountTree};
+use crate::mountinfo::{MountEntry, MountNamespace, MountTree, Reach};
 use crate::pattern::Subject;
 
 /// Types on a block device that the kernel cannot freeze: their super_operations have no
@@ -16,21 +16,6 @@ use crate::pattern::Subject;
 const NOT_FREEZABLE: [&str; 10] = [
     "vfat", "msdos", "exfat", "ntfs3", "iso9660", "udf", "squashfs", "erofs", "cramfs", "romfs",
 ];
-
-/// Types without a block device that a path may lead through without a risk of waiting, because the
-/// kernel itself serves them. autofs is among them because it waits only where nothing is mounted.
-const ANSWERED_BY_THE_KERNEL: [&str; 11] = [
-    "tmpfs", "devtmpfs", "ramfs", "rootfs", "overlay", "autofs", "proc", "sysfs", "devpts",
-    "cgroup2", "zfs",
-];
-
-/// How well a mount can be opened. An earlier variant is better.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Reach {
-    Open,
-    BehindAnother,
-    Covered,
-}
 
 /// One superblock, and its mounts in the namespace where it is best to open.
 pub(super) struct Superblock<'a> {
@@ -46,7 +31,7 @@ pub(super) fn superblocks(namespaces: &[MountNamespace]) -> Vec<Superblock<'_>> 
     let mut found: Vec<Superblock<'_>> = Vec::new();
     let mut index_of: BTreeMap<DeviceNumber, usize> = BTreeMap::new();
     for namespace in namespaces {
-        let tree = MountTree::new(&namespace.mounts);
+        let tree = MountTree::new(namespace);
         let mut by_device: BTreeMap<DeviceNumber, Vec<&MountEntry>> = BTreeMap::new();
         for mount in &namespace.mounts {
             by_device.entry(mount.device).or_default().push(mount);
@@ -75,31 +60,11 @@ pub(super) fn superblocks(namespaces: &[MountNamespace]) -> Vec<Superblock<'_>> 
     found
 }
 
-fn reach(mount: &MountEntry, tree: &MountTree<'_>) -> Reach {
-    let way = tree.way_to(&mount.mount_point);
-    let Some((end, before)) = way.split_last() else {
-        return Reach::Covered;
-    };
-    if !std::ptr::eq(*end, mount) {
-        return Reach::Covered;
-    }
-    // The root filesystem does not count, because every path on the machine leads through it.
-    let is_safe = |passed: &&MountEntry| {
-        passed.is_on_local_block_device()
-            || ANSWERED_BY_THE_KERNEL.contains(&passed.filesystem_type.as_str())
-    };
-    if before.iter().skip(1).all(is_safe) {
-        Reach::Open
-    } else {
-        Reach::BehindAnother
-    }
-}
-
 impl<'a> Superblock<'a> {
     fn of(pid: Option<u32>, mounts: Vec<&'a MountEntry>, tree: &MountTree<'_>) -> Option<Self> {
         let reached: Vec<_> = mounts
             .into_iter()
-            .map(|mount| (reach(mount, tree), mount))
+            .map(|mount| (tree.reach(mount), mount))
             .collect();
         let best = reached.iter().map(|(reach, _)| *reach).min()?;
         let mounts: Vec<_> = reached

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
 use vmsnapshot_core::ledger::Entry;
-use vmsnapshot_core::plan::PlannedFilesystem;
+use vmsnapshot_core::plan::{PlannedFilesystem, UnreadableMounts};
 use vmsnapshot_core::report::WatchdogOutcome;
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_window::rcu::Rcu;
@@ -22,6 +22,8 @@ pub(crate) struct Facts<'a> {
     /// What the run was to freeze, in the order of the ledger.
     pub(crate) filesystems: &'a [PlannedFilesystem],
     pub(crate) left_out: &'a [LeftOut],
+    /// What could not be read about the mounts just before the freeze.
+    pub(crate) unreadable_mounts: &'a [UnreadableMounts],
     /// The blobs and the host, with the results of their calls.
     pub(crate) callees: &'a Callees,
     pub(crate) thaw_timeout: Duration,
