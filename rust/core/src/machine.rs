@@ -125,6 +125,9 @@ impl Machine {
     ///
     /// The same as [`Plan::make_again`].
     pub fn plan_again(&self, plan: &Plan) -> Result<Plan, PlanError> {
+        if plan.filesystems.is_empty() {
+            return Ok(plan.clone());
+        }
         let mut again = plan.make_again(&self.namespaces, &self.devices)?;
         again.unreadable_mounts.clone_from(&self.unreadable_mounts);
         Ok(again)

@@ -195,7 +195,7 @@ impl Plan {
     }
 
     /// Returns this plan with nothing to freeze. The planned filesystems move to the end of
-    /// `skipped`.
+    /// `skipped`. What could not be read about the mounts does not matter to it.
     #[must_use]
     pub fn without_filesystems(&self) -> Self {
         let left_out = self.filesystems.iter().map(|planned| SkippedFilesystem {
@@ -208,7 +208,7 @@ impl Plan {
         Self {
             filesystems: Vec::new(),
             skipped: self.skipped.iter().cloned().chain(left_out).collect(),
-            unreadable_mounts: self.unreadable_mounts.clone(),
+            unreadable_mounts: Vec::new(),
             unmatched_excludes: self.unmatched_excludes.clone(),
             unusable_excludes: self.unusable_excludes.clone(),
             selection: None,

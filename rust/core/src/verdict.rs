@@ -118,15 +118,15 @@ fn freeze_doubt(
         .or_else(|| window_doubt(window, watchdog_fired))
         .or_else(|| unfrozen(filesystems))
         .or_else(|| {
+            let UnreadableMounts { path, why } = unreadable.first()?;
+            let why = format!("some mounts are not known: could not read `{path}`: {why}");
+            Some((FreezeDoubt::MountsUnreadable, why))
+        })
+        .or_else(|| {
             filesystems
                 .iter()
                 .all(is_left_out)
                 .then(|| (FreezeDoubt::NothingFrozen, "nothing was frozen".to_owned()))
-        })
-        .or_else(|| {
-            let UnreadableMounts { path, why } = unreadable.first()?;
-            let why = format!("some mounts are not known: could not read `{path}`: {why}");
-            Some((FreezeDoubt::MountsUnreadable, why))
         })
 }
 
@@ -539,7 +539,7 @@ mod tests {
     }
 
     #[test]
-    fn mounts_that_could_not_be_read_are_the_doubt_only_if_there_is_no_other() {
+    fn mounts_that_could_not_be_read_are_the_doubt_if_none_is_more_definite() {
         let unreadable = [UnreadableMounts {
             path: "/proc/20/mountinfo".to_owned(),
             why: "permission denied".to_owned(),
@@ -554,7 +554,8 @@ mod tests {
             why.contains("`/proc/20/mountinfo`: permission denied"),
             "{why}"
         );
-        assert_eq!(doubt(&[]).0, FreezeDoubt::NothingFrozen);
+        // What should have been frozen may be among those mounts.
+        assert_eq!(doubt(&[]).0, FreezeDoubt::MountsUnreadable);
         let (code, _) = doubt(&[FilesystemResult::NotFreezable]);
         assert_eq!(code, FreezeDoubt::NotFreezable);
         let blobs = [blob("http://host/c/b", BlobResult::Created)];

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::devices::{BlockDevice, DeviceGraph};
 use vmsnapshot_core::mountinfo::{self, MountNamespace};
-use vmsnapshot_core::plan::{Plan, PlanError, Selection};
+use vmsnapshot_core::plan::{Plan, PlanError, Selection, UnreadableMounts};
 
 /// A Debian 12 cloud machine: root, EFI partition, kernel filesystems, autofs for binfmt_misc.
 const DEBIAN: &str = "\
@@ -826,10 +826,15 @@ fn the_plan_in_json_has_mount_points_as_text_and_reasons_as_code_and_sentence() 
 
 #[test]
 fn the_plan_without_filesystems_skips_each_planned_one_with_a_reason() {
-    let planned = plan(DEBIAN, &[], &[]);
+    let mut planned = plan(DEBIAN, &[], &[]);
     assert_eq!(frozen(&planned), [("/mnt", 0), ("/", 1)]);
+    planned.unreadable_mounts = vec![UnreadableMounts {
+        path: "/proc/20/mountinfo".to_owned(),
+        why: "permission denied".to_owned(),
+    }];
     let emptied = planned.without_filesystems();
     assert_eq!(frozen(&emptied), []);
+    assert_eq!(emptied.unreadable_mounts, []);
     let (before, added) = emptied.skipped.split_at(planned.skipped.len());
     assert_eq!(before, planned.skipped);
     let added: Vec<_> = added
