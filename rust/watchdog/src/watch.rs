@@ -327,20 +327,24 @@ impl Watch {
                     thaw_count += 1;
                     pause = Duration::from_millis(1);
                 }
-                Err(Errno::INVAL) => pause = (pause * 2).min(ASK_AGAIN_MAX),
+                Err(Errno::INVAL) => {
+                    // The last resort if FIFREEZE still waits: a scrub can be resumed, and writers
+                    // would stall until it ends by itself.
+                    if thaw_count == 0
+                        && state == FreezeState::Announced
+                        && self.is_past_deadline()
+                        && self.kernel.cancel_scrub(directory).is_ok()
+                    {
+                        entry.cancel_scrub();
+                    }
+                    pause = (pause * 2).min(ASK_AGAIN_MAX);
+                }
                 Err(errno) => {
                     entry.thaw_failed(errno.raw_os_error().unsigned_abs());
                     pause = (pause * 2).min(TRY_AGAIN_MAX);
                     std::thread::sleep(pause);
                     continue;
                 }
-            }
-            // The last resort: a scrub can be resumed, and writers would stall until it ends by itself.
-            if state == FreezeState::Announced
-                && self.is_past_deadline()
-                && self.kernel.cancel_scrub(directory).is_ok()
-            {
-                entry.cancel_scrub();
             }
             if thaw_count > 1 {
                 // One FITHAW succeeds for one freeze, and the run froze once.

@@ -28,6 +28,8 @@ struct Scripted {
     thaws: Mutex<u32>,
     /// A FITHAW does not return while a test holds this.
     hold: Mutex<()>,
+    /// How often a scrub was cancelled.
+    cancels: Mutex<u32>,
 }
 
 impl Scripted {
@@ -55,6 +57,11 @@ impl Kernel for Scripted {
     fn sync(&self, _: BorrowedFd<'_>) -> Result<(), Errno> {
         panic!("a watchdog never syncs")
     }
+
+    fn cancel_scrub(&self, _: BorrowedFd<'_>) -> Result<(), Errno> {
+        *self.cancels.lock().unwrap() += 1;
+        Ok(())
+    }
 }
 
 /// A run's side of a watchdog that watches one filesystem.
@@ -77,6 +84,7 @@ impl Run {
             script: Mutex::new(script.to_vec()),
             thaws: Mutex::new(0),
             hold: Mutex::new(()),
+            cancels: Mutex::new(0),
         });
         let (channel, theirs) = Channel::pair().unwrap();
         let theirs_kernel = Arc::clone(&kernel);
@@ -278,6 +286,26 @@ fn ledger_records_no_undone_freeze_when_one_fithaw_succeeds_for_one_freeze() {
 }
 
 #[test]
+fn watchdog_cancels_a_scrub_only_as_long_as_fifreeze_may_wait_for_it() {
+    for (first, may_wait) in [(Err(Errno::INVAL), true), (Ok(()), false)] {
+        let run = Run::start(&[first, Err(Errno::INVAL)]);
+        run.announce();
+        run.arm(Duration::from_millis(10));
+        // FIFREEZE has returned if a FITHAW succeeded. A stopped run records that later.
+        run.wait_for_thaws(5);
+        assert!(run.entry().frozen(clock::monotonic()));
+        run.wait_for(if may_wait {
+            FreezeState::ThawedByAnother
+        } else {
+            FreezeState::ThawedByWatchdog
+        });
+        let (ledger, kernel) = run.release();
+        assert_eq!(*kernel.cancels.lock().unwrap() > 0, may_wait);
+        assert_eq!(ledger.entries[0].cancelled_scrub(), may_wait);
+    }
+}
+
+#[test]
 fn watchdog_sends_released_only_after_every_fithaw_has_returned() {
     let run = Run::start(&[Ok(())]);
     let kernel = Arc::clone(&run.kernel);
@@ -370,6 +398,7 @@ fn watchdog_ends_when_it_is_not_introduced() {
         script: Mutex::new(vec![Ok(())]),
         thaws: Mutex::new(0),
         hold: Mutex::new(()),
+        cancels: Mutex::new(0),
     });
     channel.send(Frame::Arm, &[]).unwrap();
     let result = vmsnapshot_watchdog::watch(&Channel::from_descriptor(theirs), kernel);
