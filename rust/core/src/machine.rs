@@ -54,7 +54,8 @@ impl Machine {
     /// asked for them without a risk of waiting.
     ///
     /// To answer, the kernel stats the file. On a dead network or FUSE filesystem that hangs. So a
-    /// device is left out if its path leads to one in any namespace. It is left out as well if
+    /// device is left out if its path leads to one in any namespace. The root of another namespace
+    /// does not count, because every path leads at least there. It is left out as well if
     /// nothing is mounted on it: the close after the question would detach it if it is to be
     /// detached by itself.
     #[must_use]
@@ -72,7 +73,10 @@ impl Machine {
         let trees: Vec<_> = self.namespaces.iter().map(MountTree::new).collect();
         let is_safe = |device: &&BlockDevice| {
             device.backing_file.as_deref().is_some_and(|file| {
-                let mut ends = trees.iter().filter_map(|tree| tree.way_to(file).pop());
+                let mut ends = trees.iter().enumerate().filter_map(|(number, tree)| {
+                    let way = tree.way_to(file);
+                    way.last().copied().filter(|_| number == 0 || way.len() > 1)
+                });
                 ends.all(MountEntry::is_answered_by_the_kernel)
             })
         };
