@@ -414,7 +414,7 @@ fn unfit_after_sync(
                 mount_point: planned.mount_point.clone(),
                 why: "syncfs answered that it is read-only",
             }),
-            Synced::Done | Synced::Failed(_) => None,
+            Synced::Done | Synced::Failed(_) | Synced::Unknown => None,
         })
         .collect()
 }

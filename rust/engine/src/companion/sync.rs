@@ -21,6 +21,8 @@ pub(crate) enum Synced {
     Late,
     /// It failed, with this error number.
     Failed(u32),
+    /// The process that called it has ended, and with it every `syncfs` that was under way.
+    Unknown,
 }
 
 /// Calls `syncfs` on every directory, in parallel, in a process of its own. Returns the results
@@ -71,8 +73,15 @@ pub(crate) fn sync(
                 return Err(PrepareError::Interrupted)
             }
             Err(Errno::TIMEDOUT) => {}
-            // The process is gone. Directories without an answer are not known to be synced.
-            Ok(_) | Err(_) => break,
+            // The last thread is gone, so no `syncfs` holds the lock of a superblock any more.
+            Ok(Received::Closed) => {
+                for late in synced.iter_mut().filter(|synced| **synced == Synced::Late) {
+                    *late = Synced::Unknown;
+                }
+                break;
+            }
+            // Directories without an answer are not known to be synced.
+            Ok(Received::Frame(..)) | Err(_) => break,
         }
     }
     Ok(synced)

@@ -35,6 +35,12 @@ pub(super) fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
                     ..event(start, SyncFailed, subject)
                 });
             }
+            Synced::Unknown => {
+                events.push(TimelineEvent {
+                    detail: Some("the process that called it has ended".to_owned()),
+                    ..event(start, SyncFailed, subject)
+                });
+            }
         }
     }
     for (planned, entry) in facts.filesystems.iter().zip(&facts.ledger.entries) {
