@@ -11,7 +11,7 @@ from tests.conftest import ArmRescue, StartFaultServer
 from tests.support import freezing, processes
 from tests.support.command import SnapshotRun
 from tests.support.fault_server import Creates, FaultServer
-from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems
+from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems, stop_after_an_error
 from tests.support.writers import Writer
 
 
@@ -28,7 +28,7 @@ def mount(filesystem: ScratchFilesystem) -> None:
 def report_of(scratch: ScratchFilesystems, server: FaultServer, **steps: str) -> Any:
     """Takes a snapshot of every scratch filesystem with the API, with some code between its steps."""
     program = f"""
-import subprocess, vmsnapshot
+import resource, subprocess, threading, vmsnapshot
 def mount(device, path):
     subprocess.run(["mount", device, path], check=True)
 def unmount(path):
@@ -115,3 +115,55 @@ def test_what_no_pattern_names_is_not_reported_when_it_is_mounted_during_the_win
         mount(later)
         finished = run.finish()
     assert (finished.status, outcomes(finished.document)) == (0, {"planned": "thawed"})
+
+
+def test_what_was_unmounted_and_is_mounted_again_in_the_window_makes_the_set_inconsistent(
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
+) -> None:
+    stays, returns = scratch.make_on_loop("stays"), scratch.make_on_loop("returns")
+    rescue([stays.mount_point])
+    in_the_window = (
+        f"threading.Timer(0.7, lambda: {call('mount', returns.device, returns.mount_point)}).start()"
+    )
+    report = report_of(
+        scratch,
+        fault_server(default=Creates(after_ms=1500)),
+        after_plan=call("unmount", returns.mount_point),
+        after_prepare=in_the_window,
+    )
+    assert outcomes(report) == {"stays": "thawed", "returns": "mounted-since"}
+    assert (report["consistency"], report["freeze_doubt_code"]) == ("crash", "mounted-since")
+
+
+def test_a_filesystem_that_was_repaired_before_the_freeze_is_frozen(
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
+) -> None:
+    stays, repaired = scratch.make_on_loop("stays"), scratch.make_on_loop("repaired")
+    rescue([stays.mount_point])
+    stop_after_an_error(repaired)
+    repair = "; ".join(
+        (
+            call("unmount", repaired.mount_point),
+            f"subprocess.run(['e2fsck', '-fy', {str(repaired.device)!r}], stdout=subprocess.DEVNULL)",
+            call("mount", repaired.device, repaired.mount_point),
+        )
+    )
+    report = report_of(scratch, fault_server(), after_prepare=repair)
+    assert outcomes(report) == {"stays": "thawed", "repaired": "thawed"}
+    assert report["consistent"] is True
+
+
+def test_mounts_that_cannot_be_read_after_the_thaw_make_the_set_inconsistent(
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
+) -> None:
+    planned = scratch.make_on_loop("planned")
+    rescue([planned.mount_point])
+    limit = "resource.setrlimit(resource.RLIMIT_NOFILE, (4, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))"
+    report = report_of(
+        scratch,
+        fault_server(default=Creates(after_ms=1500)),
+        after_prepare=f"threading.Timer(0.7, lambda: {limit}).start()",
+    )
+    assert outcomes(report) == {"planned": "thawed"}
+    assert (report["consistency"], report["freeze_doubt_code"]) == ("crash", "mounts-unreadable")
+    assert "too many open files" in report["why"]

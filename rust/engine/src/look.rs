@@ -4,7 +4,7 @@ use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::plan::{Plan, PlannedFilesystem, UnreadableMounts};
 use vmsnapshot_core::report::FilesystemResult;
 
-use crate::directories::{DirectoryError, LeftOut};
+use crate::directories::{DirectoryError, LeftOut, Opened};
 use crate::scan;
 
 /// Makes `plan` again, for what is mounted now.
@@ -75,37 +75,61 @@ impl Change {
     }
 }
 
-/// Returns whether the reason holds however the filesystem is mounted.
+/// Returns whether the reason holds until the freeze. Another one ends if the filesystem is unmounted
+/// and mounted again, and its number can then be another filesystem's.
 fn lasts(left_out: &LeftOut) -> bool {
-    !matches!(
-        left_out.outcome,
-        FilesystemResult::Unmounted | FilesystemResult::NotOpened
-    )
+    left_out.outcome == FilesystemResult::FreezeWouldWait
 }
 
-/// Returns the filesystems that were mounted since the last look, and so were not frozen.
-///
-/// # Errors
-/// [`DirectoryError::Tables`].
-pub(crate) fn mounted_since(
+/// Looks at the mounts after the thaw. Adds to `left_out` the filesystems that were mounted since the
+/// last look and can be written, and to `unreadable` what could not be read now.
+pub(crate) fn after_thaw(
     plan: &Plan,
     frozen: &[PlannedFilesystem],
-    left_out: &[LeftOut],
-) -> Result<Vec<LeftOut>, DirectoryError> {
-    let change = Change::find(plan, frozen, left_out)?;
-    let is_new = |planned: &PlannedFilesystem| {
-        let mut known = left_out.iter().map(|left_out| left_out.planned.device);
-        // What could not be opened is in the report already.
-        !known.any(|device| device == planned.device)
-    };
-    let added = change.added.into_iter().filter(is_new);
-    Ok(added
-        .map(|planned| LeftOut {
-            planned,
-            outcome: FilesystemResult::MountedSince,
-            error: "it was mounted after the last look before the freeze".to_owned(),
-        })
-        .collect())
+    left_out: &mut Vec<LeftOut>,
+    unreadable: &mut Vec<UnreadableMounts>,
+) {
+    let found = Change::find(plan, frozen, left_out).and_then(|change| {
+        let added = change.added.into_iter().map(|planned| PlannedFilesystem {
+            // It is too late for an error.
+            is_explicit: false,
+            ..planned
+        });
+        let opened = Opened::open(&added.collect::<Vec<_>>())?;
+        Ok((opened, change.unreadable_mounts))
+    });
+    match found {
+        Ok((opened, unreadable_now)) => {
+            let mounted = opened.filesystems.into_iter().map(|planned| LeftOut {
+                planned,
+                outcome: FilesystemResult::MountedSince,
+                error: "it was mounted after the last look before the freeze".to_owned(),
+            });
+            for found in mounted.chain(opened.left_out) {
+                update(left_out, found);
+            }
+            for mounts in unreadable_now {
+                if !unreadable.contains(&mounts) {
+                    unreadable.push(mounts);
+                }
+            }
+        }
+        Err(error) => unreadable.push(UnreadableMounts {
+            path: "/proc/self/mountinfo".to_owned(),
+            why: format!("after the thaw: {error}"),
+        }),
+    }
+}
+
+/// Puts `found` into `left_out`. It replaces what was left out with the same number because it needed no
+/// freeze. An earlier reason that counts against the set stays.
+fn update(left_out: &mut Vec<LeftOut>, found: LeftOut) {
+    let same = |before: &LeftOut| before.planned.device == found.planned.device;
+    match left_out.iter_mut().find(|before| same(before)) {
+        Some(before) if before.outcome == FilesystemResult::NotOpened => {}
+        Some(before) => *before = found,
+        None => left_out.push(found),
+    }
 }
 
 fn find(filesystems: &[PlannedFilesystem], device: DeviceNumber) -> Option<&PlannedFilesystem> {

@@ -17,6 +17,7 @@ use vmsnapshot_core::machine::Machine;
 use vmsnapshot_core::mountinfo::{self, MountEntry, MountNamespace, Mountinfo};
 use vmsnapshot_core::plan::{PlanError, UnreadableMounts};
 use vmsnapshot_core::text::{bytes_text, path_text};
+use vmsnapshot_sys::errno::cause_text;
 use vmsnapshot_sys::Errno;
 
 mod backing_files;
@@ -358,7 +359,7 @@ pub(crate) fn read(file: &Path) -> Result<Vec<u8>, PlanError> {
 fn unreadable(path: &Path, error: &io::Error) -> PlanError {
     PlanError::Unreadable {
         path: path.to_owned(),
-        cause: error.kind(),
+        cause: cause_text(error),
     }
 }
 

@@ -286,8 +286,8 @@ impl Session {
         quiet.end(&ledger);
         drop(freezers);
         drop(directories);
-        // A table that cannot be read now could be read just before the window.
-        left_out.extend(look::mounted_since(&plan, &filesystems, &left_out).unwrap_or_default());
+        let mut unreadable_mounts = change.unreadable_mounts;
+        look::after_thaw(&plan, &filesystems, &mut left_out, &mut unreadable_mounts);
         runtime.block_on(async {
             under_way.read_late(&mut calls).await;
             calls::read_bodies(&mut calls, BODIES_LIMIT).await;
@@ -296,7 +296,7 @@ impl Session {
             run_id: &run_id,
             filesystems: &filesystems,
             left_out: &left_out,
-            unreadable_mounts: &change.unreadable_mounts,
+            unreadable_mounts: &unreadable_mounts,
             callees: &callees,
             thaw_timeout: options.thaw_timeout,
             deadlines,

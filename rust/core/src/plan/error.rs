@@ -16,7 +16,7 @@ pub enum PlanError {
         /// The file.
         path: PathBuf,
         /// What the system answered.
-        cause: std::io::ErrorKind,
+        cause: String,
     },
     /// A pattern cannot be parsed.
     #[error(transparent)]
