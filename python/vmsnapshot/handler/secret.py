@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, NoReturn
 
+from vmsnapshot.errors import VmsnapshotError
+
 # A query that contains a signature, up to a character that can end a URI in running text. It begins at the
 # last `?`, so that a text of many `?` is scanned only once.
 _SAS_QUERY = re.compile(r"\?[^\s\"'<>\\?]*?\bsig=[^\s\"'<>\\]*", re.IGNORECASE)
@@ -62,6 +64,16 @@ class SasUri(Secret):
 def redacted(text: Any) -> str:
     """Removes signatures and passwords from a text that may contain a URI, such as an answer or an error."""
     return _CREDENTIALS.sub("//...@", _SIGNATURE.sub(r"\1...", _SAS_QUERY.sub("?...", str(text))))
+
+
+def explained(error: VmsnapshotError) -> str:
+    """Returns what failed and why, and what the reader can do, in one line without signatures."""
+    return one_line(f"{error}; {error.hint}" if error.hint else str(error))
+
+
+def one_line(text: str) -> str:
+    """Returns a text that may contain a URI in one line, without signatures."""
+    return " ".join(redacted(text).split())
 
 
 def described(error: BaseException) -> str:

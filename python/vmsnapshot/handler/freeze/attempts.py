@@ -20,7 +20,6 @@ from vmsnapshot import (
     PrepareError,
     Report,
     Session,
-    VmsnapshotError,
 )
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.freeze.freezing import Freezing
@@ -43,7 +42,7 @@ from vmsnapshot.handler.report.outcome import (
 )
 from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.report.telemetry import Telemetry, duration_text
-from vmsnapshot.handler.secret import redacted
+from vmsnapshot.handler.secret import explained, one_line
 from vmsnapshot.handler.settings.wire import Settings
 
 if TYPE_CHECKING:
@@ -202,7 +201,7 @@ class Attempts:
 
     def _fail(self, text: str) -> None:
         """Logs what failed, and keeps it as the cause unless something failed before it."""
-        text = _one_line(text)
+        text = one_line(text)
         self._log.error(text)
         self._cause = self._cause or text
 
@@ -239,7 +238,7 @@ class Attempts:
             return Calls(host_call=HostCall(uri, headers=headers, body=body))
         except PrepareError as error:
             # The address comes from the agent, and no URI can have some addresses: port 99999, for example.
-            raise _UnreachableError(_sentence(error)) from None
+            raise _UnreachableError(explained(error)) from None
 
     def _run(self, calls: Calls) -> tuple[FreezeResult, Report | None]:
         """Freezes, calls and thaws. If the freeze failed and the job allows it, calls without a freeze."""
@@ -271,10 +270,10 @@ class Attempts:
                 self._before_freeze()
                 report = self._run_session(session)
         except (LockHeldError, LockUnavailableError) as error:
-            self._fail(_sentence(error))
+            self._fail(explained(error))
             return FreezeResult.FAILED, None
         except PlanError as error:
-            self._fail(f"could not plan what to freeze: {_sentence(error)}")
+            self._fail(f"could not plan what to freeze: {explained(error)}")
             return FreezeResult.FAILED, None
         except _UnpreparedError as error:
             self._fail(f"could not prepare the freeze: {error}")
@@ -283,7 +282,7 @@ class Attempts:
         freeze = _freeze_result(report)
         if freeze.code is not None or freeze is FreezeResult.BROKEN:
             # `Freezing.run` has logged it. Kept before the second run of a job that may be crash consistent.
-            self._cause = _one_line(report.freeze_doubt or "")
+            self._cause = one_line(report.freeze_doubt or "")
         return freeze, report
 
     def _prepare(self, plan: Plan, calls: Calls) -> Session:
@@ -310,10 +309,10 @@ class Attempts:
         """Returns what the error of a run that has frozen nothing means to the attempt or the job."""
         result = _UNPREPARED[error.subject]
         if result is FreezeResult.NOT_TRIED:
-            return _UnreachableError(_sentence(error))
+            return _UnreachableError(explained(error))
         if isinstance(result, FreezeResult):
-            return _UnpreparedError(_sentence(error), result)
-        message = f"{_one_line(_sentence(error))} "
+            return _UnpreparedError(explained(error), result)
+        message = f"{explained(error)} "
         if result is Code.ENGINE_NOT_FOUND:
             message += f"StatusCode.{result.shown_as},"
         return EndedEarlyError(failed(result, message))
@@ -342,15 +341,6 @@ class _UnpreparedError(Exception):
     def __init__(self, message: str, freeze: FreezeResult) -> None:
         super().__init__(message)
         self.freeze = freeze
-
-
-def _sentence(error: VmsnapshotError) -> str:
-    """Returns what failed and why, and what the reader can do, in one line."""
-    return f"{error}; {error.hint}" if error.hint else str(error)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(redacted(text).split())
 
 
 def _failure_text(blob: BlobOutcome) -> str:
