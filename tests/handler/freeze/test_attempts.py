@@ -354,6 +354,30 @@ def test_cause_of_a_failed_freeze_stays_if_the_snapshot_is_taken_without_one(run
     assert attempt.cause == "`/a` failed"
 
 
+REFUSED = Blob(
+    outcome="refused", snapshot_uri=None, http_status=403, error_code="AuthenticationFailed", message="No."
+)
+REFUSED_WORDS = f"no known snapshot of `{NAME}`: the service answered 403 AuthenticationFailed: No."
+
+
+@pytest.mark.parametrize(
+    "code", ["not-thawed", "thawed-by-watchdog", "thawed-by-another", "watchdog-lost", "mounted-since"]
+)
+def test_failed_disk_does_not_hide_what_happened_to_the_freeze(run: Any, code: str) -> None:
+    report = Report(code, freeze_doubt="`/data` is still frozen", blobs=(REFUSED, Blob(uri="https://h/b")))
+    attempt, _ = run(report, settings=replace(SETTINGS, blobs=(SasUri(URI), SasUri(OTHER))))
+    assert attempt.freeze is FreezeResult.BROKEN
+    assert attempt.cause == f"`/data` is still frozen; {REFUSED_WORDS}"
+
+
+def test_failed_disk_is_the_cause_if_another_only_answered_late(run: Any) -> None:
+    report = Report(
+        "answered-late", freeze_doubt="1 answer was late", blobs=(REFUSED, Blob(uri="https://h/b"))
+    )
+    attempt, _ = run(report, settings=replace(SETTINGS, blobs=(SasUri(URI), SasUri(OTHER))))
+    assert attempt.cause == REFUSED_WORDS
+
+
 def test_job_without_blobs_says_so(run: Any) -> None:
     attempt, engine = run(settings=replace(SETTINGS, blobs=()))
     assert "names no blobs" in attempt.cause

@@ -153,12 +153,7 @@ class Attempts:
         if report is None:
             return attempt(freeze)
         if freeze.code is None:
-            failed_blobs = [blob for blob in report.blobs if blob.outcome != "created"]
-            if failed_blobs:
-                # Such a job has the outcome of a failed disk, also if the thaw came too early for another.
-                self._cause = ""
-            for blob in failed_blobs:
-                self._fail(_failure_text(blob))
+            self._fail_disks(report)
         # A blob that the job names twice has one snapshot, and both entries report it.
         items = dict(zip(self._distinct_blobs(), blob_items(report.blobs)))
         # With the name from the settings, because the engine has none for a disk with a bad URI.
@@ -204,6 +199,21 @@ class Attempts:
         text = one_line(text)
         self._log.error(text)
         self._cause = self._cause or text
+
+    def _fail_disks(self, report: Report) -> None:
+        """Logs every failed disk. The first one is the cause, after what went wrong with the freeze.
+
+        The code of such a job may be that of the failed disk, but a filesystem that is still frozen is more
+        serious to its owner. Only an answer that came too late says less than the failed disk.
+        """
+        failures = [_failure_text(blob) for blob in report.blobs if blob.outcome != "created"]
+        if failures and report.freeze_doubt_code == "answered-late":
+            self._cause = ""
+        first_cause = self._cause
+        for text in failures:
+            self._fail(text)
+        if first_cause and failures:
+            self._cause = f"{first_cause}; {one_line(failures[0])}"
 
     def _guest_calls(self, encryption: Sequence[str | None]) -> Calls:
         settings = self._settings
