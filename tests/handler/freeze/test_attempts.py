@@ -370,6 +370,21 @@ def test_failed_disk_does_not_hide_what_happened_to_the_freeze(run: Any, code: s
     assert attempt.cause == f"`/data` is still frozen; {REFUSED_WORDS}"
 
 
+@pytest.mark.parametrize("code", ["freeze-hung", "not-freezable", "not-opened"])
+def test_failed_disks_are_in_the_log_and_the_cause_although_the_freeze_failed_too(
+    run: Any, code: str
+) -> None:
+    report = Report(
+        code, freeze_doubt="`/data` is slow", blobs=(REFUSED, replace(REFUSED, uri="https://h/b"))
+    )
+    attempt, engine = run(report, settings=replace(SETTINGS, blobs=(SasUri(URI), SasUri(OTHER))))
+    assert attempt.freeze.code is not None
+    log = engine.log.blob_text().decode()
+    assert REFUSED_WORDS in log
+    assert "no known snapshot of `https://h/b`" in log
+    assert attempt.cause == f"`/data` is slow; {REFUSED_WORDS}"
+
+
 def test_failed_disk_is_the_cause_if_another_only_answered_late(run: Any) -> None:
     report = Report(
         "answered-late", freeze_doubt="1 answer was late", blobs=(REFUSED, Blob(uri="https://h/b"))

@@ -152,8 +152,7 @@ class Attempts:
             return attempt(FreezeResult.NOT_TRIED, tuple(failed_items))
         if report is None:
             return attempt(freeze)
-        if freeze.code is None:
-            self._fail_disks(report)
+        self._fail_disks(report)
         # A blob that the job names twice has one snapshot, and both entries report it.
         items = dict(zip(self._distinct_blobs(), blob_items(report.blobs)))
         # With the name from the settings, because the engine has none for a disk with a bad URI.
