@@ -15,6 +15,11 @@ _CREDENTIALS = re.compile(r"//[^\s\"'<>]*@")
 _SIGNATURE = re.compile(r"(sig(?:=|%3d|%253d))[^&\s\"'<>\\]+", re.IGNORECASE)
 
 
+# Scheme, host, port and path of a URI without its query. The path begins with a slash, or is empty.
+_BLOB = re.compile(r"(https?)://([^/]*?)(?::([0-9]{1,9}))?(/.*)?", re.IGNORECASE | re.DOTALL)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
 class Secret:
     """A text that only `expose` returns. Formatting, pickling or printing it does not reveal it."""
 
@@ -56,6 +61,20 @@ class SasUri(Secret):
         """The URI in a form that may be printed and reported."""
         # A malformed URI may have its signature in the path.
         return _SIGNATURE.sub(r"\1...", self._text.partition("?")[0])
+
+    @property
+    def blob(self) -> Secret:
+        """Which blob it names: equal for two URIs if the engine takes them for one.
+
+        Host, port and path count. Scheme and SAS do not, and the scheme's default port counts as no port.
+        """
+        text = self._text.partition("?")[0]
+        match = _BLOB.fullmatch(text)
+        if match is None:
+            return Secret(text)
+        scheme, host, digits, path = match.groups("")
+        is_default = not digits or int(digits) == _DEFAULT_PORTS[scheme.lower()]
+        return Secret(f"{host.lower()}:{'' if is_default else int(digits)}{path}")
 
     def __str__(self) -> str:
         return self.without_query

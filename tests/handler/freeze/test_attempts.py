@@ -32,6 +32,9 @@ from vmsnapshot.interruptions import Interruptions
 if TYPE_CHECKING:
     from vmsnapshot._native import ErrorSubject
 
+# The fixtures replace it in `vmsnapshot`.
+MACHINE_PLAN = vmsnapshot.plan
+
 URI = "https://account.blob.core.windows.net/c/b.vhd?sv=2018-03-28&sig=AAAA"
 SETTINGS = Settings(
     job=Job(task_id="task"),
@@ -313,6 +316,36 @@ def test_blob_that_is_named_twice_is_sent_once_and_reported_twice() -> None:
     first, other, again = attempt.items
     assert first == again
     assert other.snapshot_uri == "https://h/other?snapshot=t"
+
+
+@pytest.mark.parametrize(
+    ("given", "again", "is_same"),
+    [
+        ("https://localhost/c/b?sig=a", "https://LOCALHOST:443/c/b?sig=b", True),
+        ("https://localhost/c/b?sig=a", " HTTPS://localhost:0443/c/b?sig=a", True),
+        ("https://localhost/c/b?sig=a", "http://localhost/c/b?sig=a", True),
+        ("http://localhost:1/c/b?sig=a", "https://localhost:1/c/b?sig=a", True),
+        ("https://[::1]/c/b?sig=a", "https://[::1]:443/c/b?sig=a", True),
+        ("https://localhost/c/b?sig=a", "https://localhost/c/B?sig=a", False),
+        ("https://localhost/c/b?sig=a", "https://localhost:444/c/b?sig=a", False),
+        ("https://localhost/c/b?sig=a", "http://localhost:443/c/b?sig=a", False),
+        ("https://localhost/c/sig=a?sig=a", "https://localhost/c/sig=b?sig=a", False),
+        ("https://localhost/c/b?sig=a", f"https://localhost:{'9' * 5000}/c/b?sig=a", False),
+    ],
+)
+def test_blob_counts_as_named_twice_exactly_if_the_engine_says_so(
+    compiled_engine: None,  # noqa: ARG001 (requested for its effect)
+    given: str,
+    again: str,
+    is_same: bool,
+) -> None:
+    engine = Engine([Report(blobs=(Blob(), Blob()))])
+    made_by(engine, settings=replace(SETTINGS, blobs=(SasUri(given), SasUri(again)))).by_guest(())
+    assert len(engine.prepared[0]["blobs"]) == (1 if is_same else 2)
+    # It compares the blobs before it connects to one.
+    with pytest.raises(PrepareError) as raised:
+        vmsnapshot.prepare(MACHINE_PLAN().without_filesystems(), [given, again], connect_timeout=1.0)
+    assert (raised.value.code == "duplicate-blob") is is_same
 
 
 NAME = URI.partition("?")[0]

@@ -42,7 +42,7 @@ from vmsnapshot.handler.report.outcome import (
 )
 from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.report.telemetry import Telemetry, duration_text
-from vmsnapshot.handler.secret import explained, one_line
+from vmsnapshot.handler.secret import Secret, explained, one_line
 from vmsnapshot.handler.settings.wire import Settings
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Attempts:
         # With the name from the settings, because the engine has none for a disk with a bad URI.
         return attempt(
             freeze,
-            tuple(replace(items[blob.without_query], blob_uri=blob.without_query) for blob in settings.blobs),
+            tuple(replace(items[uri.blob], blob_uri=uri.without_query) for uri in settings.blobs),
         )
 
     def by_host(self, pre_snapshot: PreSnapshot) -> Attempt:
@@ -232,11 +232,11 @@ class Attempts:
             proxy=proxies.pop(),
         )
 
-    def _distinct_blobs(self) -> dict[str, int]:
-        """Returns the position of each blob's first entry in the settings, by its URI without the query."""
-        first: dict[str, int] = {}
-        for position, blob in enumerate(self._settings.blobs):
-            first.setdefault(blob.without_query, position)
+    def _distinct_blobs(self) -> dict[Secret, int]:
+        """Returns the position of each blob's first entry in the settings. The engine refuses another."""
+        first: dict[Secret, int] = {}
+        for position, uri in enumerate(self._settings.blobs):
+            first.setdefault(uri.blob, position)
         return first
 
     def _host_calls(self, pre_snapshot: PreSnapshot) -> Calls:
