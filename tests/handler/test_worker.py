@@ -115,6 +115,24 @@ def test_job_without_snapshots_does_not_need_the_mounts(run: Any, command: str, 
     assert run(commandToExecute=command)["code"] == code
 
 
+@pytest.mark.parametrize("command", ["install", "dance"])
+@pytest.mark.parametrize(
+    ("ticks", "calls"), [(None, 0), ("", 0), ("soon", 1), ("6.36458E+17", 1), (6.36458e17, 1), ("9" * 30, 1)]
+)
+def test_host_is_asked_for_its_time_if_there_are_ticks_whether_or_not_they_can_be_read(
+    run: Any, monkeypatch: pytest.MonkeyPatch, command: str, ticks: object, calls: int
+) -> None:
+    asked = []
+
+    async def no_answer(*_: object, **__: object) -> PreSnapshot:
+        asked.append(1)
+        return PreSnapshot(host.NO_ANSWER)
+
+    monkeypatch.setattr(host, "pre_snapshot", no_answer)
+    assert run(commandToExecute=command, commandStartTimeUTCTicks=ticks)["commandStartTimeUTCTicks"] == ticks
+    assert len(asked) == calls
+
+
 def test_unexpected_error_of_the_engine_is_the_cause_without_a_signature(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

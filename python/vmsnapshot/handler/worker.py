@@ -217,9 +217,10 @@ class Worker:
     def _begin_without_snapshots(self, settings: Settings) -> None:
         """Does what precedes the report of a job that takes no snapshot: the 140-minute rule and the sizes.
 
-        The reference dispatches on the command after the rule, for which it asks the host (contract 2.2).
+        The reference dispatches on the command after the rule, for which it asks the host (contract 2.2). It
+        asks before it reads the ticks, so also if they cannot be used for the rule.
         """
-        if settings.start is not None:
+        if settings.has_start_ticks:
             self._pre_snapshot(settings, wants_details=False)
         self._count_partitions()
         self._interruptions.hold()
