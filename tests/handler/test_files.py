@@ -108,6 +108,32 @@ def test_file_that_has_no_room_in_place_either_stays_as_it_was(full_disk: Path) 
     assert file.read_text() == "transitioning"
 
 
+def test_file_whose_mode_cannot_be_set_in_place_stays_as_it_was(
+    full_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(_descriptor: int, _mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    file = full_disk / "7.status"
+    write_atomically(file, "transitioning")
+    monkeypatch.setattr(os, "fchmod", refuses)
+    with pytest.raises(OSError) as caught:
+        write_atomically(file, "final, and longer than before")
+    assert caught.value.errno == errno.ENOSPC
+    assert file.read_text() == "transitioning"
+
+
+def test_file_is_rewritten_in_place_whole_although_the_kernel_takes_it_in_pieces(
+    full_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = full_disk / "7.status"
+    write_atomically(file, "transitioning")
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, content: write(descriptor, content[:4]))
+    write_atomically(file, "final, and longer than before")
+    assert file.read_text() == "final, and longer than before"
+
+
 def test_missing_folder_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "missing/7.status", "text")

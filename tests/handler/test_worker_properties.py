@@ -15,22 +15,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.handler.handler_environment import make_environment
+from tests.handler.handler_environment import run_job
 from tests.handler.settings.test_settings_properties import ANYTHING, PROTECTED, PUBLIC, USABLE
-from tests.support.protected_settings import key_pair, settings_file_text
+from tests.support.protected_settings import settings_file_text
 from vmsnapshot.handler import worker
-from vmsnapshot.handler.agent.state import State
-from vmsnapshot.handler.context import Context
-from vmsnapshot.handler.log import Log
-from vmsnapshot.handler.machine.configuration import VmBackupConfiguration
 from vmsnapshot.handler.network import host
 from vmsnapshot.handler.network.background import Background
 from vmsnapshot.handler.network.host import PreSnapshot
-from vmsnapshot.handler.report.outcome import TRANSITIONING, Attempt, FreezeResult
+from vmsnapshot.handler.report.outcome import Attempt, FreezeResult
 from vmsnapshot.handler.report.outcome import Path as Taker
-from vmsnapshot.interruptions import Interruptions
 
-NUMBER = 7
 WORDS = ("transitioning", "success", "warning", "error")
 
 
@@ -84,17 +78,7 @@ FILES = (
 def test_any_settings_file_ends_in_a_final_status(content: bytes, background: Background) -> None:
     with tempfile.TemporaryDirectory() as directory:
         base = Path(directory) / "lib/Publisher.VMSnapshotLinux-1.0"
-        environment = make_environment(base)
-        key_pair().write(base.parent)
-        (environment.config_folder / f"{NUMBER}.settings").write_bytes(content)
-        state = State(base, base.parent, unique_machine_file=base / "machine")
-        context = Context(environment, {}, VmBackupConfiguration(), Log(None, "test"), state)
-        asked = context.read_job(NUMBER)
-        reporter = context.reporter_of(asked)
-        reporter.write(TRANSITIONING)
-        with Interruptions() as interruptions:
-            worker.Worker(context, asked, reporter, background, interruptions).run()
-        assert_final(json.loads((environment.status_folder / f"{NUMBER}.status").read_text()))
+        assert_final(run_job(base, content, background))
 
 
 def assert_final(document: Any) -> None:

@@ -1,4 +1,4 @@
-"""Reads and writes small files that every reader must find complete: status, sequence number, task, settings.
+"""Reads and writes small files that a reader should find complete: status, sequence number, task, settings.
 
 This module knows nothing about their content. Do not call it inside the window: the filesystem may be frozen.
 """
@@ -25,7 +25,8 @@ def write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
     place. For that moment a reader can find a part of it. The agent reads a damaged status again.
 
     Raises:
-        OSError: it could not be written. The old file is unchanged, and no temporary file is left.
+        OSError: it could not be written, and no temporary file is left. The old file is unchanged, unless it
+            was being rewritten in place and the disk failed in the middle.
         UnicodeEncodeError: `text` cannot be encoded as UTF-8. Likewise.
     """
     content = text.encode()
@@ -54,25 +55,32 @@ def _replace(path: Path, content: bytes, mode: int) -> None:
 
 
 def _rewrite(path: Path, content: bytes, mode: int) -> bool:
-    """Rewrites an existing file. Returns False if that is not possible. Then it is unchanged."""
+    """Rewrites an existing file. Returns False if that is not possible.
+
+    Then the file is unchanged, unless a write failed after others had succeeded: the disk has an error, or
+    its filesystem writes no block in place (btrfs) and has no room for a second one.
+    """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
     except OSError:
         return False
-    with os.fdopen(descriptor, "wb", buffering=0) as file:
+    try:
+        size_bytes = os.fstat(descriptor).st_size
         try:
-            size_bytes = os.fstat(descriptor).st_size
-            try:
-                # Fails before anything is overwritten if the disk has no room.
-                os.posix_fallocate(descriptor, 0, max(1, len(content)))
-            except OSError:
-                file.truncate(size_bytes)
-                return False
+            # Fails before anything is overwritten if the disk has no room.
+            os.posix_fallocate(descriptor, 0, max(1, len(content)))
             os.fchmod(descriptor, mode)
-            file.write(content)
-            file.truncate(len(content))
+            left = content
+            while left:
+                left = left[os.write(descriptor, left) :]
         except OSError:
+            os.ftruncate(descriptor, size_bytes)
             return False
+        os.ftruncate(descriptor, len(content))
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
     return True
 
 

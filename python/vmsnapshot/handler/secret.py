@@ -5,12 +5,19 @@ from __future__ import annotations
 import re
 from typing import Any, NoReturn
 
+from vmsnapshot.errors import VmsnapshotError
+
 # A query that contains a signature, up to a character that can end a URI in running text. It begins at the
 # last `?`, so that a text of many `?` is scanned only once.
 _SAS_QUERY = re.compile(r"\?[^\s\"'<>\\?]*?\bsig=[^\s\"'<>\\]*", re.IGNORECASE)
 # A name and a password in front of a host.
 _CREDENTIALS = re.compile(r"//[^\s\"'<>]*@")
 _SIGNATURE = re.compile(r"(sig(?:=|%3d|%253d))[^&\s\"'<>\\]+", re.IGNORECASE)
+
+
+# Scheme, host, port and path of a URI without its query. The path begins with a slash, or is empty.
+_BLOB = re.compile(r"(https?)://([^/]*?)(?::([0-9]{1,9}))?(/.*)?", re.IGNORECASE | re.DOTALL)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Secret:
@@ -55,6 +62,20 @@ class SasUri(Secret):
         # A malformed URI may have its signature in the path.
         return _SIGNATURE.sub(r"\1...", self._text.partition("?")[0])
 
+    @property
+    def blob(self) -> Secret:
+        """Which blob it names: equal for two URIs if the engine takes them for one.
+
+        Host, port and path count. Scheme and SAS do not, and the scheme's default port counts as no port.
+        """
+        text = self._text.partition("?")[0]
+        match = _BLOB.fullmatch(text)
+        if match is None:
+            return Secret(text)
+        scheme, host, digits, path = match.groups("")
+        is_default = not digits or int(digits) == _DEFAULT_PORTS[scheme.lower()]
+        return Secret(f"{host.lower()}:{'' if is_default else int(digits)}{path}")
+
     def __str__(self) -> str:
         return self.without_query
 
@@ -62,6 +83,16 @@ class SasUri(Secret):
 def redacted(text: Any) -> str:
     """Removes signatures and passwords from a text that may contain a URI, such as an answer or an error."""
     return _CREDENTIALS.sub("//...@", _SIGNATURE.sub(r"\1...", _SAS_QUERY.sub("?...", str(text))))
+
+
+def explained(error: VmsnapshotError) -> str:
+    """Returns what failed and why, and what the reader can do, in one line without signatures."""
+    return one_line(f"{error}; {error.hint}" if error.hint else str(error))
+
+
+def one_line(text: str) -> str:
+    """Returns a text that may contain a URI in one line, without signatures."""
+    return " ".join(redacted(text).split())
 
 
 def described(error: BaseException) -> str:

@@ -14,9 +14,11 @@ import datetime
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import vmsnapshot
+from vmsnapshot import PlanError, VmsnapshotError
 from vmsnapshot.handler import service
 from vmsnapshot.handler.agent.environment import sequence_number
 from vmsnapshot.handler.agent.events import write_events
@@ -30,7 +32,7 @@ from vmsnapshot.handler.machine.configuration import (
 )
 from vmsnapshot.handler.machine.disks import Disks, partition_count
 from vmsnapshot.handler.machine.processes import name_of
-from vmsnapshot.handler.machine.sizes import compute
+from vmsnapshot.handler.machine.sizes import compute, not_computed
 from vmsnapshot.handler.network import guest, host
 from vmsnapshot.handler.network.background import Background
 from vmsnapshot.handler.network.connections import Connections
@@ -54,7 +56,7 @@ from vmsnapshot.handler.report.outcome import (
 )
 from vmsnapshot.handler.report.outcome import Path as Taker
 from vmsnapshot.handler.report.status import StatusDocuments, StorageDetails
-from vmsnapshot.handler.secret import described
+from vmsnapshot.handler.secret import described, explained
 from vmsnapshot.handler.settings.envelope import Envelope
 from vmsnapshot.handler.settings.mode import choose_mode
 from vmsnapshot.handler.settings.parser import parse
@@ -112,10 +114,14 @@ class Worker:
             self._finish(STOPPED, uploads)
         except Exception as error:
             self._interruptions.hold()
-            # Log its class and place only, because its text may contain the value of a setting.
+            # Log its class and place only, because its text may contain the value of a setting. An error of
+            # the engine is a sentence for people.
             self._log.error(f"the job failed: {described(error)}")
             code = Code.FILE_NOT_FOUND if isinstance(error, FileNotFoundError) else Code.ERROR
-            self._finish(failed(code, f"Enable failed. {type(error).__name__} "), uploads)
+            outcome = failed(code, f"Enable failed. {type(error).__name__} ")
+            if isinstance(error, VmsnapshotError):
+                outcome = replace(outcome, cause=explained(error))
+            self._finish(outcome, uploads)
         else:
             self._finish(outcome, uploads)
         if settings.dynamic_configs.polling and not self._interruptions.noted:
@@ -194,7 +200,7 @@ class Worker:
             return INSTALLED
         wants_details = mode is SnapshotMode.FIRST_HOST_THEN_GUEST
         pre_snapshot = self._pre_snapshot(settings, wants_details=wants_details)
-        self._storage = StorageDetails(partition_count=partition_count(vmsnapshot.machine().mounts))
+        self._count_partitions()
         encryption = self._begin_reporting(settings, mode, pre_snapshot, uploads)
         try:
             attempt = self._take_snapshots(settings, mode, pre_snapshot, encryption)
@@ -211,11 +217,12 @@ class Worker:
     def _begin_without_snapshots(self, settings: Settings) -> None:
         """Does what precedes the report of a job that takes no snapshot: the 140-minute rule and the sizes.
 
-        The reference dispatches on the command after the rule, for which it asks the host (contract 2.2).
+        The reference dispatches on the command after the rule, for which it asks the host (contract 2.2). It
+        asks before it reads the ticks, so also if they cannot be used for the rule.
         """
-        if settings.start is not None:
+        if settings.has_start_ticks:
             self._pre_snapshot(settings, wants_details=False)
-        self._storage = StorageDetails(partition_count=partition_count(vmsnapshot.machine().mounts))
+        self._count_partitions()
         self._interruptions.hold()
         self._measure(settings)
 
@@ -330,14 +337,28 @@ class Worker:
             )
         ).result()
 
+    def _count_partitions(self) -> None:
+        try:
+            count = partition_count(vmsnapshot.machine().mounts)
+        except PlanError as error:
+            # Whether the job can go on is decided by its plan.
+            self._log.warning(f"could not count the mounted devices: {explained(error)}")
+            count = 0
+        self._storage = StorageDetails(partition_count=count)
+
     def _measure(self, settings: Settings) -> None:
-        machine = vmsnapshot.machine()
-        sizes = compute(
-            settings,
-            machine.mounts,
-            Disks(machine),
-            only_local=self._context.configuration.only_local_filesystems,
-        )
+        try:
+            machine = vmsnapshot.machine()
+        except PlanError as error:
+            # After the snapshots: they exist, and must be reported.
+            sizes = not_computed(settings, explained(error))
+        else:
+            sizes = compute(
+                settings,
+                machine.mounts,
+                Disks(machine),
+                only_local=self._context.configuration.only_local_filesystems,
+            )
         for pair in sizes.telemetry:
             self._reporter.telemetry.set(pair.key, pair.value)
         if sizes.why:

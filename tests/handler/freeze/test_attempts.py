@@ -32,6 +32,9 @@ from vmsnapshot.interruptions import Interruptions
 if TYPE_CHECKING:
     from vmsnapshot._native import ErrorSubject
 
+# The fixtures replace it in `vmsnapshot`.
+MACHINE_PLAN = vmsnapshot.plan
+
 URI = "https://account.blob.core.windows.net/c/b.vhd?sv=2018-03-28&sig=AAAA"
 SETTINGS = Settings(
     job=Job(task_id="task"),
@@ -315,6 +318,36 @@ def test_blob_that_is_named_twice_is_sent_once_and_reported_twice() -> None:
     assert other.snapshot_uri == "https://h/other?snapshot=t"
 
 
+@pytest.mark.parametrize(
+    ("given", "again", "is_same"),
+    [
+        ("https://localhost/c/b?sig=a", "https://LOCALHOST:443/c/b?sig=b", True),
+        ("https://localhost/c/b?sig=a", " HTTPS://localhost:0443/c/b?sig=a", True),
+        ("https://localhost/c/b?sig=a", "http://localhost/c/b?sig=a", True),
+        ("http://localhost:1/c/b?sig=a", "https://localhost:1/c/b?sig=a", True),
+        ("https://[::1]/c/b?sig=a", "https://[::1]:443/c/b?sig=a", True),
+        ("https://localhost/c/b?sig=a", "https://localhost/c/B?sig=a", False),
+        ("https://localhost/c/b?sig=a", "https://localhost:444/c/b?sig=a", False),
+        ("https://localhost/c/b?sig=a", "http://localhost:443/c/b?sig=a", False),
+        ("https://localhost/c/sig=a?sig=a", "https://localhost/c/sig=b?sig=a", False),
+        ("https://localhost/c/b?sig=a", f"https://localhost:{'9' * 5000}/c/b?sig=a", False),
+    ],
+)
+def test_blob_counts_as_named_twice_exactly_if_the_engine_says_so(
+    compiled_engine: None,  # noqa: ARG001 (requested for its effect)
+    given: str,
+    again: str,
+    is_same: bool,
+) -> None:
+    engine = Engine([Report(blobs=(Blob(), Blob()))])
+    made_by(engine, settings=replace(SETTINGS, blobs=(SasUri(given), SasUri(again)))).by_guest(())
+    assert len(engine.prepared[0]["blobs"]) == (1 if is_same else 2)
+    # It compares the blobs before it connects to one.
+    with pytest.raises(PrepareError) as raised:
+        vmsnapshot.prepare(MACHINE_PLAN().without_filesystems(), [given, again], connect_timeout=1.0)
+    assert (raised.value.code == "duplicate-blob") is is_same
+
+
 NAME = URI.partition("?")[0]
 CAUSES: list[tuple[Report | Exception, str]] = [
     (error("run"), "could not prepare the freeze: could not do it; do this instead"),
@@ -352,6 +385,45 @@ def test_cause_of_a_failed_freeze_stays_if_the_snapshot_is_taken_without_one(run
     frozen = Report("freeze-failed", freeze_doubt="`/a` failed", blobs=(UNSENT,))
     attempt, _ = run(frozen, Report(why="nothing was frozen"), settings=CRASH_CONSISTENT)
     assert attempt.cause == "`/a` failed"
+
+
+REFUSED = Blob(
+    outcome="refused", snapshot_uri=None, http_status=403, error_code="AuthenticationFailed", message="No."
+)
+REFUSED_WORDS = f"no known snapshot of `{NAME}`: the service answered 403 AuthenticationFailed: No."
+
+
+@pytest.mark.parametrize(
+    "code", ["not-thawed", "thawed-by-watchdog", "thawed-by-another", "watchdog-lost", "mounted-since"]
+)
+def test_failed_disk_does_not_hide_what_happened_to_the_freeze(run: Any, code: str) -> None:
+    report = Report(code, freeze_doubt="`/data` is still frozen", blobs=(REFUSED, Blob(uri="https://h/b")))
+    attempt, _ = run(report, settings=replace(SETTINGS, blobs=(SasUri(URI), SasUri(OTHER))))
+    assert attempt.freeze is FreezeResult.BROKEN
+    assert attempt.cause == f"`/data` is still frozen; {REFUSED_WORDS}"
+
+
+@pytest.mark.parametrize("code", ["freeze-hung", "not-freezable", "not-opened"])
+def test_failed_disks_are_in_the_log_and_the_cause_although_the_freeze_failed_too(
+    run: Any, code: str
+) -> None:
+    report = Report(
+        code, freeze_doubt="`/data` is slow", blobs=(REFUSED, replace(REFUSED, uri="https://h/b"))
+    )
+    attempt, engine = run(report, settings=replace(SETTINGS, blobs=(SasUri(URI), SasUri(OTHER))))
+    assert attempt.freeze.code is not None
+    log = engine.log.blob_text().decode()
+    assert REFUSED_WORDS in log
+    assert "no known snapshot of `https://h/b`" in log
+    assert attempt.cause == f"`/data` is slow; {REFUSED_WORDS}"
+
+
+def test_failed_disk_is_the_cause_if_another_only_answered_late(run: Any) -> None:
+    report = Report(
+        "answered-late", freeze_doubt="1 answer was late", blobs=(REFUSED, Blob(uri="https://h/b"))
+    )
+    attempt, _ = run(report, settings=replace(SETTINGS, blobs=(SasUri(URI), SasUri(OTHER))))
+    assert attempt.cause == REFUSED_WORDS
 
 
 def test_job_without_blobs_says_so(run: Any) -> None:

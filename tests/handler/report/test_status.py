@@ -242,6 +242,20 @@ def test_long_cause_is_cut() -> None:
     assert len(documents.file) < FILE_LIMIT_CHARACTERS
 
 
+@pytest.mark.parametrize(("cause", "shown"), [("c" * 400, 256), ("\n" * 256 + "c" * 700, 0)])
+def test_cause_is_shortened_in_a_small_blob_before_the_messages_of_the_service(
+    cause: str, shown: int
+) -> None:
+    limit_bytes = len(render(PARTIAL_FAILURE).blob) + 300
+    outcome = replace(PARTIAL_FAILURE.outcome, cause=cause)
+    blob = render(replace(PARTIAL_FAILURE, outcome=outcome), limit_bytes).blob
+    assert len(blob) <= limit_bytes
+    status = json.loads(blob)[0]["status"]
+    assert json.loads(status["formattedMessage"]["message"])["jobMessage"] == cause[:shown]
+    messages = [item["errorMessage"] for item in status["snapshotInfo"]]
+    assert messages == [item.error_message for item in PARTIAL_FAILURE.outcome.items or ()]
+
+
 @pytest.mark.parametrize("disks", [1, 33, 64])
 @pytest.mark.parametrize("character", ["x", '"', "\\", "中", "/"])
 def test_status_file_stays_below_the_limit_whatever_the_service_answers(disks: int, character: str) -> None:

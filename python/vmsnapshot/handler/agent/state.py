@@ -2,8 +2,8 @@
 
 The names and contents of the files are those of the reference (contract 0.4), so that one extension can
 replace the other on a VM. All files lie in the directory of the extension, which is deleted with its version.
-`carry_over` copies them. All are written atomically. A write that fails, for example on a full disk, returns
-False instead of raising: the backup goes on.
+`carry_over` copies them. All are written atomically, or in place if the disk is full. A write that fails
+returns False instead of raising: the backup goes on.
 """
 
 from __future__ import annotations

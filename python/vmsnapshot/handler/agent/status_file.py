@@ -1,4 +1,7 @@
-"""Writes the status file of one job, which the agent reads. It is always replaced atomically."""
+"""Writes the status file of one job, which the agent reads.
+
+It is replaced atomically, or rewritten in place if the disk has no room for a second file.
+"""
 
 from __future__ import annotations
 

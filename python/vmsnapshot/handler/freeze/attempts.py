@@ -20,7 +20,6 @@ from vmsnapshot import (
     PrepareError,
     Report,
     Session,
-    VmsnapshotError,
 )
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.freeze.freezing import Freezing
@@ -43,7 +42,7 @@ from vmsnapshot.handler.report.outcome import (
 )
 from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.report.telemetry import Telemetry, duration_text
-from vmsnapshot.handler.secret import redacted
+from vmsnapshot.handler.secret import Secret, explained, one_line
 from vmsnapshot.handler.settings.wire import Settings
 
 if TYPE_CHECKING:
@@ -153,19 +152,13 @@ class Attempts:
             return attempt(FreezeResult.NOT_TRIED, tuple(failed_items))
         if report is None:
             return attempt(freeze)
-        if freeze.code is None:
-            failed_blobs = [blob for blob in report.blobs if blob.outcome != "created"]
-            if failed_blobs:
-                # Such a job has the outcome of a failed disk, also if the thaw came too early for another.
-                self._cause = ""
-            for blob in failed_blobs:
-                self._fail(_failure_text(blob))
+        self._fail_disks(report)
         # A blob that the job names twice has one snapshot, and both entries report it.
         items = dict(zip(self._distinct_blobs(), blob_items(report.blobs)))
         # With the name from the settings, because the engine has none for a disk with a bad URI.
         return attempt(
             freeze,
-            tuple(replace(items[blob.without_query], blob_uri=blob.without_query) for blob in settings.blobs),
+            tuple(replace(items[uri.blob], blob_uri=uri.without_query) for uri in settings.blobs),
         )
 
     def by_host(self, pre_snapshot: PreSnapshot) -> Attempt:
@@ -202,9 +195,24 @@ class Attempts:
 
     def _fail(self, text: str) -> None:
         """Logs what failed, and keeps it as the cause unless something failed before it."""
-        text = _one_line(text)
+        text = one_line(text)
         self._log.error(text)
         self._cause = self._cause or text
+
+    def _fail_disks(self, report: Report) -> None:
+        """Logs every failed disk. The first one is the cause, after what went wrong with the freeze.
+
+        The code of such a job may be that of the failed disk, but a filesystem that is still frozen is more
+        serious to its owner. Only an answer that came too late says less than the failed disk.
+        """
+        failures = [_failure_text(blob) for blob in report.blobs if blob.outcome != "created"]
+        if failures and report.freeze_doubt_code == "answered-late":
+            self._cause = ""
+        first_cause = self._cause
+        for text in failures:
+            self._fail(text)
+        if first_cause and failures:
+            self._cause = f"{first_cause}; {one_line(failures[0])}"
 
     def _guest_calls(self, encryption: Sequence[str | None]) -> Calls:
         settings = self._settings
@@ -224,11 +232,11 @@ class Attempts:
             proxy=proxies.pop(),
         )
 
-    def _distinct_blobs(self) -> dict[str, int]:
-        """Returns the position of each blob's first entry in the settings, by its URI without the query."""
-        first: dict[str, int] = {}
-        for position, blob in enumerate(self._settings.blobs):
-            first.setdefault(blob.without_query, position)
+    def _distinct_blobs(self) -> dict[Secret, int]:
+        """Returns the position of each blob's first entry in the settings. The engine refuses another."""
+        first: dict[Secret, int] = {}
+        for position, uri in enumerate(self._settings.blobs):
+            first.setdefault(uri.blob, position)
         return first
 
     def _host_calls(self, pre_snapshot: PreSnapshot) -> Calls:
@@ -239,7 +247,7 @@ class Attempts:
             return Calls(host_call=HostCall(uri, headers=headers, body=body))
         except PrepareError as error:
             # The address comes from the agent, and no URI can have some addresses: port 99999, for example.
-            raise _UnreachableError(_sentence(error)) from None
+            raise _UnreachableError(explained(error)) from None
 
     def _run(self, calls: Calls) -> tuple[FreezeResult, Report | None]:
         """Freezes, calls and thaws. If the freeze failed and the job allows it, calls without a freeze."""
@@ -271,10 +279,10 @@ class Attempts:
                 self._before_freeze()
                 report = self._run_session(session)
         except (LockHeldError, LockUnavailableError) as error:
-            self._fail(_sentence(error))
+            self._fail(explained(error))
             return FreezeResult.FAILED, None
         except PlanError as error:
-            self._fail(f"could not plan what to freeze: {_sentence(error)}")
+            self._fail(f"could not plan what to freeze: {explained(error)}")
             return FreezeResult.FAILED, None
         except _UnpreparedError as error:
             self._fail(f"could not prepare the freeze: {error}")
@@ -283,7 +291,7 @@ class Attempts:
         freeze = _freeze_result(report)
         if freeze.code is not None or freeze is FreezeResult.BROKEN:
             # `Freezing.run` has logged it. Kept before the second run of a job that may be crash consistent.
-            self._cause = _one_line(report.freeze_doubt or "")
+            self._cause = one_line(report.freeze_doubt or "")
         return freeze, report
 
     def _prepare(self, plan: Plan, calls: Calls) -> Session:
@@ -310,10 +318,10 @@ class Attempts:
         """Returns what the error of a run that has frozen nothing means to the attempt or the job."""
         result = _UNPREPARED[error.subject]
         if result is FreezeResult.NOT_TRIED:
-            return _UnreachableError(_sentence(error))
+            return _UnreachableError(explained(error))
         if isinstance(result, FreezeResult):
-            return _UnpreparedError(_sentence(error), result)
-        message = f"{_one_line(_sentence(error))} "
+            return _UnpreparedError(explained(error), result)
+        message = f"{explained(error)} "
         if result is Code.ENGINE_NOT_FOUND:
             message += f"StatusCode.{result.shown_as},"
         return EndedEarlyError(failed(result, message))
@@ -342,15 +350,6 @@ class _UnpreparedError(Exception):
     def __init__(self, message: str, freeze: FreezeResult) -> None:
         super().__init__(message)
         self.freeze = freeze
-
-
-def _sentence(error: VmsnapshotError) -> str:
-    """Returns what failed and why, and what the reader can do, in one line."""
-    return f"{error}; {error.hint}" if error.hint else str(error)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(redacted(text).split())
 
 
 def _failure_text(blob: BlobOutcome) -> str:

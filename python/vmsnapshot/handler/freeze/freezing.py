@@ -85,8 +85,8 @@ class Freezing:
         """Takes the lock that the programs of Azure Backup share.
 
         If there is no lock file and it cannot be created, for example on a full disk, the freeze goes on
-        without it: no other program can hold it. The engine's own lock, in ``/run``, still keeps two runs
-        apart.
+        without it: most likely no other program holds it. The engine's own lock, in ``/run``, still keeps two
+        runs apart.
 
         Blocking: the limit of the lock.
 
@@ -103,7 +103,7 @@ class Freezing:
         except LockUnavailableError as error:
             if not error.is_missing:
                 raise
-            self.log.warning(f"{error}; freezing without it, because no other program can hold it either")
+            self.log.warning(f"{error}; freezing without it: most likely no other program holds it")
             return contextlib.nullcontext()
 
     def prepare(

@@ -38,7 +38,8 @@ class LockUnavailableError(VmsnapshotError):
     """The lock file could not be created, opened or locked. The code is ``lock-unavailable``.
 
     `is_missing` is true if there is no lock file, and it cannot be created: the disk is full, for example.
-    Then no other program holds the lock either.
+    Then most likely no other program holds the lock. It is no proof, because the predecessor deletes the file
+    after its thaw, even if another process has locked it (contract 7.2).
     """
 
     def __init__(self, message: str, *, is_missing: bool) -> None:

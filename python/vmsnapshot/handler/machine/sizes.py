@@ -105,6 +105,11 @@ def compute(
         return Sizes(0, True, facts, f"could not compute the used size: {_cause(error)}")
 
 
+def not_computed(settings: Settings, why: str) -> Sizes:
+    """Returns the sizes of a job whose machine cannot be read."""
+    return Sizes(0, True, _billing_type(settings), f"could not compute the used size: {why}")
+
+
 def network_shares(mounts: Iterable[Mount]) -> tuple[Pair, ...]:
     """Returns ``networkFSTypePresentInMount`` if there is a FUSE, NFS or SMB mount."""
     is_present = any(_is_share(mount.filesystem_type) for mount in mounts)

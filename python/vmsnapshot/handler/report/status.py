@@ -22,7 +22,9 @@ FILE_LIMIT_CHARACTERS = 131072
 # The limits to which error messages are shortened, one after another, until the file is small enough.
 _MESSAGE_LIMITS_CHARACTERS = (4096, 1024, 256, 64, 0)
 _TEXT_LIMIT_CHARACTERS = 4096
-_CAUSE_LIMIT_CHARACTERS = 1024
+# For each of them, the limits of the cause. It is for people, and the log has it too. The service reads the
+# messages.
+_CAUSE_LIMITS_CHARACTERS = (1024, 256, 0)
 
 _DATE = re.compile(r'"/Date\((-?\d+)\)/"')
 
@@ -87,9 +89,10 @@ def render(report: StatusReport, blob_limit_bytes: int | None = None) -> StatusD
     items = report.outcome.items
     for limit in _MESSAGE_LIMITS_CHARACTERS:
         shortened = None if items is None else tuple(_shortened(item, limit) for item in items)
-        documents = _render(_with_items(report, shortened))
-        if fits(documents):
-            return documents
+        for cause_limit in _CAUSE_LIMITS_CHARACTERS:
+            documents = _render(_with_items(_with_cause(report, cause_limit), shortened))
+            if fits(documents):
+                return documents
     # Only for absurdly long settings and answers. A report with less text is better than a truncated one.
     report = replace(
         report,
@@ -149,7 +152,7 @@ def _common(report: StatusReport) -> dict[str, Any]:
     message = {
         "messageStr": outcome.message + _message_tail(dict(report.telemetry)),
         "snapshotConsistency": _consistency(report),
-        "jobMessage": outcome.cause[:_CAUSE_LIMIT_CHARACTERS],
+        "jobMessage": outcome.cause,
         "isSizeComputationFailed": storage.has_size_failed,
     }
     return {
@@ -222,6 +225,10 @@ def _blob_time(instant: datetime.datetime) -> str:
 
 def _dumps(document: Any) -> str:
     return _DATE.sub(r'"\\/Date(\1)\\/"', json.dumps(document))
+
+
+def _with_cause(report: StatusReport, limit: int) -> StatusReport:
+    return replace(report, outcome=replace(report.outcome, cause=report.outcome.cause[:limit]))
 
 
 def _with_items(report: StatusReport, items: tuple[SnapshotItem, ...] | None) -> StatusReport:

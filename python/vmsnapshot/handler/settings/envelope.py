@@ -84,8 +84,8 @@ def scrub(path: Path) -> bool:
     Returns False if the file cannot be read or replaced, for example on a full disk. The caller logs it, and
     the backup goes on.
 
-    The file is replaced, not rewritten. If the agent writes it at the same moment, it writes the same
-    settings again, because the number is the same. Only their protected part can be lost.
+    The file is replaced, or rewritten in place on a full disk. If the agent writes it at the same moment, it
+    writes the same settings again, because the number is the same. Only their protected part can be lost.
     """
     try:
         before = read_text(path)

@@ -150,6 +150,11 @@ class Settings:
         """The start time of the job in UTC, or `None` if the ticks cannot be used for the 140-minute rule."""
         return instant_of_ticks(self.job.start_ticks)
 
+    @property
+    def has_start_ticks(self) -> bool:
+        """Whether the job has ticks, readable or not. Such a job asks for the host's time (contract 2.2)."""
+        return self.job.start_ticks not in (None, "")
+
 
 class SettingsError(Exception):
     """The settings cannot be used. The error has what a final status needs, and no secret.
