@@ -165,4 +165,33 @@ mod tests {
             .collect();
         assert_eq!(on, [1, 1, 1, 0]);
     }
+
+    #[test]
+    fn loop_device_is_not_asked_if_its_path_leads_to_a_filesystem_that_a_program_answers() {
+        let own = b"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 7:0 / /b rw - ext4 /dev/loop0 rw\n";
+        let container = "5 0 0:40 / / rw - fuse.fuse-overlayfs fuse rw\n";
+        let volume = "6 5 0:41 / /w rw - fuse.sshfs fuse rw\n";
+        let asked = |theirs: &str| {
+            let namespace = |pid, text: &[u8]| MountNamespace {
+                pid,
+                mounts: mountinfo::parse(text).mounts,
+            };
+            let loop_device = BlockDevice {
+                number: DeviceNumber { major: 7, minor: 0 },
+                names: vec!["/dev/loop0".to_owned()],
+                directory: "/sys/devices/virtual/block/loop0".into(),
+                parents: Vec::new(),
+                backing_file: Some("/w/b.img".into()),
+            };
+            let machine = Machine {
+                namespaces: vec![namespace(None, own), namespace(Some(7), theirs.as_bytes())],
+                devices: DeviceGraph::new(vec![loop_device], Vec::new()),
+                ..Machine::default()
+            };
+            machine.loops_to_ask().len()
+        };
+        // Every path leads at least to the root of a container.
+        assert_eq!(asked(container), 1);
+        assert_eq!(asked(&format!("{container}{volume}")), 0);
+    }
 }
