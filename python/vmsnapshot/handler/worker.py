@@ -333,7 +333,8 @@ class Worker:
                 self._connections.background.session,
                 settings.blobs,
                 # All disks use the same proxy. Otherwise the snapshots fail anyway.
-                proxy=self._connections.proxies.for_uri(settings.blobs[0]),
+                proxy=self._connections.proxies.optional_for(settings.blobs[0]),
+                warn=self._log.warning,
             )
         ).result()
 
