@@ -617,6 +617,30 @@ def test_uploads_leave_out_a_proxy_that_accepts_connections_and_is_none(
     assert read(azurite, name) == STATUS
 
 
+def test_proxy_that_has_worked_is_kept_after_an_upload_that_takes_too_long(
+    service: HostService, background: Background
+) -> None:
+    # The service answers as a proxy would. It is the only way: nothing resolves its name.
+    proxy = OptionalProxy(f"http://{service.address}")
+    log, status = (
+        BlobWriter(
+            SasUri(f"http://acct.blob.example/disks/{blob}?sig={SIGNATURE}"),
+            session=background.session,
+            proxy=proxy,
+        )
+        for blob in ("log", "status")
+    )
+    service.create_block_blob("log")
+    service.create_block_blob("status")
+    service.script("log", Answer(after_ms=NEVER_MS), operation="PUT")
+    result = write(background, log, limit_seconds=2.0)
+    assert result.failed
+    assert "did not answer in time" in str(result.reason)
+    assert "; directly: " in str(result.reason)
+    assert write(background, status) == WriteResult(True)
+    assert service.content("status") == STATUS
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_status_of_a_killed_job_is_read_directly_if_the_proxy_is_none(
     service: HostService, background: Background, way: str

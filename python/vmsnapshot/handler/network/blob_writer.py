@@ -117,7 +117,7 @@ class BlobWriter:
             cause, of_proxy = "", None
             for pause_seconds in (0.0, *_PAUSES_SECONDS):
                 await asyncio.sleep(pause_seconds)
-                proxy = self._proxy.uri
+                proxy = None if of_proxy else self._proxy.uri
                 limit_seconds = (give_up_at - time.monotonic()) / 2 if proxy else None
                 try:
                     result = await asyncio.wait_for(self._write(text, proxy), limit_seconds)
@@ -135,6 +135,7 @@ class BlobWriter:
         async with _client(self._uri, self._session, proxy) as blob:
             # A HEAD request. It needs the same permission as a GET, and transfers no content.
             properties = await blob.get_blob_properties()
+            self._proxy.has_worked |= proxy is not None
             kind = getattr(properties.blob_type, "value", None)
             if kind == "BlockBlob":
                 return await self._write_block_blob(blob, properties, text)

@@ -86,26 +86,29 @@ async def _encryption_settings(
     import aiohttp
 
     give_up_at = time.monotonic() + limit_seconds
-    cause = "there was no time to ask"
+    cause, used = "there was no time to ask", proxy.uri
     for pause_seconds in (0.0, *_PAUSES_SECONDS):
         await asyncio.sleep(pause_seconds)
         left_seconds = give_up_at - time.monotonic()
         if left_seconds <= 0:
             break
-        used = proxy.uri
+        used = used and proxy.uri
         try:
             status, settings = await _ask(session, blob, used, left_seconds / 2 if used else left_seconds)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
             cause, is_proxys = cause_of(error, proxy=used), is_of_proxy(error)
         else:
+            proxy.has_worked |= used is not None and status != 407
             if status == 200:
                 return settings
             cause, is_proxys = f"the service answered {status}", status == 407
             if status < 500 and not (used and is_proxys):
                 break
-        if used and is_proxys and proxy.uri is not None:
+        if used and is_proxys:
+            if proxy.uri is not None:
+                warn(f"asking for the encryption settings directly, because the proxy failed: {cause}")
             proxy.leave_out()
-            warn(f"asking for the encryption settings directly, because the proxy failed: {cause}")
+            used = None
     warn(f"could not ask `{blob}` for its encryption settings, so its snapshot has none: {cause}")
     return None
 

@@ -25,10 +25,16 @@ class OptionalProxy:
     def __init__(self, uri: str | None = None) -> None:
         self.uri = uri
         """``http://[USER:PASSWORD@]HOST:PORT``, or `None` for none."""
+        self.has_worked = False
+        """Whether the service has answered a request through it."""
 
     def leave_out(self) -> None:
-        """Has all later requests made directly, so that none of them waits for the proxy again."""
-        self.uri = None
+        """Has all later requests made directly, so that none of them waits for the proxy again.
+
+        Not if it has worked: it may be the only way, and one slow upload must not cost the next ones.
+        """
+        if not self.has_worked:
+            self.uri = None
 
 
 class Proxies:
