@@ -446,7 +446,11 @@ class Session:
     def run_id(self) -> str: ...
     @property
     def warnings(self) -> list[str]:
-        """What went otherwise than configured while connecting: a proxy that was not used, and why."""
+        """What went otherwise than configured while connecting: a proxy that was not used, and why.
+
+        ``run`` may add to it, because it replaces connections that were closed meanwhile.
+        """
+
     def run(self) -> Report:
         """Freezes, snapshots and thaws. Works once, and never raises after the first freeze.
 

@@ -63,10 +63,12 @@ def read_proxy(text: str) -> Proxy:
     port = int(found[2]) if found[2] else _DEFAULT_PORTS[scheme]
     if not 0 < port < 65536:
         raise _unusable("its port is not a number from 1 to 65535")
-    # `unquote_to_bytes` keeps a `%` that begins no escape.
+    # `unquote_to_bytes` keeps a `%` that begins no escape. A byte that is not UTF-8 is a surrogate in the
+    # text of a variable or an argument.
     name, colon, password = user_info.partition(":")
     credentials = colon.join(
-        urllib.parse.quote(urllib.parse.unquote_to_bytes(part), safe="") for part in (name, password)
+        urllib.parse.quote(urllib.parse.unquote_to_bytes(part.encode(errors="surrogateescape")), safe="")
+        for part in (name, password)
     )
     shown = f"{found[1].lower()}:{port}"
     warning = None

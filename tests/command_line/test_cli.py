@@ -231,6 +231,16 @@ def test_error_as_json_goes_to_standard_output_and_to_the_report_file(
     assert command.err == "vmsnapshot: error: blob 1 is gone\nhint: look again\n"
 
 
+def test_hint_about_the_trust_store_names_the_option_that_the_engine_does_not_know(
+    command: Command, native: FakeNative
+) -> None:
+    hint = "add the issuer's certificate to the system's trust store"
+    native.prepare_error = refusal("no TLS", code="tls-failed", kind="network", hint=hint)
+    assert command("snapshot", "--blob", sas_uri(), "--json") == 1
+    assert "--ca-file" in command.err.partition("hint: ")[2]
+    assert "--ca-file" in json.loads(command.out)["error"]["hint"]
+
+
 # snapshot: options
 
 

@@ -100,6 +100,9 @@ READABLE = [
     ("http://user:open%20sesame@proxy:3128", "http://user:open%20sesame@proxy:3128"),
     ("http://user:p@ss:w@proxy:3128", "http://user:p%40ss%3Aw@proxy:3128"),
     ("http://d%5Cuser:p%40ss@proxy:3128", "http://d%5Cuser:p%40ss@proxy:3128"),
+    ("http://u:größe@proxy:3128", "http://u:gr%C3%B6%C3%9Fe@proxy:3128"),
+    # As Python reads the byte FF of the environment or of an argument.
+    ("http://u:p\udcff@proxy:3128", "http://u:p%FF@proxy:3128"),
 ]
 UNREADABLE = [
     "",
@@ -217,6 +220,15 @@ def test_proxy_of_the_environment_that_is_spoken_to_in_plain_http_causes_a_warni
     assert command("snapshot", "--blob", sas_uri()) == 0
     assert native.prepare_arguments["proxy"] == "http://secure:3128"
     assert "warning: the proxy https://secure:3128 is spoken to in plain HTTP" in command.err
+
+
+@pytest.mark.parametrize("option", [[], ["--proxy", "http://u:p\udcff@proxy:3128"]])
+def test_password_of_a_proxy_may_have_bytes_that_are_not_utf_8(
+    command: Command, native: FakeNative, proxies: pytest.MonkeyPatch, option: list[str]
+) -> None:
+    proxies.setenv("https_proxy", "http://u:p\udcff@proxy:3128")
+    assert command("snapshot", "--blob", sas_uri(), *option) == 0
+    assert native.prepare_arguments["proxy"] == "http://u:p%FF@proxy:3128"
 
 
 def test_unusable_proxy_of_the_environment_is_an_error(command: Command, proxies: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,25 @@ def test_blob_behind_a_proxy_that_is_down_is_reached_directly_if_the_caller_allo
     assert report.blobs[0].outcome == "created"
 
 
+def test_blob_is_reached_directly_if_its_proxy_goes_away_between_the_preparation_and_the_run(
+    plan: vmsnapshot.Plan, fault_server: StartFaultServer
+) -> None:
+    server = fault_server()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = f"127.0.0.1:{listener.getsockname()[1]}"
+        session = vmsnapshot.prepare(
+            plan, [server.uri("disk")], proxy=f"http://user:hunter2@{proxy}", unusable_proxy="direct"
+        )
+        listener.accept()[0].close()
+    with session:
+        assert session.warnings == []
+        report = session.run()
+    assert (report.blobs[0].outcome, report.blobs[0].attempts) == ("created", 1)
+    (warning,) = session.warnings
+    assert f"connected directly, because the proxy http://{proxy} failed: " in checked(warning)
+    assert "hunter2" not in warning
+
+
 def test_authority_without_critical_basic_constraints_is_trusted_for_disks_and_reports(
     plan: vmsnapshot.Plan, trusted: Path, tmp_path: Path
 ) -> None:

@@ -266,13 +266,21 @@ def _warn_of_unmatched(plan: _native.Plan) -> None:
 
 def _fail(error: VmsnapshotError, status: int, *, as_json: bool) -> int:
     say(f"error: {error}")
-    if error.hint:
-        say_hint(error.hint)
+    hint = _hint_of(error)
+    if hint:
+        say_hint(hint)
     return _print(_error_document(error), status) if as_json else status
 
 
 def _error_document(error: VmsnapshotError) -> str:
-    return _dump({"error": {"code": error.code, "message": printable(str(error)), "hint": error.hint}})
+    return _dump({"error": {"code": error.code, "message": printable(str(error)), "hint": _hint_of(error)}})
+
+
+def _hint_of(error: VmsnapshotError) -> str | None:
+    # The engine does not know the command's options: the extension has no such one.
+    if error.hint and "trust store" in error.hint:
+        return f"{error.hint}; or name a file with the certificate with `--ca-file`"
+    return error.hint
 
 
 def _print(text: str, status: int) -> int:

@@ -333,7 +333,8 @@ class Worker:
                 self._connections.background.session,
                 settings.blobs,
                 # All disks use the same proxy. Otherwise the snapshots fail anyway.
-                proxy=self._connections.proxies.for_uri(settings.blobs[0]),
+                proxy=self._connections.proxies.optional_for(settings.blobs[0]),
+                warn=self._log.warning,
             )
         ).result()
 
@@ -440,7 +441,7 @@ def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool 
         try:
             if not vmsnapshot.leave_control_group(CONTROL_GROUP):
                 log.warning("the worker has no control group of its own: ending its service ends it")
-            with Background() as background:
+            with Background(warn=log.warning) as background:
                 background.warm_up()
                 # While the imports run, because the facts of the machine take as long.
                 reporter = context.reporter_of(asked)

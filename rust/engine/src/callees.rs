@@ -59,11 +59,7 @@ impl Callees {
         let mut warnings = Vec::new();
         let blobs = blobs.then(|uri, metadata| {
             let connection = next()?;
-            if let Some(warning) = &connection.without_proxy {
-                if !warnings.contains(warning) {
-                    warnings.push(warning.clone());
-                }
-            }
+            warn_of(&mut warnings, connection.without_proxy.as_deref());
             // The request depends on the way that was taken: a proxy gets another form of it.
             let proxy = connection.dialer.destination().proxy();
             let request = PreparedRequest::snapshot(uri, &metadata, proxy)?;
@@ -105,17 +101,24 @@ impl Callees {
         let work = connect::refresh(&mut connections, options.time_limit, on_unusable);
         let mut results = wait_for(runtime, observer, work)?.into_iter();
         let mut next = || results.next().expect("each connection has a result");
-        let blobs = self.blobs.then(|_, call| {
-            next()?;
+        let mut warnings = self.warnings;
+        let known = warnings.len();
+        let blobs = self.blobs.then(|_, mut call| {
+            if next()? {
+                warn_of(&mut warnings, call.without_proxy());
+            }
             Ok(call)
         })?;
         if self.host.is_some() {
             next()?;
         }
+        for warning in warnings.iter().skip(known) {
+            observer.warning(warning);
+        }
         Callees {
             blobs,
             host: self.host,
-            warnings: self.warnings,
+            warnings,
         }
         .with_one_to_ask()
     }
@@ -140,6 +143,14 @@ impl Callees {
             host: self.host,
             warnings: self.warnings,
         })
+    }
+}
+
+/// Adds `warning`, if there is one, and it is a new one.
+fn warn_of(warnings: &mut Vec<String>, warning: Option<&str>) {
+    if let Some(warning) = warning.filter(|warning| !warnings.iter().any(|other| other == warning))
+    {
+        warnings.push(warning.to_owned());
     }
 }
 

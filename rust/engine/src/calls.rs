@@ -98,6 +98,18 @@ impl Call {
             Self::Sent | Self::Ended(_) => None,
         }
     }
+
+    /// Fits the requests of a blob's call to its connection, if that uses no proxy after all.
+    /// Returns why it does not.
+    pub(crate) fn without_proxy(&mut self) -> Option<&str> {
+        let Self::Prepared(prepared) = self else {
+            return None;
+        };
+        let reason = prepared.connection.without_proxy.as_deref()?;
+        prepared.request.without_proxy();
+        prepared.again.without_proxy();
+        Some(reason)
+    }
 }
 
 /// The calls that are under way, in the window and after it.

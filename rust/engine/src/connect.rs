@@ -169,13 +169,50 @@ async fn connect_or_direct(
     direct: Way,
     deadline: Instant,
 ) -> Result<WarmConnection, ConnectError> {
-    let now = Instant::now();
-    let half = now + deadline.saturating_duration_since(now) / 2;
-    let of_proxy = match through_proxy.connect(half).await {
-        Err(error) if error.is_transient() => error.cause(),
+    match through_proxy.connect(half_way_to(deadline)).await {
+        Err(error) if error.is_transient() => {
+            instead_of_proxy(&error.cause(), proxy, direct, deadline).await
+        }
         // A certificate that is refused through the proxy is a matter of trust, not of the way.
-        result => return result,
-    };
+        result => result,
+    }
+}
+
+/// Connects once more with `dialer`. As [`connect_or_direct`] if its proxy is optional.
+async fn connect_again(dialer: Dialer, deadline: Instant) -> Result<WarmConnection, ConnectError> {
+    let destination = dialer.destination();
+    let optional = destination.proxy().filter(|proxy| proxy.is_optional());
+    let limit = optional.map_or(deadline, |_| half_way_to(deadline));
+    match (dialer.dial(limit).await, optional) {
+        (Err(error), Some(proxy)) if error.is_transient() => {
+            let direct = Way {
+                destination: destination.direct(),
+                tls: dialer.tls().cloned(),
+                resolution: Arc::default(),
+            };
+            instead_of_proxy(&error.cause(), proxy, direct, deadline).await
+        }
+        (connection, _) => Ok(WarmConnection {
+            connection: connection?,
+            without_proxy: None,
+            dialer,
+        }),
+    }
+}
+
+/// Returns until when a proxy may take, if its destination is to be tried directly after it.
+fn half_way_to(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    now + deadline.saturating_duration_since(now) / 2
+}
+
+/// Connects directly after `proxy` failed because of `of_proxy`. The error names both causes.
+async fn instead_of_proxy(
+    of_proxy: &str,
+    proxy: &Proxy,
+    direct: Way,
+    deadline: Instant,
+) -> Result<WarmConnection, ConnectError> {
     let destination = direct.destination.to_string();
     match direct.connect(deadline).await {
         Ok(warm) => Ok(WarmConnection {
@@ -198,6 +235,9 @@ async fn connect_or_direct(
 /// Replaces the connections that their servers have closed, in parallel. Returns for each, in their
 /// order, whether it was replaced. A connection that cannot be replaced stays closed.
 ///
+/// The new connection may be a direct one, if the old one had an [optional](Proxy::or_direct) proxy.
+/// Its request must then be made [direct](PreparedRequest::without_proxy) as well.
+///
 /// *Blocking*: `time_limit`; almost no time if all are open. *In the window*: no.
 ///
 /// # Errors
@@ -218,7 +258,7 @@ pub async fn refresh(
         dials.spawn(async move {
             let replacement = match (refusal, dialer) {
                 (Some(refusal), _) => Err(refusal),
-                (None, Some(dialer)) => dialer.dial(deadline).await.map(Some),
+                (None, Some(dialer)) => connect_again(dialer, deadline).await.map(Some),
                 (None, None) => Ok(None),
             };
             (index, replacement)
@@ -228,8 +268,10 @@ pub async fn refresh(
     let mut replaced = Vec::with_capacity(replacements.len());
     for (warm, replacement) in connections.iter_mut().zip(replacements) {
         replaced.push(match replacement {
-            Ok(Some(connection)) => {
-                warm.connection = connection;
+            Ok(Some(replacement)) => {
+                let earlier = warm.without_proxy.take();
+                **warm = replacement;
+                warm.without_proxy = warm.without_proxy.take().or(earlier);
                 Ok(true)
             }
             Ok(None) => Ok(false),

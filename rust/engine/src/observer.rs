@@ -11,6 +11,9 @@ pub(crate) const INTERRUPTION_TICK: Duration = Duration::from_millis(50);
 pub trait Observer {
     /// A phase begins. Never called inside the window.
     fn phase(&mut self, phase: Phase);
+    /// Something went otherwise than configured since the preparation. Never called inside the
+    /// window.
+    fn warning(&mut self, _text: &str) {}
     /// Returns whether to give up. Called often before the window, and never once it has begun.
     fn is_interrupted(&mut self) -> bool;
 }

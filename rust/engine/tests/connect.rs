@@ -1018,7 +1018,10 @@ fn certificate_of_an_unknown_issuer_is_refused_with_a_hint() {
         for trusted in [Authority::named("another issuer"), Authority::new()] {
             let error = tls_error(Authority::new().acceptor(), &trusted.options()).await;
             assert!(error.to_string().contains("issuer"), "{error}");
-            assert!(error.hint().unwrap().contains("--ca-file"));
+            // Not `--ca-file`: the status of a backup job has the hint too, and no such option.
+            let hint = error.hint().unwrap();
+            assert!(hint.contains("the system's trust store"), "{hint}");
+            assert!(!hint.contains("--"), "{hint}");
         }
     });
 }
@@ -1286,6 +1289,71 @@ fn optional_proxy_that_refuses_or_is_down_is_left_out_with_a_warning() {
             assert!(warm.dialer.destination().proxy().is_none());
             let answer = warm.connection.send_whole(prepared(&uri), soon()).await;
             assert_eq!(answer.unwrap().status, 201);
+        }
+    });
+}
+
+#[test]
+fn refresh_leaves_out_an_optional_proxy_that_has_failed_since() {
+    run(async {
+        for scheme in ["http", "https"] {
+            let authority = Authority::new();
+            let (server, server_address) = listen().await;
+            let (proxy, proxy_address) = listen().await;
+            let uri = uri(scheme, server_address);
+            let options = ConnectOptions {
+                ca_file: authority.options().ca_file,
+                ..optional_proxy(proxy_address)
+            };
+            let plain_requests = if scheme == "https" {
+                serve_tls(server, authority.acceptor());
+                None
+            } else {
+                Some(serve(server, CREATED))
+            };
+            let tunnel = tokio::spawn(async move {
+                let (mut client, _) = proxy.accept().await.unwrap();
+                drop(proxy);
+                if scheme == "http" {
+                    std::future::pending::<()>().await;
+                }
+                read_head(&mut client).await;
+                let established = b"HTTP/1.1 200 OK\r\n\r\n";
+                client.write_all(established).await.unwrap();
+                let mut upstream = TcpStream::connect(server_address).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut upstream).await;
+            });
+            let mut connections = connect_blobs(std::slice::from_ref(&uri), &options)
+                .await
+                .unwrap();
+            assert_eq!(connections[0].without_proxy, None);
+            let used = connections[0].dialer.destination().proxy().cloned();
+            let metadata = Metadata::parse([("RunId", "1")]).unwrap();
+            let mut request = PreparedRequest::snapshot(&uri, &metadata, used.as_ref()).unwrap();
+            tunnel.abort();
+            assert!(tunnel.await.unwrap_err().is_cancelled());
+
+            assert_eq!(
+                refresh_all(&mut connections, 20 * SHORT).await.unwrap(),
+                [true]
+            );
+            let warm = &mut connections[0];
+            let warning = warm.without_proxy.clone().unwrap();
+            assert!(warning.contains("connection refused"), "{warning}");
+            no_secret(std::slice::from_ref(&warning));
+            assert!(warm.dialer.destination().proxy().is_none());
+            request.without_proxy();
+            let answer = warm.connection.send_whole(request, soon()).await;
+            assert_eq!(answer.unwrap().status, 201);
+            if let Some(requests) = plain_requests {
+                let direct = PreparedRequest::snapshot(&uri, &metadata, None).unwrap();
+                let answer = warm.connection.send_whole(direct, soon()).await;
+                assert_eq!(answer.unwrap().status, 201);
+                let heads = requests.lock().unwrap();
+                // The server does not see the proxy's password.
+                assert_eq!(heads[0], heads[1]);
+                assert!(!heads[0].contains("Proxy-"), "{}", heads[0]);
+            }
         }
     });
 }

@@ -13,6 +13,8 @@ pub(crate) struct PythonObserver {
     progress: Option<Py<PyAny>>,
     /// The exception of `progress` or of a signal handler. It ends the preparation.
     raised: Option<PyErr>,
+    /// What went otherwise than configured since the preparation.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl PythonObserver {
@@ -20,6 +22,7 @@ impl PythonObserver {
         PythonObserver {
             progress,
             raised: None,
+            warnings: Vec::new(),
         }
     }
 
@@ -44,6 +47,10 @@ impl Observer for PythonObserver {
                 self.raised.get_or_insert(raised);
             }
         }
+    }
+
+    fn warning(&mut self, text: &str) {
+        self.warnings.push(text.to_owned());
     }
 
     fn is_interrupted(&mut self) -> bool {

@@ -1,6 +1,6 @@
 //! `Session`: a prepared run, and `Session.run`.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -13,7 +13,7 @@ use crate::report::Report;
 #[pyclass(frozen, module = "vmsnapshot")]
 pub(crate) struct Session {
     run_id: String,
-    warnings: Vec<String>,
+    warnings: Mutex<Vec<String>>,
     /// The process that prepared it. A forked child has a copy of this object, but none of its
     /// threads. If the child ran or closed the copy, it would change the run of its parent.
     owner: u32,
@@ -31,7 +31,7 @@ impl Session {
 
     #[getter]
     fn warnings(&self) -> Vec<String> {
-        self.warnings.clone()
+        lock(&self.warnings).clone()
     }
 
     fn run(&self, py: Python<'_>) -> PyResult<Report> {
@@ -48,6 +48,7 @@ impl Session {
         let mut observer =
             PythonObserver::new(self.progress.as_ref().map(|call| call.clone_ref(py)));
         let result = py.detach(|| session.run(&mut observer));
+        lock(&self.warnings).append(&mut observer.warnings);
         observer.outcome(py, result).map(Report::from)
     }
 
@@ -77,7 +78,7 @@ impl Session {
     pub(crate) fn new(session: session::Session, progress: Option<Py<PyAny>>) -> Self {
         Self {
             run_id: session.run_id().to_owned(),
-            warnings: session.warnings().to_vec(),
+            warnings: Mutex::new(session.warnings().to_vec()),
             owner: std::process::id(),
             session: Mutex::new(Some(session)),
             progress,
@@ -89,11 +90,12 @@ impl Session {
     }
 
     fn take(&self) -> Option<session::Session> {
-        self.session
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        lock(&self.session).take()
     }
+}
+
+fn lock<Content>(mutex: &Mutex<Content>) -> MutexGuard<'_, Content> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Session {

@@ -15,7 +15,7 @@ import pytest
 
 import vmsnapshot
 from tests.handler.machine.fake_machine import IDE_OS, IDE_TEMPORARY, FakeMachine, mounted
-from tests.support.fake_native import UnreadableMounts
+from tests.support.fake_native import Report, UnreadableMounts
 from vmsnapshot import Mount, PrepareError
 from vmsnapshot.handler.freeze import freezing
 from vmsnapshot.handler.freeze.freezing import Freezing
@@ -202,6 +202,19 @@ def test_only_the_last_phase_holds_signals_and_it_is_freeze(
         assert not run.interruptions._is_holding
         run._on_phase(phase)
     assert run.interruptions._is_holding
+
+
+def test_proxy_that_was_left_out_by_the_run_is_warned_of_in_the_log() -> None:
+    warnings = ["known since the preparation"]
+
+    def run() -> Report:
+        warnings.append("connected directly")
+        return Report(blobs=[])
+
+    freezing_once = made()
+    session: Any = SimpleNamespace(warnings=warnings, run=run)
+    freezing_once.run(session)
+    assert [line.text for line in freezing_once.log.warnings_and_errors()] == ["connected directly"]
 
 
 def test_every_event_of_a_run_has_words_in_the_log(

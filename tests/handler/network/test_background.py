@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -111,6 +112,23 @@ def test_certificate_of_an_unknown_authority_is_refused(azurite_https: object) -
     endpoint = azurite_https.endpoint  # type: ignore[attr-defined]
     with Background() as background, pytest.raises(aiohttp.ClientConnectorCertificateError):
         background.submit(_status_of(background, endpoint)).result(timeout=10)
+
+
+def test_lack_of_trusted_certificates_is_warned_of_once(
+    azurite_https: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    endpoint = azurite_https.endpoint  # type: ignore[attr-defined]
+    warnings: list[str] = []
+    with Background(warn=warnings.append) as background:
+        background.warm_up().result(timeout=20)
+        for _ in range(2):
+            with pytest.raises(aiohttp.ClientConnectorCertificateError):
+                background.submit(_status_of(background, endpoint)).result(timeout=10)
+    (warning,) = warnings
+    assert "could not load any trusted certificate of the system" in warning
+    assert "missing.pem" in warning
 
 
 @pytest.mark.usefixtures("compiled_engine")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.azurite import CONTAINER, Azurite
+from tests.support.broken_proxy import WAYS, broken_proxy
 from tests.support.certificates import Certificates
 from tests.support.connect_proxy import connect_proxy
 from tests.support.host_service import (
@@ -28,6 +29,7 @@ from tests.support.host_service import (
 )
 from vmsnapshot.handler.network.background import Background
 from vmsnapshot.handler.network.blob_writer import BlobWriter, WriteResult, may_be_mended
+from vmsnapshot.handler.network.proxies import OptionalProxy
 from vmsnapshot.handler.secret import SasUri
 
 MIB = 1024 * 1024
@@ -52,7 +54,9 @@ def name() -> str:
 def writer_of(
     background: Background, uri: str, *, may_cut_front: bool = False, proxy: str | None = None
 ) -> BlobWriter:
-    return BlobWriter(SasUri(uri), session=background.session, may_cut_front=may_cut_front, proxy=proxy)
+    return BlobWriter(
+        SasUri(uri), session=background.session, may_cut_front=may_cut_front, proxy=OptionalProxy(proxy)
+    )
 
 
 def write(
@@ -572,6 +576,110 @@ def test_blob_is_written_directly_with_a_remark_if_the_proxy_refuses_or_is_down(
     # Later writes do not try the proxy again.
     assert second == WriteResult(True)
     assert len(refusing.heads) == (1 if refusal else 0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_uploads_leave_out_a_proxy_that_accepts_connections_and_is_none(
+    azurite_http: Azurite,
+    azurite_https: Azurite,
+    certificates: Certificates,
+    name: str,
+    scheme: str,
+    way: str,
+) -> None:
+    azurite = azurite_https if scheme == "https" else azurite_http
+    create_block_blob(azurite, name)
+    create_block_blob(azurite, f"{name} log")
+    uri = uri_of(azurite, name)
+    with broken_proxy(way) as broken, Background(ca_file=str(certificates.ca_file)) as background:
+        background.warm_up().result(timeout=20)
+        proxy = OptionalProxy(broken.uri)
+        status, log = (
+            BlobWriter(SasUri(uri_of(azurite, blob)), session=background.session, proxy=proxy)
+            for blob in (name, f"{name} log")
+        )
+        first = write(background, status, limit_seconds=4.0)
+        tries = len(broken.connections)
+        began = time.monotonic()
+        others = [write(background, writer, limit_seconds=4.0) for writer in (status, log)]
+        took_seconds = time.monotonic() - began
+        asking = may_be_mended(SasUri(uri), "T-1", session=background.session, proxy=proxy)
+        assert background.submit(asking).result(timeout=20) is False
+    assert first.written, first
+    assert "connected directly, because the proxy failed: " in str(first.remark)
+    assert "hunter2" not in str(first.remark)
+    assert broken.uri.rpartition("@")[2] in str(first.remark)
+    # The proxy costs its share of the time once, and not once per write or blob.
+    assert others == [WriteResult(True), WriteResult(True)]
+    assert took_seconds < 1.5
+    assert len(broken.connections) == tries
+    assert read(azurite, name) == STATUS
+
+
+def test_proxy_that_has_worked_is_kept_after_an_upload_that_takes_too_long(
+    service: HostService, background: Background
+) -> None:
+    # The service answers as a proxy would. It is the only way: nothing resolves its name.
+    proxy = OptionalProxy(f"http://{service.address}")
+    log, status = (
+        BlobWriter(
+            SasUri(f"http://acct.blob.example/disks/{blob}?sig={SIGNATURE}"),
+            session=background.session,
+            proxy=proxy,
+        )
+        for blob in ("log", "status")
+    )
+    service.create_block_blob("log")
+    service.create_block_blob("status")
+    service.script("log", Answer(after_ms=NEVER_MS), operation="PUT")
+    result = write(background, log, limit_seconds=2.0)
+    assert result.failed
+    assert "did not answer in time" in str(result.reason)
+    assert "; directly: " in str(result.reason)
+    assert write(background, status) == WriteResult(True)
+    assert service.content("status") == STATUS
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_status_of_a_killed_job_is_read_directly_if_the_proxy_is_none(
+    service: HostService, background: Background, way: str
+) -> None:
+    service.create_block_blob("status", b"")
+    with broken_proxy(way) as broken:
+        proxy = OptionalProxy(broken.uri)
+        uri = SasUri(service.uri("status"))
+        asking = may_be_mended(uri, "T-1", session=background.session, proxy=proxy, limit_seconds=4.0)
+        assert background.submit(asking).result(timeout=20) is True
+    assert proxy.uri is None
+
+
+def test_proxy_is_not_left_out_when_the_server_behind_it_is_not_trusted(
+    azurite_https: Azurite, background: Background, name: str
+) -> None:
+    create_block_blob(azurite_https, name)
+    with connect_proxy() as working:
+        proxy = OptionalProxy(f"http://{working.address}")
+        uri = SasUri(uri_of(azurite_https, name))
+        result = write(background, BlobWriter(uri, session=background.session, proxy=proxy))
+    assert result.failed
+    assert "the issuer of its certificate is unknown" in str(result.reason)
+    assert "directly" not in str(result.reason)
+    assert proxy.uri is not None
+    assert all(line.startswith("CONNECT ") for line in working.request_lines)
+    assert working.request_lines
+
+
+@pytest.mark.parametrize("status", [403, 404, 502])
+def test_proxy_is_not_left_out_for_an_answer_of_the_service(
+    service: HostService, background: Background, status: int
+) -> None:
+    # The service is not a proxy, but it answers what it is asked in the form for a proxy.
+    service.script("status", Answer(status))
+    proxy = OptionalProxy(f"http://{service.address}")
+    uri = SasUri(f"http://acct.blob.example/disks/status?sig={SIGNATURE}")
+    assert write(background, BlobWriter(uri, session=background.session, proxy=proxy)).failed
+    assert proxy.uri is not None
 
 
 def test_failed_write_names_the_proxy_and_both_causes(background: Background) -> None:

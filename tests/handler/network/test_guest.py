@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
+from tests.support.broken_proxy import WAYS, broken_proxy
 from tests.support.host_service import NEVER_MS, SIGNATURE, USUAL, Answer, HostService, blob_error
 from vmsnapshot.handler.network.background import Background
 from vmsnapshot.handler.network.guest import blob_items, disk_encryption_settings
+from vmsnapshot.handler.network.proxies import OptionalProxy
 from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.secret import SasUri
 
@@ -31,11 +35,27 @@ def items_of(*outcomes: Any) -> tuple[SnapshotItem, ...]:
     return blob_items(outcomes)
 
 
-def settings_of(service: HostService, *names: str, limit_seconds: float = 10.0) -> tuple[str | None, ...]:
+def asked(
+    service: HostService, *names: str, proxy: str | None = None, limit_seconds: float = 10.0
+) -> tuple[tuple[str | None, ...], list[str]]:
+    """Returns the settings of the blobs, and the warnings."""
     blobs = [SasUri(service.uri(name)) for name in names]
+    warnings: list[str] = []
     with Background() as background:
-        asking = disk_encryption_settings(background.session, blobs, proxy=None, limit_seconds=limit_seconds)
-        return background.submit(asking).result(timeout=30)
+        asking = disk_encryption_settings(
+            background.session,
+            blobs,
+            proxy=OptionalProxy(proxy),
+            warn=warnings.append,
+            limit_seconds=limit_seconds,
+        )
+        settings = background.submit(asking).result(timeout=30)
+    assert not any(SIGNATURE in warning or "hunter2" in warning for warning in warnings)
+    return settings, warnings
+
+
+def settings_of(service: HostService, *names: str, limit_seconds: float = 10.0) -> tuple[str | None, ...]:
+    return asked(service, *names, limit_seconds=limit_seconds)[0]
 
 
 def test_snapshot_that_was_created_is_an_item_with_both_uris_and_an_empty_message() -> None:
@@ -107,6 +127,54 @@ def test_disk_that_does_not_answer_holds_up_no_other(service: HostService) -> No
 
 
 def test_encryption_settings_of_an_unusable_uri_are_none() -> None:
+    warnings: list[str] = []
     with Background() as background:
-        asking = disk_encryption_settings(background.session, [SasUri("no uri")], proxy=None)
+        asking = disk_encryption_settings(
+            background.session, [SasUri("no uri")], proxy=OptionalProxy(), warn=warnings.append
+        )
         assert background.submit(asking).result(timeout=10) == (None,)
+    assert len(warnings) == 1
+
+
+def test_disk_that_could_not_be_asked_for_its_settings_is_named_in_a_warning(service: HostService) -> None:
+    service.create_page_blob("os.vhd", metadata={"DiskEncryptionSettings": "os settings"})
+    service.create_page_blob("plain.vhd")
+    service.create_page_blob("data.vhd", metadata={"DiskEncryptionSettings": "data settings"})
+    service.script("os.vhd", blob_error(503, "ServerBusy"))
+    service.script("data.vhd", Answer(after_ms=NEVER_MS))
+    settings, warnings = asked(service, "os.vhd", "plain.vhd", "missing.vhd", "data.vhd", limit_seconds=1.5)
+    assert settings == (None, None, None, None)
+    for name, cause in (
+        ("os.vhd", "the service answered 503"),
+        ("missing.vhd", "the service answered 404"),
+        ("data.vhd", "did not answer in time"),
+    ):
+        uri = service.uri(name).partition("?")[0]
+        assert any(f"`{uri}`" in warning and cause in warning for warning in warnings), warnings
+    assert len(warnings) == 3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_encryption_settings_are_asked_for_directly_if_the_proxy_is_none(
+    service: HostService, way: str
+) -> None:
+    service.create_page_blob("os.vhd", metadata={"DiskEncryptionSettings": "os settings"})
+    service.create_page_blob("data.vhd", metadata={"DiskEncryptionSettings": "data settings"})
+    with broken_proxy(way) as broken:
+        settings, warnings = asked(service, "os.vhd", "data.vhd", proxy=broken.uri, limit_seconds=4.0)
+    assert settings == ("os settings", "data settings")
+    (warning,) = warnings
+    assert "directly, because the proxy failed: " in warning
+    assert broken.uri.rpartition("@")[2] in warning
+
+
+def test_encryption_settings_are_asked_for_directly_if_the_proxy_wants_a_password(
+    service: HostService,
+) -> None:
+    service.create_page_blob("os.vhd", metadata={"DiskEncryptionSettings": "os settings"})
+    # It answers as a proxy would, and then as the service itself.
+    service.script("os.vhd", Answer(407), USUAL)
+    settings, warnings = asked(service, "os.vhd", proxy=f"http://{service.address}")
+    assert settings == ("os settings",)
+    assert len(warnings) == 1
+    assert "407" in warnings[0]

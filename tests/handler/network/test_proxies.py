@@ -133,6 +133,26 @@ def test_variable_that_cannot_be_a_proxy_is_a_defect_of_the_blobs_that_need_it(
     assert Proxies(WAAGENT).defect_for(BLOB) is None
 
 
+def test_password_of_the_environment_that_is_not_utf_8_is_kept_byte_by_byte(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    # As Python reads the byte FF.
+    environment.setenv("https_proxy", "http://u:p\udcff@proxy.example:3128")
+    proxies = Proxies({})
+    assert proxies.for_uri(BLOB) == "http://u:p%FF@proxy.example:3128"
+    assert (proxies.defect_for(BLOB), proxies.warnings) == (None, ())
+
+
+def test_all_blobs_of_a_proxy_leave_it_out_together(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("https_proxy", "http://proxy.example:3128")
+    proxies = Proxies({})
+    proxies.optional_for(BLOB).leave_out()
+    other = SasUri("https://other.blob.example/status?sig=c2VjcmV0")
+    assert proxies.optional_for(other).uri is None
+    # The engine decides for itself.
+    assert proxies.for_uri(BLOB) == "http://proxy.example:3128"
+
+
 def test_host_of_waagent_conf_that_is_none_is_no_proxy_and_warned_of() -> None:
     proxies = Proxies({"HttpProxy.Host": "http://proxy/x", "HttpProxy.Port": "3128"})
     assert (proxies.for_uri(BLOB), len(proxies.warnings)) == (None, 1)

@@ -165,6 +165,7 @@ class Freezing:
         The log is suspended meanwhile. It stays suspended if not everything is thawed, because the next write
         to a frozen disk does not return before its thaw, and the blobs must be written first.
         """
+        known = len(session.warnings)
         self.log.suspend(discard=self.configuration.discard_lines_while_frozen)
         try:
             report = session.run()
@@ -172,6 +173,8 @@ class Freezing:
             # Only before the freeze. Afterwards the engine returns a report.
             self.log.resume()
             raise
+        for warning in session.warnings[known:]:
+            self.log.warning(warning)
         for event in report.timeline:
             words = " ".join((_EVENT_WORDS[event.event], event.subject or "")).rstrip()
             detail = f": {event.detail}" if event.detail else ""

@@ -45,9 +45,10 @@ class Background:
     The thread is a daemon, so a coroutine that ignores its cancellation does not keep the process alive.
     """
 
-    def __init__(self, *, ca_file: str | None = None) -> None:
-        """`ca_file` has certificates to trust besides the system's."""
+    def __init__(self, *, ca_file: str | None = None, warn: Callable[[str], None] | None = None) -> None:
+        """`ca_file` has certificates to trust besides the system's. `warn` is told if there are none."""
         self._ca_file = ca_file
+        self._warn = warn
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread
         self._session: aiohttp.ClientSession | None = None
@@ -79,7 +80,7 @@ class Background:
             import aiohttp
 
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=_tls_context(self._ca_file)),
+                connector=aiohttp.TCPConnector(ssl=_tls_context(self._ca_file, self._warn)),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 # The Azure SDK decompresses by itself. No other request asks for compression.
                 auto_decompress=False,
@@ -134,7 +135,7 @@ class Background:
             await asyncio.sleep(0.05)
 
 
-def _tls_context(ca_file: str | None) -> ssl.SSLContext:
+def _tls_context(ca_file: str | None, warn: Callable[[str], None] | None) -> ssl.SSLContext:
     """Makes a context that trusts what the engine trusts, and judges as it does.
 
     A service that gets the snapshots must not then refuse to get their report. OpenSSL's own list may be
@@ -153,8 +154,11 @@ def _tls_context(ca_file: str | None) -> ssl.SSLContext:
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     try:
         roots = vmsnapshot.trust_roots(ca_file=ca_file)
-    except PrepareError:
-        # Calls to the host use no TLS and need no roots. A TLS server is then refused as unknown.
+    except PrepareError as error:
+        # Calls to the host use no TLS and need no roots. A TLS server is then refused, and the cause of that
+        # is only that its issuer is unknown.
+        if warn is not None:
+            warn(f"no server is trusted over HTTPS: {error}" + (f"; {error.hint}" if error.hint else ""))
         return context
     for root in roots:
         with contextlib.suppress(ssl.SSLError):

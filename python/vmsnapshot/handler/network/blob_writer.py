@@ -10,12 +10,13 @@ job. No text that it returns contains a signature.
 from __future__ import annotations
 
 import json
+import time
 import urllib.parse
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vmsnapshot.handler.network.causes import cause_of, is_of_proxy
-from vmsnapshot.handler.network.proxies import USER_AGENT
+from vmsnapshot.handler.network.proxies import USER_AGENT, OptionalProxy
 from vmsnapshot.handler.secret import SasUri, redacted
 
 if TYPE_CHECKING:
@@ -69,15 +70,20 @@ class BlobWriter:
     """
 
     def __init__(
-        self, uri: SasUri, *, session: Session, proxy: str | None = None, may_cut_front: bool = False
+        self,
+        uri: SasUri,
+        *,
+        session: Session,
+        proxy: OptionalProxy | None = None,
+        may_cut_front: bool = False,
     ) -> None:
         """`may_cut_front`: the text is a log. If the blob is too small, its end is enough.
 
-        If `proxy` refuses or is down, the blob is written directly.
+        If `proxy` fails, it is left out and the blob is written directly.
         """
         self._uri = uri
         self._session = session
-        self._proxy = proxy
+        self._proxy = proxy or OptionalProxy()
         self._may_cut_front = may_cut_front
         self._content_is_ours = False
         self._content_is_foreign = False
@@ -90,7 +96,7 @@ class BlobWriter:
 
         `may_replace` allows replacing the content of a block blob. The caller knows that content.
 
-        Blocking: `limit_seconds` at most, with up to three tries.
+        Blocking: `limit_seconds` at most, with up to three tries. One through a proxy has half of the time.
         """
         import asyncio
 
@@ -98,33 +104,38 @@ class BlobWriter:
             # Not earlier: up to Python 3.9, a lock belongs to the loop of the thread that creates it.
             self._turn = asyncio.Lock()
         self._content_is_ours |= may_replace
+        writing = self._write_in_turn(self._turn, text, time.monotonic() + limit_seconds)
         try:
-            return await asyncio.wait_for(self._write_in_turn(self._turn, text), limit_seconds)
+            return await asyncio.wait_for(writing, limit_seconds)
         except asyncio.TimeoutError:
             return self._failed(f"it took longer than {limit_seconds:g} s")
 
-    async def _write_in_turn(self, turn: asyncio.Lock, text: bytes) -> WriteResult:
+    async def _write_in_turn(self, turn: asyncio.Lock, text: bytes, give_up_at: float) -> WriteResult:
         import asyncio
 
         async with turn:
             cause, of_proxy = "", None
             for pause_seconds in (0.0, *_PAUSES_SECONDS):
                 await asyncio.sleep(pause_seconds)
+                proxy = None if of_proxy else self._proxy.uri
+                limit_seconds = (give_up_at - time.monotonic()) / 2 if proxy else None
                 try:
-                    return replace(await self._write(text), remark=_remark(of_proxy))
+                    result = await asyncio.wait_for(self._write(text, proxy), limit_seconds)
+                    return replace(result, remark=_remark(of_proxy))
                 except Exception as error:
-                    cause, is_transient = _judge(error, self._proxy)
-                    if self._proxy is not None and is_of_proxy(error):
-                        # For the writes to come as well.
-                        self._proxy, of_proxy = None, cause
+                    cause, is_transient = _judge(error, proxy)
+                    if proxy is not None and is_of_proxy(error):
+                        self._proxy.leave_out()
+                        of_proxy = cause
                     elif not is_transient:
                         break
             return self._failed(f"{of_proxy}; directly: {cause}" if of_proxy else cause)
 
-    async def _write(self, text: bytes) -> WriteResult:
-        async with _client(self._uri, self._session, self._proxy) as blob:
+    async def _write(self, text: bytes, proxy: str | None) -> WriteResult:
+        async with _client(self._uri, self._session, proxy) as blob:
             # A HEAD request. It needs the same permission as a GET, and transfers no content.
             properties = await blob.get_blob_properties()
+            self._proxy.has_worked |= proxy is not None
             kind = getattr(properties.blob_type, "value", None)
             if kind == "BlockBlob":
                 return await self._write_block_blob(blob, properties, text)
@@ -174,7 +185,7 @@ class BlobWriter:
             try:
                 await blob.resize_blob(len(pages))
             except HttpResponseError as error:
-                reason, is_transient = _judge(error, self._proxy)
+                reason, is_transient = _judge(error, self._proxy.uri)
                 if is_transient:
                     raise
                 if not self._may_cut_front or not size_bytes:
@@ -198,7 +209,7 @@ async def may_be_mended(
     task_id: str | None,
     *,
     session: Session,
-    proxy: str | None = None,
+    proxy: OptionalProxy | None = None,
     limit_seconds: float = READ_LIMIT_SECONDS,
 ) -> bool | None:
     """Returns whether the report of a killed worker may be written to the status blob of its task.
@@ -206,12 +217,13 @@ async def may_be_mended(
     It may if the blob is empty, or has the transitioning report of this task. A page blob is checked in the
     same way, because the result of another task must stay. Returns `None` if the blob cannot be read now.
 
-    Blocking: `limit_seconds` at most.
+    Blocking: `limit_seconds` at most. If `proxy` fails, the blob is read directly in what is left.
     """
     import asyncio
 
+    reading = _read_or_direct(uri, session, proxy or OptionalProxy(), limit_seconds / 2)
     try:
-        content = await asyncio.wait_for(_read_or_direct(uri, session, proxy), limit_seconds)
+        content = await asyncio.wait_for(reading, limit_seconds)
     except Exception:
         return None
     text = content.rstrip(b" \0")
@@ -225,12 +237,18 @@ async def may_be_mended(
         return False
 
 
-async def _read_or_direct(uri: SasUri, session: Session, proxy: str | None) -> bytes:
-    try:
-        return await _read(uri, session, proxy)
-    except Exception as error:
-        if proxy is None or not is_of_proxy(error):
-            raise
+async def _read_or_direct(
+    uri: SasUri, session: Session, proxy: OptionalProxy, proxy_limit_seconds: float
+) -> bytes:
+    import asyncio
+
+    if proxy.uri is not None:
+        try:
+            return await asyncio.wait_for(_read(uri, session, proxy.uri), proxy_limit_seconds)
+        except Exception as error:
+            if not is_of_proxy(error):
+                raise
+            proxy.leave_out()
     return await _read(uri, session, None)
 
 

@@ -88,16 +88,25 @@ _TLS_CAUSES = (
 
 
 def is_of_proxy(error: BaseException) -> bool:
-    """Whether the proxy refused or is down, and not the server behind it."""
+    """Whether a request through a proxy failed for a reason that may be the proxy's.
+
+    Every reason may, also a connection that was closed or an answer that never came, with two exceptions. An
+    HTTP answer is the service's, except 407. A refusal by TLS is a matter of trust, and not of the way.
+    """
+    import asyncio
+
     import aiohttp
 
-    # The answer of a proxy to a request in plain HTTP.
-    if getattr(error, "status_code", None) == 407:
-        return True
-    origin = _origin(error)
-    return isinstance(
-        origin,
-        (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError, aiohttp.ConnectionTimeoutError),
+    error = _origin(error)
+    status = getattr(error, "status_code", None)
+    if status is not None:
+        # The answer of a proxy to a request in plain HTTP.
+        return bool(status == 407)
+    return (
+        isinstance(error, (aiohttp.ClientError, asyncio.TimeoutError, OSError))
+        and not isinstance(error, aiohttp.InvalidURL)
+        and not _is_of_certificate(error)
+        and not _is_of_tls(error)
     )
 
 
@@ -120,11 +129,10 @@ def cause_of(error: BaseException, *, proxy: str | None = None) -> str:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         to = f"the proxy {redacted(proxy)}" if proxy else "the server"
         return f"the connection to {to} took too long (hint: a firewall in between may drop the packets)"
-    certificate_error = getattr(error, "certificate_error", error)
-    if isinstance(certificate_error, ssl.SSLCertVerificationError):
-        return f"could not set up TLS{through}: {_certificate_cause(certificate_error)}"
+    if _is_of_certificate(error):
+        return f"could not set up TLS{through}: {_certificate_cause(_certificate_error(error))}"
     os_error = getattr(error, "os_error", error)
-    if isinstance(os_error, ssl.SSLError) or "[SSL: " in str(os_error):
+    if _is_of_tls(error):
         return f"could not set up TLS{through}: {_tls_cause(os_error)}"
     if isinstance(os_error, ConnectionError) and not os_error.errno and error is not os_error:
         return f"could not set up TLS{through}: the server closed the connection during the handshake"
@@ -148,7 +156,21 @@ def _origin(error: BaseException) -> BaseException:
     return getattr(error, "inner_exception", None) or error
 
 
-def _certificate_cause(error: ssl.SSLCertVerificationError) -> str:
+def _certificate_error(error: BaseException) -> BaseException:
+    return getattr(error, "certificate_error", error)
+
+
+def _is_of_certificate(error: BaseException) -> bool:
+    return isinstance(_certificate_error(error), ssl.SSLCertVerificationError)
+
+
+def _is_of_tls(error: BaseException) -> bool:
+    # aiohttp makes errors of its own that have only the text: "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] ...".
+    os_error = getattr(error, "os_error", error)
+    return isinstance(os_error, ssl.SSLError) or "[SSL: " in str(os_error)
+
+
+def _certificate_cause(error: BaseException) -> str:
     cause, hint = _CERTIFICATE_CAUSES.get(
         # The number is missing if Python itself refused the certificate.
         getattr(error, "verify_code", 0),
@@ -161,7 +183,6 @@ def _certificate_cause(error: ssl.SSLCertVerificationError) -> str:
 
 
 def _tls_cause(error: BaseException) -> str:
-    # aiohttp makes errors of its own that have only the text: "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] ...".
     found = re.search(r"\[SSL: ([A-Z0-9_]+)\]", str(error))
     reason = str(getattr(error, "reason", None) or (found[1] if found else "")).upper()
     reason = reason or str(getattr(error, "strerror", None) or "").upper()

@@ -10,11 +10,11 @@ from __future__ import annotations
 import email.utils
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 from vmsnapshot import BlobOutcome
-from vmsnapshot.handler.network.causes import is_of_proxy
-from vmsnapshot.handler.network.proxies import USER_AGENT
+from vmsnapshot.handler.network.causes import cause_of, is_of_proxy
+from vmsnapshot.handler.network.proxies import USER_AGENT, OptionalProxy
 from vmsnapshot.handler.report.snapshots import SnapshotItem
 from vmsnapshot.handler.secret import SasUri, redacted
 
@@ -41,18 +41,26 @@ def blob_items(outcomes: Iterable[BlobOutcome]) -> tuple[SnapshotItem, ...]:
 
 
 async def disk_encryption_settings(
-    session: Session, blobs: Sequence[SasUri], *, proxy: str | None, limit_seconds: float = 10.0
+    session: Session,
+    blobs: Sequence[SasUri],
+    *,
+    proxy: OptionalProxy,
+    warn: Callable[[str], None],
+    limit_seconds: float = 10.0,
 ) -> tuple[str | None, ...]:
     """Asks all blobs at once for their encryption settings. Never raises.
 
     Returns one answer per blob, in their order. It is `None` if the blob has no settings or did not answer.
+    `warn` is told of a blob that did not answer, and of a proxy that failed and was left out.
 
-    Blocking: `limit_seconds` at most.
+    Blocking: `limit_seconds` at most. A try through the proxy has half of the time.
     """
     import asyncio
 
     return tuple(
-        await asyncio.gather(*(_encryption_settings(session(), blob, proxy, limit_seconds) for blob in blobs))
+        await asyncio.gather(
+            *(_encryption_settings(session(), blob, proxy, warn, limit_seconds) for blob in blobs)
+        )
     )
 
 
@@ -67,26 +75,41 @@ def _item(outcome: BlobOutcome) -> SnapshotItem:
 
 
 async def _encryption_settings(
-    session: aiohttp.ClientSession, blob: SasUri, proxy: str | None, limit_seconds: float
+    session: aiohttp.ClientSession,
+    blob: SasUri,
+    proxy: OptionalProxy,
+    warn: Callable[[str], None],
+    limit_seconds: float,
 ) -> str | None:
     import asyncio
 
     import aiohttp
 
     give_up_at = time.monotonic() + limit_seconds
+    cause, used = "there was no time to ask", proxy.uri
     for pause_seconds in (0.0, *_PAUSES_SECONDS):
         await asyncio.sleep(pause_seconds)
         left_seconds = give_up_at - time.monotonic()
         if left_seconds <= 0:
             break
+        used = used and proxy.uri
         try:
-            status, settings = await _ask(session, blob, proxy, left_seconds)
+            status, settings = await _ask(session, blob, used, left_seconds / 2 if used else left_seconds)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-            if is_of_proxy(error):
-                proxy = None
-            continue
-        if status < 500:
-            return settings if status == 200 else None
+            cause, is_proxys = cause_of(error, proxy=used), is_of_proxy(error)
+        else:
+            proxy.has_worked |= used is not None and status != 407
+            if status == 200:
+                return settings
+            cause, is_proxys = f"the service answered {status}", status == 407
+            if status < 500 and not (used and is_proxys):
+                break
+        if used and is_proxys:
+            if proxy.uri is not None:
+                warn(f"asking for the encryption settings directly, because the proxy failed: {cause}")
+            proxy.leave_out()
+            used = None
+    warn(f"could not ask `{blob}` for its encryption settings, so its snapshot has none: {cause}")
     return None
 
 
@@ -104,8 +127,7 @@ async def _ask(
         allow_redirects=False,
         proxy=proxy,
         proxy_headers={"User-Agent": USER_AGENT} if proxy else None,
-        # Half of the time, so that the other half is left if a proxy swallows packets.
-        timeout=aiohttp.ClientTimeout(total=limit_seconds, sock_connect=limit_seconds / 2 if proxy else None),
+        timeout=aiohttp.ClientTimeout(total=limit_seconds),
     ) as response:
         # These headers compare case-insensitively, as in HTTP.
         return response.status, response.headers.get(ENCRYPTION_SETTINGS_HEADER) or None

@@ -19,6 +19,24 @@ USER_AGENT = f"vmsnapshot/{vmsnapshot.__version__}"
 """What a proxy is told about this program. The engine says the same."""
 
 
+class OptionalProxy:
+    """A proxy that is left out from its first failure on, by all who share this object."""
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri = uri
+        """``http://[USER:PASSWORD@]HOST:PORT``, or `None` for none."""
+        self.has_worked = False
+        """Whether the service has answered a request through it."""
+
+    def leave_out(self) -> None:
+        """Has all later requests made directly, so that none of them waits for the proxy again.
+
+        Not if it has worked: it may be the only way, and one slow upload must not cost the next ones.
+        """
+        if not self.has_worked:
+            self.uri = None
+
+
 class Proxies:
     """The proxies of this machine.
 
@@ -33,6 +51,7 @@ class Proxies:
     def __init__(self, waagent_configuration: Mapping[str, str]) -> None:
         self._proxies = environment_proxies()
         self._defects: dict[str, str] = {}
+        self._optional: dict[str | None, OptionalProxy] = {}
         self.warnings: tuple[str, ...] = ()
         """Warnings for the log."""
         for scheme in ("http", "https"):
@@ -67,6 +86,11 @@ class Proxies:
         """Returns the proxy for one blob as ``http://[USER:PASSWORD@]HOST:PORT``, or `None` for none."""
         proxy = proxy_for(uri.expose(), self._proxies)
         return None if proxy in self._defects else proxy
+
+    def optional_for(self, uri: SasUri) -> OptionalProxy:
+        """As `for_uri`, for requests that are made directly if the proxy fails. All its blobs share one."""
+        proxy = self.for_uri(uri)
+        return self._optional.setdefault(proxy, OptionalProxy(proxy))
 
     def defect_for(self, uri: SasUri) -> str | None:
         """Returns why the proxy of one blob cannot be used, or `None` if it can or there is none."""

@@ -63,7 +63,7 @@ class Uploads:
         uri = self._job.status_blob
         if self._status is None or uri is None:
             return False
-        session, proxy = self._background.session, self._proxies.for_uri(uri)
+        session, proxy = self._background.session, self._proxies.optional_for(uri)
         asking = may_be_mended(uri, self._job.task_id, session=session, proxy=proxy)
         may_be = self._background.submit(asking).result()
         if may_be is None:
@@ -97,7 +97,7 @@ class Uploads:
         return BlobWriter(
             uri,
             session=self._background.session,
-            proxy=self._proxies.for_uri(uri),
+            proxy=self._proxies.optional_for(uri),
             may_cut_front=may_cut_front,
         )
 

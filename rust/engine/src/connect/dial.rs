@@ -71,6 +71,10 @@ impl Dialer {
         &self.0.destination
     }
 
+    pub(super) fn tls(&self) -> Option<&Tls> {
+        self.0.tls.as_ref().map(|(tls, _)| tls)
+    }
+
     /// Connects on the current runtime, through the proxy and with TLS if the destination has them.
     ///
     /// *Blocking*: until `deadline`. *In the window*: allowed. It resolves no name and opens no

@@ -180,7 +180,7 @@ impl ConnectError {
         match self {
             Self::BadCaFile { .. } => Some("give a PEM file with at least one CERTIFICATE section"),
             Self::NoTrustRoots { .. } => {
-                Some("install the system's CA certificates, or name a file with --ca-file")
+                Some("install the system's trust store (mostly the package ca-certificates)")
             }
             Self::BadProxy { .. } => {
                 Some("give http://HOST:PORT or http://USER:PASSWORD@HOST:PORT")

@@ -24,8 +24,8 @@ pub(super) struct Cause {
 
 const CLOCK: &str = "check this machine's clock, or renew the server's certificate";
 const ISSUER: &str =
-    "add the issuer's certificate to the system's trust store or name its file with \
-    --ca-file, and let the server send its intermediate certificates";
+    "add the issuer's certificate to the system's trust store, and let the server send its \
+    intermediate certificates";
 const CERTIFICATE: &str = "replace the server's certificate";
 const CIPHERS: &str =
     "allow TLS 1.3, or TLS 1.2 with ECDHE and AES-GCM or CHACHA20-POLY1305, on the \
@@ -365,7 +365,7 @@ fn certificate(error: &CertificateError) -> Cause {
         CertificateError::BadSignature => because(
             "the signature of its certificate does not match the trusted issuer of that name, or a \
              key is weaker than RSA with 2048 bits",
-            "name the file with the issuer's current certificate with --ca-file, or replace the \
+            "add the issuer's current certificate to the system's trust store, or replace the \
              server's certificate",
         ),
         CertificateError::Expired => because("its certificate has expired", CLOCK),

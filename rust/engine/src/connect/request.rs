@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{Request, Response, Uri};
+use http::{header, Request, Response, Uri};
 use http_body_util::{Empty, Full};
 use hyper::body::Incoming;
 use std::cell::RefCell;
@@ -105,6 +105,19 @@ impl PreparedRequest {
             request,
             purpose: Purpose::Snapshot,
         })
+    }
+
+    /// Changes a [`snapshot`](Self::snapshot) for a connection that uses no proxy after all. The
+    /// server must not get the proxy's password.
+    ///
+    /// *In the window*: no.
+    pub fn without_proxy(&mut self) {
+        let headers = self.request.headers_mut();
+        headers.remove(header::PROXY_AUTHORIZATION);
+        headers.remove(header::USER_AGENT);
+        if let Some(target) = self.request.uri().path_and_query() {
+            *self.request.uri_mut() = Uri::from(target.clone());
+        }
     }
 
     /// Makes the request of a host call: `POST path?query`, `Host`, `Content-Length`, the caller's
