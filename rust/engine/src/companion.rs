@@ -25,6 +25,8 @@ pub(crate) enum Role {
     Sync,
     /// It asks btrfs whether a scrub is under way.
     Scrub,
+    /// It asks whether a block device is free. It is sent nodes in place of directories.
+    Free,
 }
 
 /// Starts the program in a role and returns the run's end of its channel.
@@ -45,6 +47,7 @@ pub(crate) fn start(role: Role) -> io::Result<Channel> {
             Role::Watch => "watch",
             Role::Sync => "sync",
             Role::Scrub => "scrub",
+            Role::Free => "free",
         })
         .env_clear()
         .current_dir("/")

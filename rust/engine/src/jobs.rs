@@ -14,7 +14,7 @@ use vmsnapshot_core::plan::PlannedFilesystem;
 use vmsnapshot_core::text::bytes_text;
 use vmsnapshot_sys::clock;
 
-use crate::companion::ask::{ask, Answer};
+use crate::companion::ask::{ask, Answer, NotAsked};
 use crate::companion::Role;
 use crate::error::PrepareError;
 use crate::observer::Observer;
@@ -47,12 +47,14 @@ pub(crate) fn jobs_on(
         .filter(|((planned, _), job)| planned.filesystem_type == "btrfs" && job.is_none())
         .map(|((_, directory), job)| (directory.as_fd(), job))
         .unzip();
-    let answers = ask(
-        Role::Scrub,
-        &asked,
-        clock::monotonic().plus(limit),
-        observer,
-    )?;
+    let deadline = clock::monotonic().plus(limit);
+    let answers = ask(Role::Scrub, &asked, deadline, observer).map_err(|error| match error {
+        NotAsked::Interrupted => PrepareError::Interrupted,
+        NotAsked::Start(cause) => PrepareError::Resources {
+            step: "start the process that asks btrfs for a scrub",
+            cause,
+        },
+    })?;
     for (job, answer) in places.into_iter().zip(answers) {
         *job = match answer {
             Answer::Yes => Some("a btrfs scrub is under way".to_owned()),

@@ -9,7 +9,6 @@ use vmsnapshot_sys::channel::Received;
 use vmsnapshot_sys::{clock, Errno};
 
 use super::Role;
-use crate::error::PrepareError;
 use crate::observer::{Observer, INTERRUPTION_TICK};
 
 /// What the kernel answered.
@@ -22,6 +21,15 @@ pub(crate) enum Answer {
     Late,
 }
 
+/// Why there are no answers.
+#[derive(Debug)]
+pub(crate) enum NotAsked {
+    /// The caller has interrupted the run.
+    Interrupted,
+    /// The process could not be started.
+    Start(io::Error),
+}
+
 /// Asks the question of `role` about every directory, in parallel, in a process of its own. Returns
 /// the answers once all are there, at `deadline` at the latest.
 ///
@@ -29,22 +37,18 @@ pub(crate) enum Answer {
 /// hung in our own process, that process could never end.
 ///
 /// # Errors
-/// [`PrepareError::Interrupted`], or [`PrepareError::Resources`] if the process cannot be started.
+/// [`NotAsked`].
 pub(crate) fn ask(
     role: Role,
     directories: &[BorrowedFd<'_>],
     deadline: Monotonic,
     observer: &mut dyn Observer,
-) -> Result<Vec<Answer>, PrepareError> {
+) -> Result<Vec<Answer>, NotAsked> {
     let mut answers = vec![Answer::Late; directories.len()];
     if directories.is_empty() {
         return Ok(answers);
     }
-    let failed = |cause: io::Error| PrepareError::Resources {
-        step: "start the process that asks the kernel about filesystems",
-        cause,
-    };
-    let channel = super::start_for(role, directories).map_err(failed)?;
+    let channel = super::start_for(role, directories).map_err(NotAsked::Start)?;
     while answers.contains(&Answer::Late) && clock::monotonic() < deadline {
         let tick = clock::monotonic().plus(INTERRUPTION_TICK).min(deadline);
         match channel.receive(tick) {
@@ -54,9 +58,7 @@ pub(crate) fn ask(
                     *place = if is_yes { Answer::Yes } else { Answer::No };
                 }
             }
-            Err(Errno::TIMEDOUT) if observer.is_interrupted() => {
-                return Err(PrepareError::Interrupted)
-            }
+            Err(Errno::TIMEDOUT) if observer.is_interrupted() => return Err(NotAsked::Interrupted),
             Err(Errno::TIMEDOUT) => {}
             // The process is gone, so none of its questions waits for the kernel.
             Ok(_) | Err(_) => {
