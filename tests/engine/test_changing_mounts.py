@@ -167,3 +167,44 @@ def test_mounts_that_cannot_be_read_after_the_thaw_make_the_set_inconsistent(
     assert outcomes(report) == {"planned": "thawed"}
     assert (report["consistency"], report["freeze_doubt_code"]) == ("crash", "mounts-unreadable")
     assert "too many open files" in report["why"]
+
+
+def test_an_unmounted_filesystem_whose_device_does_not_answer_is_not_called_unmounted_and_delays_little(
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
+) -> None:
+    stays = scratch.make_on_loop("stays")
+    lower = scratch.make_on_loop("lower", "xfs", size_mib=512)
+    goes = scratch.make_on_loop("goes", inside=lower)
+    rescue([stays.mount_point, lower.mount_point], after_seconds=20.0)
+    program = f"""
+import os, pathlib, subprocess, sys, time, vmsnapshot
+from tests.support import freezing
+device, image, lower = {str(goes.device)!r}, {str(goes.image)!r}, pathlib.Path({str(lower.mount_point)!r})
+plan = vmsnapshot.plan(include=[{str(stays.mount_point)!r}, {str(scratch.directory / "goe*")!r}])
+subprocess.run(["umount", {str(goes.mount_point)!r}], check=True)
+subprocess.run(["losetup", "--detach", device], check=True)
+subprocess.run(["losetup", "--partscan", device, image], check=True)
+freezing.freeze(lower)
+# The kernel writes out the pages of a device before it reads the partitions, and locks its opens meanwhile.
+with open(device, "r+b", buffering=0) as pages:
+    content = pages.read(4096)
+    pages.seek(0)
+    pages.write(content)
+    reading = subprocess.Popen(["blockdev", "--rereadpt", device])
+    time.sleep(0.5)
+    assert reading.poll() is None
+    started = time.monotonic()
+    try:
+        with vmsnapshot.prepare(plan, [{fault_server().uri("disk")!r}], thaw_timeout=5.0) as session:
+            report = session.run().to_json()
+        took = time.monotonic() - started
+    finally:
+        freezing.thaw(lower)
+        reading.wait(10)
+# The teardown unmounts it first, and then what it lies on.
+subprocess.run(["mount", device, {str(goes.mount_point)!r}], check=True)
+assert took < 6.0, took
+print(report, flush=True)
+"""
+    report = json.loads(processes.run_bounded([sys.executable, "-c", program], limit_seconds=40.0))
+    assert outcomes(report) == {"stays": "thawed", "goes": "not-opened"}

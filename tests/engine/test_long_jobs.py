@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 from tests.conftest import ArmRescue, StartFaultServer
 from tests.engine.conftest import THAW_LIMIT_MS
 from tests.support import freezing, processes
-from tests.support.command import take_snapshot
+from tests.support.command import SnapshotRun, take_snapshot
 from tests.support.fault_server import NeverAnswers
 from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems
 from tests.support.writers import Writer
@@ -132,3 +133,58 @@ scrubs[0].wait(10)
     assert server.requests() == []
     status = processes.run_bounded(["btrfs", "scrub", "status", scrubbed.mount_point])
     assert "aborted" in status
+
+
+@contextlib.contextmanager
+def devices_locked(btrfs: ScratchFilesystem, lower: ScratchFilesystem) -> Iterator[None]:
+    """Makes the kernel hold the lock on the devices of a btrfs, as a commit to a dead disk does.
+
+    A trim holds it as well. This one trims what no block group uses, and its discard waits for the
+    frozen XFS that the btrfs lies on. (ext4 would let it through.)
+    """
+    freezing.freeze(lower.mount_point)
+    trim = subprocess.Popen(["fstrim", "--offset=1T", "--length=4096", btrfs.mount_point])
+    try:
+        until = time.monotonic() + 5.0
+        while Path(f"/proc/{trim.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "D":
+            assert time.monotonic() < until, "the trim does not wait"
+            time.sleep(0.02)
+        time.sleep(0.2)
+        assert trim.poll() is None
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            freezing.thaw(lower.mount_point)
+        assert processes.end(trim, limit_seconds=10.0)
+
+
+def test_a_btrfs_that_does_not_answer_is_left_out_and_the_run_stays_killable(
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
+) -> None:
+    healthy = scratch.make_on_loop("healthy")
+    lower = scratch.make_on_loop("lower", "xfs", size_mib=512)
+    silent = scratch.make_on_loop("silent", "btrfs", size_mib=256, inside=lower)
+    processes.run_bounded(["sync", "--file-system", silent.mount_point])
+    server = fault_server()
+    rescue([healthy.mount_point, silent.mount_point, lower.mount_point], after_seconds=20.0)
+    with devices_locked(silent, lower):
+        started = time.monotonic()
+        finished = take_snapshot(
+            [healthy.mount_point, scratch.directory / "silen*"], [server.uri("disk")], "--sync-timeout=0.5"
+        )
+        assert time.monotonic() - started < 5.0
+        run = SnapshotRun([silent.mount_point], [server.uri("other")], "--sync-timeout=15")
+        with run:
+            time.sleep(1.0)
+            assert run.process.poll() is None
+            run.send(signal.SIGKILL)
+            assert run.process.wait(timeout=2.0) == -signal.SIGKILL
+    report = finished.document
+    outcomes = {item["mount_point"]: item["outcome"] for item in report["filesystems"]}
+    assert outcomes == {
+        str(healthy.mount_point): "thawed",
+        str(silent.mount_point): "freeze-would-wait",
+    }
+    assert (finished.status, report["freeze_doubt_code"]) == (1, "freeze-would-wait")
+    assert "within 0.50 s" in report["why"]
+    assert [request.blob for request in server.requests()] == ["disk"]

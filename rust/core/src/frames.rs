@@ -48,6 +48,13 @@ pub enum Frame {
         /// 0, or the error number.
         errno: u32,
     },
+    /// Companion to run: the kernel answered a question about a directory.
+    Answer {
+        /// The index of the directory.
+        index: u32,
+        /// What it answered.
+        is_yes: bool,
+    },
     /// Companion to run: the companion could not begin.
     Failed {
         /// The error number, or 0 if the system gave none.
@@ -80,6 +87,7 @@ impl Frame {
             Frame::Released { peak_memory_kib } => (7, peak_memory_kib, 0),
             Frame::Synced { index, errno } => (8, index, errno),
             Frame::Failed { errno } => (9, errno, 0),
+            Frame::Answer { index, is_yes } => (10, index, u32::from(is_yes)),
         };
         let mut bytes = [0; FRAME_BYTES];
         let words = [kind, first, second].map(u32::to_le_bytes);
@@ -114,6 +122,10 @@ impl Frame {
             (7, peak_memory_kib, 0) => Some(Frame::Released { peak_memory_kib }),
             (8, index, errno) => Some(Frame::Synced { index, errno }),
             (9, errno, 0) => Some(Frame::Failed { errno }),
+            (10, index, yes @ 0..=1) => Some(Frame::Answer {
+                index,
+                is_yes: yes == 1,
+            }),
             _ => None,
         }
     }
@@ -141,6 +153,8 @@ mod tests {
             Just(Frame::Release),
             any::<u32>().prop_map(|peak_memory_kib| Frame::Released { peak_memory_kib }),
             (any::<u32>(), any::<u32>()).prop_map(|(index, errno)| Frame::Synced { index, errno }),
+            (any::<u32>(), any::<bool>())
+                .prop_map(|(index, is_yes)| Frame::Answer { index, is_yes }),
         ]
     }
 

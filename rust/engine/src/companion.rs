@@ -1,17 +1,19 @@
 //! Starts the companion processes. Their program is carried by the library and runs from memory.
 
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use rustix::fs::{memfd_create, MemfdFlags};
+use vmsnapshot_core::frames::Frame;
 use vmsnapshot_sys::channel::Channel;
 use vmsnapshot_sys::Errno;
 
+pub(crate) mod ask;
 pub(crate) mod sync;
 
-/// The program of both companions, built by `build.rs`.
+/// The program of all companions, built by `build.rs`.
 static PROGRAM: &[u8] = include_bytes!(env!("VMSNAPSHOT_WATCHDOG"));
 
 /// What a companion process does.
@@ -21,6 +23,10 @@ pub(crate) enum Role {
     Watch,
     /// It writes out dirty data.
     Sync,
+    /// It asks btrfs whether a scrub is under way.
+    Scrub,
+    /// It asks whether a block device is free. It is sent nodes in place of directories.
+    Free,
 }
 
 /// Starts the program in a role and returns the run's end of its channel.
@@ -40,6 +46,8 @@ pub(crate) fn start(role: Role) -> io::Result<Channel> {
         .arg(match role {
             Role::Watch => "watch",
             Role::Sync => "sync",
+            Role::Scrub => "scrub",
+            Role::Free => "free",
         })
         .env_clear()
         .current_dir("/")
@@ -52,6 +60,23 @@ pub(crate) fn start(role: Role) -> io::Result<Channel> {
     // reports on the channel that it is there.
     let _ = child.wait();
     Ok(ours)
+}
+
+/// Starts the program in a role that makes one call for each directory, and sends it `directories`.
+///
+/// # Errors
+/// The kernel's error.
+fn start_for(role: Role, directories: &[BorrowedFd<'_>]) -> io::Result<Channel> {
+    let count = u32::try_from(directories.len()).map_err(|_| Errno::TOOBIG)?;
+    let channel = start(role)?;
+    let hello = Frame::Hello {
+        directories: count,
+        has_pidfd: false,
+        has_rcu: false,
+    };
+    channel.send(hello, &[])?;
+    channel.send_directories(directories)?;
+    Ok(channel)
 }
 
 fn program_in_memory() -> io::Result<OwnedFd> {

@@ -3,55 +3,115 @@
 //! Writers stall from the call of FIFREEZE on, and no FITHAW ends that wait. So such a filesystem
 //! must not be frozen.
 
-use std::os::fd::BorrowedFd;
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::fs::{major, minor};
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::plan::PlannedFilesystem;
 use vmsnapshot_core::text::bytes_text;
-use vmsnapshot_sys::btrfs;
+use vmsnapshot_sys::clock;
 
+use crate::companion::ask::{ask, Answer, NotAsked};
+use crate::companion::Role;
+use crate::error::PrepareError;
+use crate::observer::Observer;
 use crate::scan::{devices_in, Roots};
 
-/// The most device ids of a btrfs that are asked for a scrub.
-const DEVICE_IDS_MAX: u64 = 4096;
-
-/// Returns what a FIFREEZE of the filesystem would wait for, if there is such a job.
+/// Returns, for each filesystem, what a FIFREEZE of it would wait for, if there is such a job. A
+/// btrfs that does not answer within `limit` has one. `directories` has the same order.
 ///
-/// *Blocking*: no. It reads sysfs, and asks btrfs with calls that do not wait.
-pub(crate) fn job_on(
-    planned: &PlannedFilesystem,
-    directory: BorrowedFd<'_>,
-    roots: &Roots,
-) -> Option<String> {
-    let btrfs = btrfs_of(planned, directory);
-    suspended_device(planned, btrfs.as_ref(), roots)
-        .map(|device| format!("its device {device} is suspended by device-mapper"))
-        .or_else(|| {
-            let btrfs = btrfs?;
-            // Not every kernel shows a scrub as an exclusive operation.
-            exclusive_operation(&btrfs.uuid, roots).or_else(|| {
-                let mut ids = 1..=btrfs.max_device_id.min(DEVICE_IDS_MAX);
-                ids.any(|id| btrfs::is_scrubbing(directory, id))
-                    .then(|| "a btrfs scrub is under way".to_owned())
-            })
-        })
+/// *Blocking*: `limit`, if there is a btrfs. Then it also takes some milliseconds to start the
+/// process that asks.
+///
+/// # Errors
+/// [`PrepareError::Interrupted`], or [`PrepareError::Resources`] if that process cannot be started.
+pub(crate) fn jobs_on(
+    filesystems: &[PlannedFilesystem],
+    directories: &[OwnedFd],
+    limit: Duration,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Option<String>>, PrepareError> {
+    let roots = Roots::default();
+    let mut jobs: Vec<Option<String>> = filesystems
+        .iter()
+        .map(|planned| job_in_sysfs(planned, &roots))
+        .collect();
+    // Not every kernel shows a scrub as an exclusive operation.
+    let (asked, places): (Vec<_>, Vec<_>) = filesystems
+        .iter()
+        .zip(directories)
+        .zip(&mut jobs)
+        .filter(|((planned, _), job)| planned.filesystem_type == "btrfs" && job.is_none())
+        .map(|((_, directory), job)| (directory.as_fd(), job))
+        .unzip();
+    let deadline = clock::monotonic().plus(limit);
+    let answers = ask(Role::Scrub, &asked, deadline, observer).map_err(|error| match error {
+        NotAsked::Interrupted => PrepareError::Interrupted,
+        NotAsked::Start(cause) => PrepareError::Resources {
+            step: "start the process that asks btrfs for a scrub",
+            cause,
+        },
+    })?;
+    for (job, answer) in places.into_iter().zip(answers) {
+        *job = match answer {
+            Answer::Yes => Some("a btrfs scrub is under way".to_owned()),
+            Answer::No => None,
+            // Whatever holds the devices now would hold a commit too, and FIFREEZE commits.
+            Answer::Late => Some(format!(
+                "the kernel has not answered within {:.2} s whether a btrfs scrub is under way",
+                limit.as_secs_f64()
+            )),
+        };
+    }
+    Ok(jobs)
 }
 
-fn btrfs_of(planned: &PlannedFilesystem, directory: BorrowedFd<'_>) -> Option<btrfs::Btrfs> {
-    (planned.filesystem_type == "btrfs")
-        .then(|| btrfs::describe(directory).ok())
+/// Returns the job that sysfs shows. These files wait for no disk.
+fn job_in_sysfs(planned: &PlannedFilesystem, roots: &Roots) -> Option<String> {
+    let btrfs = match planned.filesystem_type.as_str() {
+        "btrfs" => btrfs_of(planned, roots),
+        _ => Vec::new(),
+    };
+    suspended_device(planned, &btrfs, roots)
+        .map(|device| format!("its device {device} is suspended by device-mapper"))
+        .or_else(|| btrfs.iter().find_map(|btrfs| exclusive_operation(btrfs)))
+}
+
+/// Returns the directory in sysfs of the btrfs, or of each that it may be.
+///
+/// BTRFS_IOC_FS_INFO has the UUID, which is the name of the directory, but earlier kernels answer it
+/// only when no commit holds the devices.
+fn btrfs_of(planned: &PlannedFilesystem, roots: &Roots) -> Vec<PathBuf> {
+    let named = rustix::fs::stat(planned.source.as_str())
+        .ok()
+        .map(|source| DeviceNumber {
+            major: major(source.st_rdev),
+            minor: minor(source.st_rdev),
+        });
+    let all: Vec<PathBuf> = std::fs::read_dir(roots.sys.join("fs/btrfs"))
+        .into_iter()
         .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
+    let has_device = |btrfs: &&PathBuf| {
+        named.is_some_and(|device| devices_in(&btrfs.join("devices")).contains(&device))
+    };
+    let found: Vec<PathBuf> = all.iter().filter(has_device).cloned().collect();
+    // A source that names no device (`/dev/root`) may be any btrfs.
+    if found.is_empty() {
+        all
+    } else {
+        found
+    }
 }
 
 /// Returns the balance, replace, resize, or adding or removing of a device that is under way.
-fn exclusive_operation(uuid: &str, roots: &Roots) -> Option<String> {
+fn exclusive_operation(btrfs: &Path) -> Option<String> {
     // Since Linux 5.10.
-    let file = roots
-        .sys
-        .join("fs/btrfs")
-        .join(uuid)
-        .join("exclusive_operation");
-    let operation = bytes_text(&std::fs::read(file).ok()?);
+    let operation = bytes_text(&std::fs::read(btrfs.join("exclusive_operation")).ok()?);
     match operation.trim() {
         // A balance that is paused holds nothing.
         "none" | "balance paused" => None,
@@ -63,13 +123,14 @@ fn exclusive_operation(uuid: &str, roots: &Roots) -> Option<String> {
 /// its resume with the superblock's lock, and every FIFREEZE and FITHAW for the syncfs.
 fn suspended_device(
     planned: &PlannedFilesystem,
-    btrfs: Option<&btrfs::Btrfs>,
+    btrfs: &[PathBuf],
     roots: &Roots,
 ) -> Option<DeviceNumber> {
-    let mut below = match btrfs {
-        Some(btrfs) => devices_in(&roots.sys.join("fs/btrfs").join(&btrfs.uuid).join("devices")),
-        None => [planned.device].into(),
-    };
+    let mut below: BTreeSet<_> = btrfs
+        .iter()
+        .flat_map(|btrfs| devices_in(&btrfs.join("devices")))
+        .collect();
+    below.insert(planned.device);
     let mut seen = Vec::new();
     while let Some(device) = below.pop_first() {
         let directory = roots.sys.join("dev/block").join(device.to_string());
@@ -87,9 +148,6 @@ fn suspended_device(
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
-
-    use std::fs::File;
-    use std::os::fd::AsFd;
 
     use super::*;
     use crate::scan::fake_machine::FakeMachine;
@@ -116,8 +174,7 @@ mod tests {
         machine.file("sys/devices/virtual/block/dm-0/dm/suspended", "0\n");
         machine.file("sys/devices/virtual/block/dm-1/dm/suspended", "0\n");
         machine.link("sys/devices/virtual/block/dm-1/slaves/dm-0", "../../dm-0");
-        let directory = File::open("/").unwrap();
-        let job = |device| job_on(&planned(device), directory.as_fd(), &machine.roots());
+        let job = |device| job_in_sysfs(&planned(device), &machine.roots());
         assert_eq!(job("253:1"), None);
         machine.file("sys/devices/virtual/block/dm-0/dm/suspended", "1\n");
         let expected = "its device 253:0 is suspended by device-mapper";
@@ -139,9 +196,35 @@ mod tests {
                 "sys/fs/btrfs/12-34/exclusive_operation",
                 &format!("{operation}\n"),
             );
-            let found = exclusive_operation("12-34", &machine.roots());
+            let found = exclusive_operation(&machine.0.join("sys/fs/btrfs/12-34"));
             assert_eq!(found.as_deref(), expected);
         }
-        assert_eq!(exclusive_operation("56-78", &machine.roots()), None);
+        let found = exclusive_operation(&machine.0.join("sys/fs/btrfs/56-78"));
+        assert_eq!(found, None);
+    }
+
+    #[test]
+    fn btrfs_is_found_by_its_source_or_may_be_any() {
+        let machine = FakeMachine::new();
+        let directory = |name: &str| machine.0.join("sys/fs/btrfs").join(name);
+        // The number of `/dev/null`. The test needs a node that every machine has.
+        machine.device("1:3", "virtual/block/sda");
+        machine.device("8:17", "virtual/block/sdb");
+        for (name, device) in [("12-34", "sda"), ("56-78", "sdb")] {
+            let target = format!("../../../../devices/virtual/block/{device}");
+            machine.link(&format!("sys/fs/btrfs/{name}/devices/{device}"), &target);
+        }
+        let mut data = planned("0:50");
+        data.filesystem_type = "btrfs".to_owned();
+        data.source = "/dev/null".to_owned();
+        assert_eq!(btrfs_of(&data, &machine.roots()), [directory("12-34")]);
+        data.source = "/dev/root/of/no/machine".to_owned();
+        let mut any = btrfs_of(&data, &machine.roots());
+        any.sort();
+        assert_eq!(any, [directory("12-34"), directory("56-78")]);
+        machine.file("sys/devices/virtual/block/sdb/dm/suspended", "1\n");
+        assert!(job_in_sysfs(&data, &machine.roots()).is_some());
+        data.source = "/dev/null".to_owned();
+        assert_eq!(job_in_sysfs(&data, &machine.roots()), None);
     }
 }

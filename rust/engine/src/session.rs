@@ -1,7 +1,6 @@
 //! A run, which is prepared and then run once. All its phases except the window are here.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,12 +29,11 @@ use crate::companion::sync::{sync, Synced};
 use crate::connect::ConnectOptions;
 use crate::directories::{DirectoryError, LeftOut, Opened};
 use crate::error::PrepareError;
-use crate::jobs::job_on;
+use crate::jobs::jobs_on;
 use crate::look::{self, Change};
 use crate::observer::Observer;
 use crate::rcu;
 use crate::report::{self, Facts};
-use crate::scan::Roots;
 use crate::staged::{borrow, Staged};
 use crate::state;
 
@@ -44,6 +42,8 @@ const LAST_WORD_LIMIT: Duration = Duration::from_secs(2);
 /// How long the run waits after the deadline for a watchdog that still has to thaw. Its last word
 /// may never come.
 const LATE_WORD_LIMIT: Duration = Duration::from_millis(250);
+/// How long a btrfs may take to say whether a scrub is under way.
+const JOBS_LIMIT: Duration = Duration::from_secs(1);
 /// How long the bodies of all refusals may take together. The thaw does not wait for them.
 const BODIES_LIMIT: Duration = Duration::from_secs(1);
 
@@ -178,10 +178,11 @@ impl Session {
 
     /// Syncs, freezes, snapshots, thaws, and reports.
     ///
-    /// *Blocking*: the limits on sync and on connecting, 2 s for arming, then the thaw timeout. After
-    /// it, with everything thawed: 2 s for the watchdog's last word (250 ms if something is still
-    /// frozen), 200 ms for the freeze threads to end, what is left of the limits of the calls for
-    /// late answers (5.1 s at most), and 1 s or the limit of the host call for the bodies of answers.
+    /// *Blocking*: twice the limit on sync, the limit on connecting, 1 s for a btrfs that does not
+    /// answer, 2 s for arming, then the thaw timeout. After it, with everything thawed: 2 s for the
+    /// watchdog's last word (250 ms if something is still frozen), 200 ms for the freeze threads to
+    /// end, what is left of the limits of the calls for late answers (5.1 s at most), and 1 s or the
+    /// limit of the host call for the bodies of answers.
     ///
     /// # Errors
     /// [`PrepareError`], before anything is frozen. Later failures are in the report, because
@@ -197,8 +198,13 @@ impl Session {
             staged,
         } = self;
 
-        // A syncfs can wait for such a job as well.
-        let errors = waiting(&staged);
+        // A syncfs can wait for such a job as well. Until it has written the dirty data, a commit may
+        // hold a healthy btrfs for as long.
+        let errors = waiting(
+            &staged,
+            options.sync_timeout.unwrap_or(JOBS_LIMIT),
+            observer,
+        )?;
         let mut staged = staged.leave_out(errors, &mut left_out)?;
         let mut synced = Vec::new();
         if let Some(limit) = options.sync_timeout {
@@ -223,7 +229,7 @@ impl Session {
             )?;
             callees = callees.refresh(&runtime, &options.connect, observer)?;
         }
-        let errors = waiting(&staged);
+        let errors = waiting(&staged, JOBS_LIMIT, observer)?;
         let Staged {
             // Bound first, so that it is dropped last on every path.
             mut published,
@@ -361,7 +367,11 @@ fn add(
     }
     let known = staged.filesystems.len();
     let staged = staged.add(added, change)?;
-    let errors = waiting(&staged);
+    let errors = waiting(
+        &staged,
+        options.sync_timeout.unwrap_or(JOBS_LIMIT),
+        observer,
+    )?;
     let staged = staged.leave_out(errors, left_out)?;
     let Some(limit) = options
         .sync_timeout
@@ -383,15 +393,16 @@ fn add(
 }
 
 /// Returns an error for each filesystem whose FIFREEZE would wait for a job of the kernel.
-fn waiting(staged: &Staged) -> Vec<Option<DirectoryError>> {
-    let roots = Roots::default();
-    let filesystems = staged.filesystems.iter().zip(&*staged.directories);
-    filesystems
-        .map(|(planned, directory)| {
-            let job = job_on(planned, directory.as_fd(), &roots)?;
-            Some(would_wait(planned, job))
-        })
-        .collect()
+fn waiting(
+    staged: &Staged,
+    limit: Duration,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Option<DirectoryError>>, PrepareError> {
+    let jobs = jobs_on(&staged.filesystems, &staged.directories, limit, observer)?;
+    let filesystems = staged.filesystems.iter().zip(jobs);
+    Ok(filesystems
+        .map(|(planned, job)| Some(would_wait(planned, job?)))
+        .collect())
 }
 
 /// Returns an error for each filesystem that must not be frozen after such a syncfs.

@@ -16,20 +16,24 @@ const SCRUB_CANCEL: Opcode = opcode::none(0x94, 28);
 const SCRUB_PROGRESS: Opcode = opcode::read_write::<Arguments>(0x94, 29);
 const FS_INFO: Opcode = opcode::read::<Arguments>(0x94, 31);
 
-/// A mounted btrfs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Btrfs {
-    /// Its UUID, which is the name of its directory in `/sys/fs/btrfs`.
-    pub uuid: String,
-    /// The largest id of its devices. The ids begin with 1 and may have gaps.
-    pub max_device_id: u64,
+/// The most device ids that are asked for a scrub.
+const DEVICE_IDS_MAX: u64 = 4096;
+
+/// Returns whether a scrub or a replace reads a device of the btrfs of `directory`. Not if it is
+/// another filesystem.
+///
+/// *Blocking*: while a commit or a trim holds the list of the devices (fs/btrfs/volumes.c,
+/// `device_list_mutex`), in state D. On a dead disk that has no end.
+#[must_use]
+pub fn is_scrubbing(directory: BorrowedFd<'_>) -> bool {
+    max_device_id(directory).is_ok_and(|max| {
+        let mut ids = 1..=max.min(DEVICE_IDS_MAX);
+        ids.any(|id| is_scrubbing_device(directory, id))
+    })
 }
 
-/// Returns what the btrfs of `directory` is.
-///
-/// # Errors
-/// ENOTTY for another filesystem.
-pub fn describe(directory: BorrowedFd<'_>) -> Result<Btrfs, Errno> {
+/// Returns the largest id of the devices. The ids begin with 1 and may have gaps.
+fn max_device_id(directory: BorrowedFd<'_>) -> Result<u64, Errno> {
     let mut arguments: Arguments = [0; 128];
     // SAFETY: the kernel writes `struct btrfs_ioctl_fs_info_args`, which is 1 KiB, as `Arguments` is,
     // and for which every bit pattern of integers is valid.
@@ -39,28 +43,10 @@ pub fn describe(directory: BorrowedFd<'_>) -> Result<Btrfs, Errno> {
             Updater::<FS_INFO, Arguments>::new(&mut arguments),
         )?
     };
-    let [max_device_id, _, uuid @ .., _, _] = &arguments[..6] else {
-        return Err(Errno::INVAL);
-    };
-    let digits: String = uuid
-        .iter()
-        .flat_map(|word| word.to_ne_bytes())
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let parts = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)];
-    let uuid: Vec<&str> = parts
-        .iter()
-        .filter_map(|(from, to)| digits.get(*from..*to))
-        .collect();
-    Ok(Btrfs {
-        uuid: uuid.join("-"),
-        max_device_id: *max_device_id,
-    })
+    arguments.first().copied().ok_or(Errno::INVAL)
 }
 
-/// Returns whether a scrub or a replace reads the device `device_id` of the btrfs of `directory`.
-#[must_use]
-pub fn is_scrubbing(directory: BorrowedFd<'_>, device_id: u64) -> bool {
+fn is_scrubbing_device(directory: BorrowedFd<'_>, device_id: u64) -> bool {
     let mut arguments: Arguments = [0; 128];
     if let Some(first) = arguments.first_mut() {
         *first = device_id;

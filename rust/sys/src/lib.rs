@@ -2,6 +2,7 @@
 //!
 //! Each module covers one service of the kernel. There is no policy here.
 
+pub mod block_device;
 pub mod btrfs;
 pub mod channel;
 pub mod clock;

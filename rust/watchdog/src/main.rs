@@ -1,5 +1,5 @@
-//! The program that a run starts beside itself, as `watch` or as `sync`. Its standard input is the
-//! channel to the run.
+//! The program that a run starts beside itself, as `watch`, `sync`, `scrub` or `free`. Its standard
+//! input is the channel to the run.
 
 #![forbid(unsafe_code)]
 
@@ -45,6 +45,14 @@ fn run(channel: &Arc<Channel>) -> std::io::Result<()> {
         Some("sync") => {
             process::set_process_name(c"vmsnapshot-sync");
             vmsnapshot_watchdog::sync(channel, &kernel)
+        }
+        Some("scrub") => {
+            process::set_process_name(c"vmsnapshot-scru");
+            vmsnapshot_watchdog::look_for_scrubs(channel)
+        }
+        Some("free") => {
+            process::set_process_name(c"vmsnapshot-free");
+            vmsnapshot_watchdog::look_for_free_devices(channel)
         }
         _ => Err(std::io::ErrorKind::InvalidInput.into()),
     }

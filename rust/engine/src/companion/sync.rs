@@ -44,19 +44,9 @@ pub(crate) fn sync(
         step: "start the process that writes out dirty data",
         cause,
     };
-    let count = u32::try_from(directories.len()).map_err(|_| failed(Errno::TOOBIG.into()))?;
-    let channel = super::start(Role::Sync).map_err(failed)?;
-    let hello = Frame::Hello {
-        directories: count,
-        has_pidfd: false,
-        has_rcu: false,
-    };
-    channel
-        .send(hello, &[])
-        .and_then(|()| channel.send_directories(directories))
-        .map_err(|errno| failed(errno.into()))?;
+    let channel = super::start_for(Role::Sync, directories).map_err(failed)?;
     let mut answers = 0;
-    while answers < count && clock::monotonic() < deadline {
+    while answers < directories.len() && clock::monotonic() < deadline {
         let tick = clock::monotonic().plus(INTERRUPTION_TICK).min(deadline);
         match channel.receive(tick) {
             Ok(Received::Frame(Frame::Synced { index, errno }, _)) => {

@@ -1,0 +1,39 @@
+//! Asks the kernel what it may never answer, in a process of its own.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use vmsnapshot_core::frames::Frame;
+use vmsnapshot_sys::channel::Channel;
+use vmsnapshot_sys::{block_device, btrfs};
+
+use crate::sync::call_for_each;
+
+/// Asks each directory's btrfs for a scrub in a thread of its own, and sends the run each answer.
+///
+/// This does not happen in the run's process. A commit holds the lock that the question needs while
+/// it writes the superblocks, so on a dead disk the question does not return.
+///
+/// # Errors
+/// If the run does not send the directories.
+pub fn look_for_scrubs(channel: &Arc<Channel>) -> io::Result<()> {
+    call_for_each(channel, |index, directory| Frame::Answer {
+        index,
+        is_yes: btrfs::is_scrubbing(directory.as_fd()),
+    })
+}
+
+/// Asks whether each block device is free, in a thread of its own, and sends the run each answer. The
+/// run sends descriptors of nodes in place of directories.
+///
+/// This does not happen in the run's process, because an open of a dead disk may not return.
+///
+/// # Errors
+/// If the run does not send the nodes.
+pub fn look_for_free_devices(channel: &Arc<Channel>) -> io::Result<()> {
+    call_for_each(channel, |index, node| Frame::Answer {
+        index,
+        is_yes: block_device::is_free(node.as_fd()),
+    })
+}
