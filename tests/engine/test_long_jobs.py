@@ -12,9 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from tests.conftest import ArmRescue, StartFaultServer
+from tests.conftest import ArmRescue, StartFaultServer, require
 from tests.engine.conftest import THAW_LIMIT_MS
 from tests.support import freezing, processes
 from tests.support.command import SnapshotRun, take_snapshot
@@ -34,8 +32,7 @@ def make_slow_to_scrub(scratch: ScratchFilesystems) -> ScratchFilesystem:
     processes.run_bounded(["sync", "--file-system", filesystem.mount_point])
     uuid = processes.run_bounded(["blkid", "-o", "value", "-s", "UUID", filesystem.device]).strip()
     speed = Path(f"/sys/fs/btrfs/{uuid}/devinfo/1/scrub_speed_max")
-    if not speed.exists():
-        pytest.skip("this kernel cannot slow a scrub of btrfs down")
+    require(speed.exists(), "needs Linux 5.14 or newer, which can slow a scrub of btrfs down")
     speed.write_text(f"{SCRUB_MIB_PER_SECOND}m")
     return filesystem
 
