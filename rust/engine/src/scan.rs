@@ -130,7 +130,7 @@ pub fn mounts(roots: &Roots) -> Result<Mounts, PlanError> {
             }
             Err(error) if is_gone(&error) => {}
             Err(error) => {
-                let why = cannot_be_read(&process.join(MOUNTINFO), &error.to_string());
+                let why = cannot_be_read(&process.join(MOUNTINFO), &cause_text(&error));
                 failed.entry(namespace).or_insert(why);
             }
         }
