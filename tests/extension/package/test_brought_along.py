@@ -7,11 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.extension.package.unpacked import Unpacked
+from tests.support.appliance import ODD_LINES, appliance
 from tests.support.azurite import Azurite
+from tests.support.host_service import HostService
 
 ENVIRONMENT = {"PATH": os.defpath}
 
@@ -30,6 +33,19 @@ asyncio.run(main())
 loaded = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
 assert not [file for file in loaded if "site-packages" in file or "dist-packages" in file]
 assert not [file for file in loaded if file.startswith(sys.argv[1]) and not file.endswith(".py")]
+"""
+
+_WRITE_STATUS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from vmsnapshot.handler.network.background import Background
+from vmsnapshot.handler.network.blob_writer import BlobWriter
+from vmsnapshot.handler.secret import SasUri
+
+with Background() as background:
+    writer = BlobWriter(SasUri(sys.argv[2]), session=background.session)
+    result = background.submit(writer.write(b"status")).result(30)
+assert result.written, result.reason
 """
 
 _ENCRYPT = """
@@ -77,6 +93,19 @@ def test_package_alone_can_write_and_read_a_blob(
     uri = azurite_https.sas_uri("brought-along", "rwc")
     ran = run(python, whole, _UPLOAD, uri, str(azurite_https.certificates.ca_file))
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("python", _pythons())
+def test_a_malformed_header_does_not_cost_the_status(whole: Unpacked, python: str) -> None:
+    with HostService() as service:
+        service.create_block_blob("status")
+        uri = service.uri("status")
+        port = urlsplit(uri).port
+        assert port
+        with appliance(port, ODD_LINES["blank in a name"]) as other:
+            ran = run(python, whole, _WRITE_STATUS, uri.replace(f":{port}/", f":{other}/"))
+        assert (ran.returncode, ran.stderr) == (0, "")
+        assert service.content("status") == b"status"
 
 
 def test_stand_in_for_cryptography_names_what_is_missing(whole: Unpacked) -> None:

@@ -2,6 +2,7 @@
 
 background      the event loop for all of it, in a thread beside the worker's main thread
 proxies         chooses the HTTP proxy for a blob
+lenient_heads   passes over what is odd in the heads of answers
 causes          says in words why a connection failed
 connections     the event loop, the proxies and the host's address in one value
 host            calls PreSnapshot, builds DoSnapshot and reads its answer

@@ -79,9 +79,13 @@ class Background:
         if self._session is None:
             import aiohttp
 
+            from vmsnapshot.handler.network import lenient_heads
+
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=_tls_context(self._ca_file, self._warn)),
+                connector=lenient_heads.connector(_tls_context(self._ca_file, self._warn)),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                # Some appliances add long headers. The default is 8 KiB.
+                max_field_size=lenient_heads.LINE_LIMIT_BYTES,
                 # The Azure SDK decompresses by itself. No other request asks for compression.
                 auto_decompress=False,
                 trust_env=False,
