@@ -14,6 +14,48 @@ from typing_extensions import TypeAlias
 # The names of all values that a program may have to tell apart. `names()` returns the same lists from the
 # compiled module, and a test compares the two.
 
+ErrorCode: TypeAlias = Literal[
+    "bad-uri",
+    "unsigned-uri",
+    "bad-sas",
+    "expired-sas",
+    "sas-not-yet-valid",
+    "sas-permission",
+    "duplicate-blob",
+    "bad-host-call",
+    "bad-ca-file",
+    "no-trust-roots",
+    "tls-configuration",
+    "bad-proxy",
+    "bad-request",
+    "resolve-failed",
+    "connect-failed",
+    "connect-timeout",
+    "tls-failed",
+    "proxy-failed",
+    "bad-metadata",
+    "open-failed",
+    "mount-changed",
+    "mount-vanished",
+    "not-writable",
+    "freeze-would-wait",
+    "no-watchdog",
+    "not-privileged",
+    "bad-thaw-timeout",
+    "bad-freeze-timeout",
+    "bad-time-limit",
+    "too-many-filesystems",
+    "unreadable",
+    "bad-pattern",
+    "pattern-matches-nothing",
+    "no-such-mount",
+    "not-freezable",
+    "another-run",
+    "left-frozen",
+    "state-unusable",
+    "no-resources",
+    "interrupted",
+]
 ErrorKind: TypeAlias = Literal[
     "arguments",  # another argument, SAS or privilege is needed
     "system",  # something on this machine is in the way
@@ -686,6 +728,12 @@ def thaw() -> ThawResult:
     """Thaws what earlier runs left frozen and can no longer thaw themselves. Leaves everything else alone.
 
     Blocking: five seconds, if FITHAW calls do not return. Raises ``ThawError`` if nothing could be tried.
+    """
+
+def error_codes() -> dict[ErrorCode, ErrorSubject]:
+    """Returns the code of every error of the engine, with what could not be prepared.
+
+    An error of a plan or a thaw has no `subject`. Its code is that of a run as a whole.
     """
 
 def names() -> dict[str, list[str]]:

@@ -102,6 +102,9 @@ def test_every_failure_of_the_engine_has_a_code_and_a_row() -> None:
     subjects = PAGE.table("`subject`", "Why a job failed")
     assert {row[0].codes[0]: row[1].text for row in subjects.rows} == codes.by_subject
     assert sorted(subjects.first_codes) == sorted(product.ENGINE.codes_of_alias("ErrorSubject"))
+    documented = [code for row in subjects.rows for code in row[2].codes]
+    assert len(documented) == len(set(documented)), "an error has two places"
+    assert set(documented) == product.ENGINE.codes_of_alias("ErrorCode")
     doubts = PAGE.table("`freeze_doubt_code`", "Why a job failed")
     assert {row[0].codes[0]: (row[1].text, row[2].text) for row in doubts.rows} == codes.by_doubt
     assert sorted(doubts.first_codes) == sorted(product.ENGINE.codes_of_alias("FreezeDoubt"))

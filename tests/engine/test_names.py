@@ -6,6 +6,7 @@ import ast
 
 import pytest
 
+from tests.documents.markdown import page
 from tests.support.filesystems import REPOSITORY
 from vmsnapshot import _native
 
@@ -33,3 +34,10 @@ def test_stub_has_an_alias_for_every_enum_of_the_engine() -> None:
 @pytest.mark.parametrize("alias", STUB)
 def test_literals_of_the_stub_are_the_names_of_the_engine(alias: str) -> None:
     assert sorted(STUB[alias]) == sorted(_native.names()[alias])
+
+
+def test_every_error_of_the_engine_has_its_place_among_the_codes_of_the_extension() -> None:
+    # tests/documents compares this table with the handler's, by subject.
+    table = page("docs/extension.md").table("`subject`", "Why a job failed")
+    documented = {code: row[0].codes[0] for row in table.rows for code in row[2].codes}
+    assert documented == _native.error_codes()

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::error_kind::ErrorCode;
 use crate::uri::{HttpUri, Scheme};
 
 /// The headers that frame or route a message. The HTTP client sets them itself.
@@ -38,9 +39,9 @@ pub enum HostCallError {
 impl HostCallError {
     /// Returns the stable code of this error.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::BadUri(_) | Self::BadHeader { .. } => "bad-host-call",
+            Self::BadUri(_) | Self::BadHeader { .. } => ErrorCode::BadHostCall,
         }
     }
 }
@@ -210,7 +211,7 @@ mod tests {
             ("http://h/", [("Transfer-Encoding", "chunked")]),
         ] {
             let error = call(uri, &headers).unwrap_err();
-            assert_eq!(error.code(), "bad-host-call", "{uri} {headers:?}");
+            assert_eq!(error.code(), ErrorCode::BadHostCall, "{uri} {headers:?}");
             assert!(!format!("{error} {error:?}").contains("secret"), "{error}");
         }
     }

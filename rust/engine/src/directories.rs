@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{fstat, Mode, OFlags};
 use vmsnapshot_core::device_number::DeviceNumber;
-use vmsnapshot_core::error_kind::{ErrorKind, ErrorSubject};
+use vmsnapshot_core::error_kind::{ErrorCode, ErrorKind};
 use vmsnapshot_core::mountinfo::MountEntry;
 use vmsnapshot_core::plan::{PlanError, PlannedFilesystem};
 use vmsnapshot_core::report::FilesystemResult;
@@ -78,13 +78,13 @@ pub enum DirectoryError {
 impl DirectoryError {
     /// Returns the stable name of the error, for programs.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Open { .. } => "open-failed",
-            Self::Changed { .. } => "mount-changed",
-            Self::Vanished { .. } => "mount-vanished",
-            Self::NotWritable { .. } => "not-writable",
-            Self::WouldWait { .. } => "freeze-would-wait",
+            Self::Open { .. } => ErrorCode::OpenFailed,
+            Self::Changed { .. } => ErrorCode::MountChanged,
+            Self::Vanished { .. } => ErrorCode::MountVanished,
+            Self::NotWritable { .. } => ErrorCode::NotWritable,
+            Self::WouldWait { .. } => ErrorCode::FreezeWouldWait,
             Self::Tables(error) => error.code(),
         }
     }
@@ -99,19 +99,6 @@ impl DirectoryError {
             | Self::NotWritable { .. }
             | Self::WouldWait { .. } => ErrorKind::System,
             Self::Tables(error) => error.kind(),
-        }
-    }
-
-    /// Returns what could not be prepared.
-    #[must_use]
-    pub fn subject(&self) -> ErrorSubject {
-        match self {
-            Self::Open { .. }
-            | Self::Changed { .. }
-            | Self::Vanished { .. }
-            | Self::NotWritable { .. }
-            | Self::WouldWait { .. } => ErrorSubject::Filesystem,
-            Self::Tables(_) => ErrorSubject::Run,
         }
     }
 
@@ -449,9 +436,9 @@ mod tests {
         assert_eq!(verify(planned(proc.device, "/proc")), Ok(()));
         let other = number("8:17");
         let changed = verify(planned(other, "/proc")).unwrap_err();
-        assert_eq!(changed.code(), "mount-changed");
+        assert_eq!(changed.code(), ErrorCode::MountChanged);
         let vanished = verify(planned(other, "/proc/once/mounted")).unwrap_err();
-        assert_eq!(vanished.code(), "mount-vanished");
+        assert_eq!(vanished.code(), ErrorCode::MountVanished);
     }
 
     #[test]
@@ -515,10 +502,10 @@ mod tests {
             let mut mounts = Mounts::read(&roots).unwrap();
             mounts.verify(directory.as_fd(), planned).map(|_| ())
         };
-        assert_eq!(verify(&there).unwrap_err().code(), "mount-vanished");
+        assert_eq!(verify(&there).unwrap_err().code(), ErrorCode::MountVanished);
         machine.file("proc/20/mountinfo", DATABASE);
         assert_eq!(verify(&there), Ok(()));
         there.device = number("8:18");
-        assert_eq!(verify(&there).unwrap_err().code(), "mount-changed");
+        assert_eq!(verify(&there).unwrap_err().code(), ErrorCode::MountChanged);
     }
 }

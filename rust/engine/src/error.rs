@@ -3,7 +3,7 @@
 use std::io;
 
 use vmsnapshot_core::blob::BlobError;
-use vmsnapshot_core::error_kind::{ErrorKind, ErrorSubject};
+use vmsnapshot_core::error_kind::{ErrorCode, ErrorKind, ErrorSubject};
 use vmsnapshot_core::host_call::HostCallError;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
 use vmsnapshot_core::plan::PlanError;
@@ -94,23 +94,23 @@ pub enum PrepareError {
 impl PrepareError {
     /// Returns the stable name of the error, for programs.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            PrepareError::NotPrivileged => "not-privileged",
-            PrepareError::ThawTimeout(_) => "bad-thaw-timeout",
-            PrepareError::FreezeTimeout(_) => "bad-freeze-timeout",
-            PrepareError::TimeLimit { .. } => "bad-time-limit",
-            PrepareError::TooManyFilesystems(_) => "too-many-filesystems",
+            PrepareError::NotPrivileged => ErrorCode::NotPrivileged,
+            PrepareError::ThawTimeout(_) => ErrorCode::BadThawTimeout,
+            PrepareError::FreezeTimeout(_) => ErrorCode::BadFreezeTimeout,
+            PrepareError::TimeLimit { .. } => ErrorCode::BadTimeLimit,
+            PrepareError::TooManyFilesystems(_) => ErrorCode::TooManyFilesystems,
             PrepareError::UnreadableBlob { cause, .. } => cause.code(),
             PrepareError::Blob(error) => error.code(),
-            PrepareError::BlobMetadataCount { .. } => "bad-metadata",
+            PrepareError::BlobMetadataCount { .. } => ErrorCode::BadMetadata,
             PrepareError::HostCall(error) => error.code(),
             PrepareError::Connect(error) => error.code(),
             PrepareError::Directory(error) => error.code(),
             PrepareError::State(error) => error.code(),
-            PrepareError::Watchdog { .. } => "no-watchdog",
-            PrepareError::Resources { .. } => "no-resources",
-            PrepareError::Interrupted => "interrupted",
+            PrepareError::Watchdog { .. } => ErrorCode::NoWatchdog,
+            PrepareError::Resources { .. } => ErrorCode::NoResources,
+            PrepareError::Interrupted => ErrorCode::Interrupted,
         }
     }
 
@@ -138,24 +138,7 @@ impl PrepareError {
     /// Returns what could not be prepared.
     #[must_use]
     pub fn subject(&self) -> ErrorSubject {
-        match self {
-            PrepareError::Blob(BlobError::BadMetadata { .. })
-            | PrepareError::BlobMetadataCount { .. } => ErrorSubject::Metadata,
-            PrepareError::UnreadableBlob { .. }
-            | PrepareError::Blob(_)
-            | PrepareError::HostCall(_)
-            | PrepareError::Connect(_) => ErrorSubject::Callee,
-            PrepareError::Directory(error) => error.subject(),
-            PrepareError::Watchdog { .. } => ErrorSubject::Watchdog,
-            PrepareError::NotPrivileged
-            | PrepareError::ThawTimeout(_)
-            | PrepareError::FreezeTimeout(_)
-            | PrepareError::TimeLimit { .. }
-            | PrepareError::TooManyFilesystems(_)
-            | PrepareError::State(_)
-            | PrepareError::Resources { .. }
-            | PrepareError::Interrupted => ErrorSubject::Run,
-        }
+        self.code().subject()
     }
 
     /// Returns what the reader can do, if anything.
@@ -215,12 +198,12 @@ impl ThawError {
 
     /// Returns the stable name of the error, for programs.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
             ThawError::State(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                "not-privileged"
+                ErrorCode::NotPrivileged
             }
-            ThawError::State(_) => "state-unusable",
+            ThawError::State(_) => ErrorCode::StateUnusable,
             ThawError::Plan(error) => error.code(),
         }
     }

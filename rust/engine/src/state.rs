@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use rustix::fs::{flock, statfs, FlockOperation};
 use rustix::mount::{mount, MountFlags};
-use vmsnapshot_core::error_kind::ErrorKind;
+use vmsnapshot_core::error_kind::{ErrorCode, ErrorKind};
 use vmsnapshot_core::ledger::{Entry, Layout};
 use vmsnapshot_core::text::bytes_text;
 use vmsnapshot_sys::errno::cause_text;
@@ -54,11 +54,11 @@ pub enum StateError {
 impl StateError {
     /// Returns the stable name of the error, for programs.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::AnotherRun => "another-run",
-            Self::LeftFrozen { .. } => "left-frozen",
-            Self::Unusable(_) => "state-unusable",
+            Self::AnotherRun => ErrorCode::AnotherRun,
+            Self::LeftFrozen { .. } => ErrorCode::LeftFrozen,
+            Self::Unusable(_) => ErrorCode::StateUnusable,
         }
     }
 

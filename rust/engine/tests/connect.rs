@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use vmsnapshot_core::blob::{Metadata, OnUnusable, SasUri};
+use vmsnapshot_core::error_kind::ErrorCode;
 use vmsnapshot_core::host_call::HostCall;
 use vmsnapshot_engine::connect::{
     connect_all, notice_closes, refresh, ConnectError, ConnectOptions, Connection, Destination,
@@ -317,7 +318,7 @@ async fn tls_error(acceptor: TlsAcceptor, options: &ConnectOptions) -> ConnectEr
             .await
             .unwrap_err(),
     );
-    assert_eq!(error.code(), "tls-failed");
+    assert_eq!(error.code(), ErrorCode::TlsFailed);
     assert!(
         error
             .to_string()
@@ -804,7 +805,7 @@ fn error_names_an_unreachable_host_by_its_uri_without_the_query() {
                 .await
                 .unwrap_err(),
         );
-        assert_eq!(error.code(), "connect-failed");
+        assert_eq!(error.code(), ErrorCode::ConnectFailed);
         let name = format!("the host call to `{}`", call.uri());
         assert!(error.to_string().contains(&name), "{error}");
     });
@@ -893,7 +894,7 @@ fn refresh_fails_when_a_server_is_gone() {
                 .await
                 .unwrap_err(),
         );
-        assert_eq!(error.code(), "connect-failed");
+        assert_eq!(error.code(), ErrorCode::ConnectFailed);
     });
 }
 
@@ -915,7 +916,7 @@ fn refresh_replaces_the_others_when_unusable_blobs_are_reported_and_a_server_is_
         let [Err(error), Ok(true)] = &results[..] else {
             panic!("{results:?}");
         };
-        assert_eq!(error.code(), "connect-failed");
+        assert_eq!(error.code(), ErrorCode::ConnectFailed);
         let answer = connections[1]
             .connection
             .send_whole(prepared(&uris[1]), soon())
@@ -1068,7 +1069,7 @@ fn server_that_does_not_speak_tls_is_a_tls_failure() {
                     .await
                     .unwrap_err(),
             );
-            assert_eq!(error.code(), "tls-failed", "{error}");
+            assert_eq!(error.code(), ErrorCode::TlsFailed, "{error}");
         }
     });
 }
@@ -1087,7 +1088,7 @@ fn error_names_a_ca_file_that_cannot_be_used() {
     ] {
         let file = TemporaryFile::new(content);
         let error = checked(Tls::new(Some(&file.0)).unwrap_err());
-        assert_eq!(error.code(), "bad-ca-file", "{content}");
+        assert_eq!(error.code(), ErrorCode::BadCaFile, "{content}");
         assert!(
             error.to_string().contains(file.0.to_str().unwrap()),
             "{error}"
@@ -1095,7 +1096,7 @@ fn error_names_a_ca_file_that_cannot_be_used() {
     }
     for path in ["/nonexistent/ca.pem", "/"] {
         let error = checked(Tls::new(Some(Path::new(path))).unwrap_err());
-        assert_eq!(error.code(), "bad-ca-file", "{path}");
+        assert_eq!(error.code(), ErrorCode::BadCaFile, "{path}");
     }
 }
 
@@ -1112,7 +1113,7 @@ fn bad_ca_file_is_reported_even_if_no_blob_needs_it() {
                 .await
                 .unwrap_err(),
         );
-        assert_eq!(error.code(), "bad-ca-file");
+        assert_eq!(error.code(), ErrorCode::BadCaFile);
     });
 }
 
@@ -1232,7 +1233,7 @@ fn error_names_a_proxy_that_refuses_the_tunnel_without_its_password() {
                 ..proxy_options(proxy_address)
             };
             let error = checked(connect_blobs(&[uri], &options).await.unwrap_err());
-            assert_eq!(error.code(), "proxy-failed");
+            assert_eq!(error.code(), ErrorCode::ProxyFailed);
             assert!(
                 error
                     .to_string()
@@ -1370,7 +1371,7 @@ fn error_names_the_optional_proxy_and_both_causes_when_the_server_cannot_be_reac
                 .await
                 .unwrap_err(),
         );
-        assert_eq!(error.code(), "proxy-failed");
+        assert_eq!(error.code(), ErrorCode::ProxyFailed);
         let text = error.to_string();
         assert!(
             text.contains(&format!("the proxy http://{closed}")),
@@ -1396,7 +1397,7 @@ fn optional_proxy_is_not_left_out_when_the_server_behind_it_is_not_trusted() {
         let error = connect_blobs(&[uri("https", server_address)], &options)
             .await
             .unwrap_err();
-        assert_eq!(checked(error).code(), "tls-failed");
+        assert_eq!(checked(error).code(), ErrorCode::TlsFailed);
     });
 }
 
@@ -1412,7 +1413,7 @@ fn proxy_that_speaks_tls_is_named_as_such() {
         };
         let uri = SasUri::parse(&format!("https://server.example/c/b?sig={SIGNATURE}")).unwrap();
         let error = checked(connect_blobs(&[uri], &options).await.unwrap_err());
-        assert_eq!(error.code(), "proxy-failed");
+        assert_eq!(error.code(), ErrorCode::ProxyFailed);
         assert!(error.to_string().ends_with("it speaks TLS"), "{error}");
     });
 }
@@ -1472,7 +1473,7 @@ fn name_without_an_address_is_a_resolve_failure() {
                 .await
                 .unwrap_err(),
         );
-        assert_eq!(error.code(), "resolve-failed");
+        assert_eq!(error.code(), ErrorCode::ResolveFailed);
         assert!(error.to_string().contains(&uri.to_string()), "{error}");
     });
 }
@@ -1492,7 +1493,7 @@ fn closed_port_is_a_connect_failure_that_names_the_blob() {
                 .await
                 .unwrap_err(),
         );
-        assert_eq!(error.code(), "connect-failed");
+        assert_eq!(error.code(), ErrorCode::ConnectFailed);
         assert!(error.to_string().contains(&bad.to_string()), "{error}");
     });
 }
@@ -1527,7 +1528,7 @@ fn connect_returns_errors_beside_connections_when_unusable_blobs_are_reported() 
             .unwrap();
         let codes: Vec<_> = results
             .into_iter()
-            .map(|result| result.map_err(|error| checked(error).code()))
+            .map(|result| result.map_err(|error| checked(error).code().name()))
             .map(|result| result.map(|_| ()))
             .collect();
         assert_eq!(
@@ -1560,7 +1561,7 @@ fn silent_server_or_proxy_is_a_connect_timeout() {
                     .await
                     .unwrap_err(),
             );
-            assert_eq!(error.code(), "connect-timeout", "{error}");
+            assert_eq!(error.code(), ErrorCode::ConnectTimeout, "{error}");
         }
     });
 }

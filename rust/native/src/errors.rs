@@ -5,7 +5,7 @@ use std::io;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use vmsnapshot_core::error_kind::{ErrorKind, ErrorSubject};
+use vmsnapshot_core::error_kind::{ErrorCode, ErrorKind, ErrorSubject};
 use vmsnapshot_core::plan::PlanError;
 use vmsnapshot_engine::error::{PrepareError, ThawError};
 
@@ -58,14 +58,14 @@ fn raise(
     py: Python<'_>,
     class: &str,
     message: &dyn Display,
-    code: &str,
+    code: ErrorCode,
     kind: ErrorKind,
     hint: Option<String>,
     subject: Option<ErrorSubject>,
 ) -> PyErr {
     let make = || {
         let keywords = PyDict::new(py);
-        keywords.set_item("code", code)?;
+        keywords.set_item("code", code.name())?;
         keywords.set_item("kind", kind.name())?;
         keywords.set_item("hint", hint)?;
         if let Some(subject) = subject {

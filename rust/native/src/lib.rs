@@ -72,6 +72,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
         control_group::leave_control_group,
         module
     )?)?;
+    module.add_function(wrap_pyfunction!(names::error_codes, module)?)?;
     module.add_function(wrap_pyfunction!(names::names, module)?)?;
     module.add_function(wrap_pyfunction!(version, module)?)?;
     Ok(())

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use serde::Serialize;
-use vmsnapshot_core::error_kind::{ErrorKind, ErrorSubject};
+use vmsnapshot_core::error_kind::{ErrorCode, ErrorKind, ErrorSubject};
 use vmsnapshot_core::ledger::{FireReason, FreezeState};
 use vmsnapshot_core::phase::Phase;
 use vmsnapshot_core::report::{
@@ -23,11 +23,22 @@ pub(crate) fn name(value: impl Into<&'static str>) -> String {
     name.to_owned()
 }
 
+/// Returns the code of every error, with what could not be prepared.
+#[pyfunction]
+pub(crate) fn error_codes(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let codes = PyDict::new(py);
+    for code in ErrorCode::ALL {
+        codes.set_item(code.name(), code.subject().name())?;
+    }
+    Ok(codes)
+}
+
 /// Returns the names of all values of every enum that the module shows to Python.
 #[pyfunction]
 pub(crate) fn names(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let names = PyDict::new(py);
     for (of, all) in [
+        ("ErrorCode", ErrorCode::NAMES),
         ("ErrorKind", ErrorKind::NAMES),
         ("ErrorSubject", ErrorSubject::NAMES),
         ("Phase", Phase::NAMES),

@@ -1,5 +1,7 @@
 //! Why a blob, its SAS or the metadata of its snapshot cannot be used.
 
+use crate::error_kind::ErrorCode;
+
 /// Why a blob, its SAS or the metadata cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BlobError {
@@ -62,16 +64,16 @@ pub enum BlobError {
 impl BlobError {
     /// Returns the stable code of this error.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::BadUri { .. } => "bad-uri",
-            Self::UnsignedUri { .. } => "unsigned-uri",
-            Self::BadSas { .. } => "bad-sas",
-            Self::ExpiredSas { .. } => "expired-sas",
-            Self::SasNotYetValid { .. } => "sas-not-yet-valid",
-            Self::SasPermission { .. } => "sas-permission",
-            Self::DuplicateBlob { .. } => "duplicate-blob",
-            Self::BadMetadata { .. } => "bad-metadata",
+            Self::BadUri { .. } => ErrorCode::BadUri,
+            Self::UnsignedUri { .. } => ErrorCode::UnsignedUri,
+            Self::BadSas { .. } => ErrorCode::BadSas,
+            Self::ExpiredSas { .. } => ErrorCode::ExpiredSas,
+            Self::SasNotYetValid { .. } => ErrorCode::SasNotYetValid,
+            Self::SasPermission { .. } => ErrorCode::SasPermission,
+            Self::DuplicateBlob { .. } => ErrorCode::DuplicateBlob,
+            Self::BadMetadata { .. } => ErrorCode::BadMetadata,
         }
     }
 
@@ -106,5 +108,5 @@ pub(super) fn code<T>(result: Result<T, BlobError>) -> &'static str {
     for text in [error.to_string(), format!("{error:?}")] {
         assert!(!text.contains("secret"), "{text}");
     }
-    error.code()
+    error.code().name()
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::skip_reason::SkipReason;
-use crate::error_kind::ErrorKind;
+use crate::error_kind::{ErrorCode, ErrorKind};
 use crate::pattern::PatternError;
 use crate::text::path_text;
 
@@ -50,13 +50,13 @@ pub enum PlanError {
 impl PlanError {
     /// Returns the stable code of this error.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Unreadable { .. } => "unreadable",
-            Self::BadPattern(_) => "bad-pattern",
-            Self::PatternMatchesNothing { .. } => "pattern-matches-nothing",
-            Self::NoSuchMount { .. } => "no-such-mount",
-            Self::NotFreezable { .. } => "not-freezable",
+            Self::Unreadable { .. } => ErrorCode::Unreadable,
+            Self::BadPattern(_) => ErrorCode::BadPattern,
+            Self::PatternMatchesNothing { .. } => ErrorCode::PatternMatchesNothing,
+            Self::NoSuchMount { .. } => ErrorCode::NoSuchMount,
+            Self::NotFreezable { .. } => ErrorCode::NotFreezable,
         }
     }
 
@@ -99,7 +99,7 @@ mod tests {
             pattern: "a=b".to_owned(),
             cause: "it is empty",
         });
-        assert_eq!(bad.code(), "bad-pattern");
+        assert_eq!(bad.code(), ErrorCode::BadPattern);
         assert_eq!(
             bad.to_string(),
             "could not understand pattern `a=b`: it is empty"

@@ -147,7 +147,7 @@ mod tests {
     fn states<Stage>(blobs: &Blobs<Stage>) -> Vec<(String, Option<&'static str>)> {
         let state = |blob: &Result<(SasUri, Stage), Unusable>| match blob {
             Ok((uri, _)) => (uri.to_string(), None),
-            Err(unusable) => (unusable.uri.clone(), Some(unusable.error.code())),
+            Err(unusable) => (unusable.uri.clone(), Some(unusable.error.code().name())),
         };
         blobs.each().iter().map(state).collect()
     }
@@ -166,7 +166,7 @@ mod tests {
             ("https://host/c/b?sig=secret&sp=r", "sas-permission"),
         ] {
             let error = read(&[GOOD, bad, "\0"], OnUnusable::Refuse).err().unwrap();
-            assert_eq!(error.code(), code, "{bad}");
+            assert_eq!(error.code().name(), code, "{bad}");
             assert!(!format!("{error} {error:?}").contains("secret"));
         }
         let error = read(&[GOOD, ""], OnUnusable::Refuse).err().unwrap();
@@ -229,14 +229,17 @@ mod tests {
             ]
         );
         let blobs = read(&[GOOD], OnUnusable::Refuse).unwrap();
-        assert_eq!(blobs.then(fail_first).err().unwrap().code(), "interrupted");
+        assert_eq!(
+            blobs.then(fail_first).err().unwrap().code().name(),
+            "interrupted"
+        );
     }
 
     #[test]
     fn run_without_a_usable_blob_fails_with_the_error_of_the_first() {
         let none_is_usable = read(&["", "https://host/c/b?sv=1"], OnUnusable::Report).unwrap();
         let error = none_is_usable.or_first_error().err().unwrap();
-        assert_eq!(error.code(), "bad-uri");
+        assert_eq!(error.code().name(), "bad-uri");
         for texts in [&[][..], &["", GOOD]] {
             let blobs = read(texts, OnUnusable::Report).unwrap();
             assert_eq!(blobs.or_first_error().unwrap().each().len(), texts.len());

@@ -313,6 +313,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
     use vmsnapshot_core::blob::SasUri;
+    use vmsnapshot_core::error_kind::ErrorCode;
 
     use super::*;
 
@@ -343,7 +344,7 @@ mod tests {
             assert_eq!(dialer.0.preferred.load(Ordering::Relaxed), 1);
             drop(listener);
             let error = dialer.dial(deadline).await.unwrap_err();
-            assert_eq!(error.code(), "connect-failed");
+            assert_eq!(error.code(), ErrorCode::ConnectFailed);
             assert!(error.to_string().contains("2 addresses"), "{error}");
         });
     }
@@ -374,7 +375,7 @@ mod tests {
                 .dial(Instant::now() + Duration::from_millis(100))
                 .await
                 .unwrap_err();
-            assert_eq!(error.code(), "connect-timeout");
+            assert_eq!(error.code(), ErrorCode::ConnectTimeout);
         });
     }
 }

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use vmsnapshot_core::error_kind::ErrorKind;
+use vmsnapshot_core::error_kind::{ErrorCode, ErrorKind};
 
 /// Why a connection could not be prepared or made.
 #[derive(Debug, thiserror::Error)]
@@ -102,18 +102,18 @@ pub enum ConnectError {
 impl ConnectError {
     /// Returns the stable code of this error.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ErrorCode {
         match self {
-            Self::BadCaFile { .. } => "bad-ca-file",
-            Self::NoTrustRoots { .. } => "no-trust-roots",
-            Self::TlsConfiguration { .. } => "tls-configuration",
-            Self::BadProxy { .. } => "bad-proxy",
-            Self::BadRequest { .. } => "bad-request",
-            Self::ResolveFailed { .. } => "resolve-failed",
-            Self::ConnectFailed { .. } => "connect-failed",
-            Self::TlsFailed { .. } => "tls-failed",
-            Self::ProxyFailed { .. } => "proxy-failed",
-            Self::ConnectTimeout { .. } => "connect-timeout",
+            Self::BadCaFile { .. } => ErrorCode::BadCaFile,
+            Self::NoTrustRoots { .. } => ErrorCode::NoTrustRoots,
+            Self::TlsConfiguration { .. } => ErrorCode::TlsConfiguration,
+            Self::BadProxy { .. } => ErrorCode::BadProxy,
+            Self::BadRequest { .. } => ErrorCode::BadRequest,
+            Self::ResolveFailed { .. } => ErrorCode::ResolveFailed,
+            Self::ConnectFailed { .. } => ErrorCode::ConnectFailed,
+            Self::TlsFailed { .. } => ErrorCode::TlsFailed,
+            Self::ProxyFailed { .. } => ErrorCode::ProxyFailed,
+            Self::ConnectTimeout { .. } => ErrorCode::ConnectTimeout,
         }
     }
 

@@ -258,6 +258,8 @@ fn base64(bytes: &[u8]) -> String {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
+    use vmsnapshot_core::error_kind::ErrorCode;
+
     use super::*;
 
     #[test]
@@ -316,7 +318,7 @@ mod tests {
             "http://user:secret@pro xy",
         ] {
             let error = Proxy::parse(text).unwrap_err();
-            assert_eq!(error.code(), "bad-proxy", "{text}");
+            assert_eq!(error.code(), ErrorCode::BadProxy, "{text}");
             assert!(!format!("{error} {error:?}").contains("secret"));
         }
     }

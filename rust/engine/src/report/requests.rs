@@ -81,7 +81,7 @@ fn unusable_outcome(unusable: &Unusable) -> BlobOutcome {
         snapshot: None,
         snapshot_uri: None,
         http_status: None,
-        error_code: Some(error.code().to_owned()),
+        error_code: Some(error.code().name().to_owned()),
         message: Some(match error.hint() {
             Some(hint) => format!("{error} (hint: {hint})"),
             None => error.to_string(),
