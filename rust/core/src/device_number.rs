@@ -14,6 +14,26 @@ pub struct DeviceNumber {
     pub minor: u32,
 }
 
+/// How many bits of a number in one word are the minor number (Linux, include/linux/kdev_t.h).
+const MINOR_BITS: u32 = 20;
+
+impl DeviceNumber {
+    /// Returns the number in one word, as the kernel keeps it.
+    #[must_use]
+    pub fn to_word(self) -> u32 {
+        (self.major << MINOR_BITS) | self.minor
+    }
+
+    /// Returns the number that [`DeviceNumber::to_word`] put into one word.
+    #[must_use]
+    pub fn from_word(word: u32) -> Self {
+        Self {
+            major: word >> MINOR_BITS,
+            minor: word & ((1 << MINOR_BITS) - 1),
+        }
+    }
+}
+
 /// The text is not two decimal numbers in the form `MAJOR:MINOR`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it is not MAJOR:MINOR")]
@@ -47,6 +67,14 @@ impl Serialize for DeviceNumber {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_number_fits_into_one_word() {
+        for (major, minor) in [(0, 0), (0, 40), (7, 1), (4095, (1 << 20) - 1)] {
+            let number = DeviceNumber { major, minor };
+            assert_eq!(DeviceNumber::from_word(number.to_word()), number);
+        }
+    }
 
     #[test]
     fn a_device_number_is_two_numbers_and_nothing_else() {

@@ -52,8 +52,8 @@ pub enum Frame {
     Answer {
         /// The index of the directory.
         index: u32,
-        /// What it answered.
-        is_yes: bool,
+        /// What it answered: 0 is no, or not known.
+        value: u32,
     },
     /// Companion to run: the companion could not begin.
     Failed {
@@ -87,7 +87,7 @@ impl Frame {
             Frame::Released { peak_memory_kib } => (7, peak_memory_kib, 0),
             Frame::Synced { index, errno } => (8, index, errno),
             Frame::Failed { errno } => (9, errno, 0),
-            Frame::Answer { index, is_yes } => (10, index, u32::from(is_yes)),
+            Frame::Answer { index, value } => (10, index, value),
         };
         let mut bytes = [0; FRAME_BYTES];
         let words = [kind, first, second].map(u32::to_le_bytes);
@@ -122,10 +122,7 @@ impl Frame {
             (7, peak_memory_kib, 0) => Some(Frame::Released { peak_memory_kib }),
             (8, index, errno) => Some(Frame::Synced { index, errno }),
             (9, errno, 0) => Some(Frame::Failed { errno }),
-            (10, index, yes @ 0..=1) => Some(Frame::Answer {
-                index,
-                is_yes: yes == 1,
-            }),
+            (10, index, value) => Some(Frame::Answer { index, value }),
             _ => None,
         }
     }
@@ -153,8 +150,7 @@ mod tests {
             Just(Frame::Release),
             any::<u32>().prop_map(|peak_memory_kib| Frame::Released { peak_memory_kib }),
             (any::<u32>(), any::<u32>()).prop_map(|(index, errno)| Frame::Synced { index, errno }),
-            (any::<u32>(), any::<bool>())
-                .prop_map(|(index, is_yes)| Frame::Answer { index, is_yes }),
+            (any::<u32>(), any::<u32>()).prop_map(|(index, value)| Frame::Answer { index, value }),
         ]
     }
 

@@ -1,7 +1,7 @@
-//! Whether a filesystem uses a block device.
+//! The nodes of block devices, and whether a filesystem uses a device.
 
 use std::ffi::OsStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 use std::{fs, io};
@@ -36,18 +36,22 @@ pub(crate) fn is_free(device: DeviceNumber) -> bool {
     let Some(path) = name.map(|name| Path::new("/dev").join(name)) else {
         return false;
     };
-    // Such a descriptor is made without the device's help.
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let Ok(node) = open(&path, flags, Mode::empty()) else {
+    let Some(node) = node(&path, device) else {
         return false;
     };
-    let is_named_so = fstat(&node).is_ok_and(|node| {
-        let number = (major(node.st_rdev), minor(node.st_rdev));
-        FileType::from_raw_mode(node.st_mode) == FileType::BlockDevice
-            && number == (device.major, device.minor)
-    });
     let deadline = clock::monotonic().plus(LIMIT);
-    is_named_so
-        && ask(Role::Free, &[node.as_fd()], deadline, &mut Silent)
-            .is_ok_and(|answers| answers == [Answer::Yes])
+    ask(Role::Free, &[node.as_fd()], deadline, &mut Silent)
+        .is_ok_and(|answers| matches!(answers[..], [Answer::Yes(_)]))
+}
+
+/// Opens the node of a block device with `O_PATH`, which the device does not notice. Returns `None`
+/// if `path` is not its node.
+pub(crate) fn node(path: &Path, device: DeviceNumber) -> Option<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let node = open(path, flags, Mode::empty()).ok()?;
+    let found = fstat(&node).ok()?;
+    let number = (major(found.st_rdev), minor(found.st_rdev));
+    (FileType::from_raw_mode(found.st_mode) == FileType::BlockDevice
+        && number == (device.major, device.minor))
+        .then_some(node)
 }

@@ -27,6 +27,8 @@ pub(crate) enum Role {
     Scrub,
     /// It asks whether a block device is free. It is sent nodes in place of directories.
     Free,
+    /// It asks loop devices where their files lie. It is sent nodes in place of directories.
+    Loop,
 }
 
 /// Starts the program in a role and returns the run's end of its channel.
@@ -48,6 +50,7 @@ pub(crate) fn start(role: Role) -> io::Result<Channel> {
             Role::Sync => "sync",
             Role::Scrub => "scrub",
             Role::Free => "free",
+            Role::Loop => "loop",
         })
         .env_clear()
         .current_dir("/")

@@ -57,7 +57,7 @@ pub(crate) fn jobs_on(
     })?;
     for (job, answer) in places.into_iter().zip(answers) {
         *job = match answer {
-            Answer::Yes => Some("a btrfs scrub is under way".to_owned()),
+            Answer::Yes(_) => Some("a btrfs scrub is under way".to_owned()),
             Answer::No => None,
             // Whatever holds the devices now would hold a commit too, and FIFREEZE commits.
             Answer::Late => Some(format!(

@@ -1,8 +1,8 @@
 //! `LOOP_GET_STATUS64`: the file behind a loop device.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use rustix::fs::{major, minor};
+use rustix::fs::{major, minor, open, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{ioctl, Getter};
 use vmsnapshot_core::device_number::DeviceNumber;
@@ -21,16 +21,22 @@ const LOOP_GET_STATUS64: rustix::ioctl::Opcode = 0x4C05;
 const _: () = assert!(size_of::<LoopInfo>() == 232);
 
 /// Returns the number of the filesystem that the backing file of a loop device lies on: the file's
-/// `st_dev`. On btrfs that is the number of a subvolume.
+/// `st_dev`. On btrfs that is the number of a subvolume. `node` is a descriptor made with `O_PATH`.
+///
+/// The device must be in use. Then this open is not the first, which would read the partition table,
+/// and this close is not the last, which would detach the file.
 ///
 /// *Blocking*: the kernel stats the file. On a dead network or FUSE filesystem that can hang.
 ///
 /// # Errors
 /// The kernel's error: ENXIO if the device has no file, ENOTTY if it is no loop device.
-pub fn file_lies_on(device: BorrowedFd<'_>) -> Result<DeviceNumber, Errno> {
+pub fn file_lies_on(node: BorrowedFd<'_>) -> Result<DeviceNumber, Errno> {
+    let path = format!("/proc/self/fd/{}", node.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let device = open(path, flags, Mode::empty())?;
     // SAFETY: the kernel writes one `struct loop_info64`, which LoopInfo has the size of, and every
     // bit pattern of which is a valid LoopInfo.
-    let info = unsafe { ioctl(device, Getter::<LOOP_GET_STATUS64, LoopInfo>::new()) }?;
+    let info = unsafe { ioctl(device.as_fd(), Getter::<LOOP_GET_STATUS64, LoopInfo>::new()) }?;
     Ok(DeviceNumber {
         major: major(info.device),
         minor: minor(info.device),

@@ -1,5 +1,5 @@
-//! The program that a run starts beside itself, as `watch`, `sync`, `scrub` or `free`. Its standard
-//! input is the channel to the run.
+//! The program that a run starts beside itself, as `watch`, `sync`, `scrub`, `free` or `loop`. Its
+//! standard input is the channel to the run.
 
 #![forbid(unsafe_code)]
 
@@ -53,6 +53,10 @@ fn run(channel: &Arc<Channel>) -> std::io::Result<()> {
         Some("free") => {
             process::set_process_name(c"vmsnapshot-free");
             vmsnapshot_watchdog::look_for_free_devices(channel)
+        }
+        Some("loop") => {
+            process::set_process_name(c"vmsnapshot-loop");
+            vmsnapshot_watchdog::look_for_backing_files(channel)
         }
         _ => Err(std::io::ErrorKind::InvalidInput.into()),
     }

@@ -4,9 +4,10 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::frames::Frame;
 use vmsnapshot_sys::channel::Channel;
-use vmsnapshot_sys::{block_device, btrfs};
+use vmsnapshot_sys::{block_device, btrfs, loop_device};
 
 use crate::sync::call_for_each;
 
@@ -20,7 +21,7 @@ use crate::sync::call_for_each;
 pub fn look_for_scrubs(channel: &Arc<Channel>) -> io::Result<()> {
     call_for_each(channel, |index, directory| Frame::Answer {
         index,
-        is_yes: btrfs::is_scrubbing(directory.as_fd()),
+        value: btrfs::is_scrubbing(directory.as_fd()).into(),
     })
 }
 
@@ -34,6 +35,21 @@ pub fn look_for_scrubs(channel: &Arc<Channel>) -> io::Result<()> {
 pub fn look_for_free_devices(channel: &Arc<Channel>) -> io::Result<()> {
     call_for_each(channel, |index, node| Frame::Answer {
         index,
-        is_yes: block_device::is_free(node.as_fd()),
+        value: block_device::is_free(node.as_fd()).into(),
+    })
+}
+
+/// Asks which filesystem the file of each loop device lies on, in a thread of its own, and sends the
+/// run each answer. The run sends descriptors of nodes in place of directories.
+///
+/// This does not happen in the run's process, because the kernel stats the file. If that lies on a
+/// dead filesystem, it may not return.
+///
+/// # Errors
+/// If the run does not send the nodes.
+pub fn look_for_backing_files(channel: &Arc<Channel>) -> io::Result<()> {
+    call_for_each(channel, |index, node| Frame::Answer {
+        index,
+        value: loop_device::file_lies_on(node.as_fd()).map_or(0, DeviceNumber::to_word),
     })
 }

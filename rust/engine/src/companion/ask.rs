@@ -14,7 +14,8 @@ use crate::observer::{Observer, INTERRUPTION_TICK};
 /// What the kernel answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    Yes,
+    /// Yes, with a value that is not 0.
+    Yes(u32),
     /// No, or it is not known.
     No,
     /// It has not answered in time.
@@ -52,10 +53,13 @@ pub(crate) fn ask(
     while answers.contains(&Answer::Late) && clock::monotonic() < deadline {
         let tick = clock::monotonic().plus(INTERRUPTION_TICK).min(deadline);
         match channel.receive(tick) {
-            Ok(Received::Frame(Frame::Answer { index, is_yes }, _)) => {
+            Ok(Received::Frame(Frame::Answer { index, value }, _)) => {
                 let place = usize::try_from(index).ok();
                 if let Some(place) = place.and_then(|index| answers.get_mut(index)) {
-                    *place = if is_yes { Answer::Yes } else { Answer::No };
+                    *place = match value {
+                        0 => Answer::No,
+                        value => Answer::Yes(value),
+                    };
                 }
             }
             Err(Errno::TIMEDOUT) if observer.is_interrupted() => return Err(NotAsked::Interrupted),

@@ -5,26 +5,32 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
 
-use rustix::fs::{major, minor, open, Mode, OFlags};
+use rustix::fs::{access, major, minor, Access};
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::machine::Machine;
-use vmsnapshot_sys::loop_device;
+use vmsnapshot_sys::clock;
 
-/// How long all answers may take together. One takes about 10 µs. A device whose file lies on a dead
+use crate::block_device;
+use crate::companion::ask::{ask, Answer};
+use crate::companion::Role;
+use crate::observer::Silent;
+
+/// How long the answers may take. One takes about 10 µs. A device whose file lies on a dead
 /// filesystem that was detached may never answer.
 const LIMIT: Duration = Duration::from_secs(1);
 
 /// Returns, for each loop device that answers, the number of the filesystem that its file lies on:
 /// mountinfo's if it is known, otherwise the file's `st_dev`.
 ///
-/// *Blocking*: a second at most. The thread that asks may wait on for a dead filesystem.
+/// *Blocking*: some milliseconds if there is a device to ask, and a second at most. The process that
+/// asks may wait on for a dead filesystem.
 pub(super) fn filesystems(machine: &Machine) -> BTreeMap<DeviceNumber, DeviceNumber> {
-    let mut found = ask(machine);
+    let mut found = ask_all(machine);
     // The kernel's number for a file on btrfs is that of its subvolume, which mountinfo does not
     // have. Nothing is looked at unless there is such a number.
     if found
@@ -41,49 +47,30 @@ pub(super) fn filesystems(machine: &Machine) -> BTreeMap<DeviceNumber, DeviceNum
     found
 }
 
-fn ask(machine: &Machine) -> BTreeMap<DeviceNumber, DeviceNumber> {
-    let devices: Vec<(DeviceNumber, String)> = machine
+/// Asks all devices at the same time in a process of its own, which is started only if there is one
+/// to ask. If it cannot be started, no device answers.
+fn ask_all(machine: &Machine) -> BTreeMap<DeviceNumber, DeviceNumber> {
+    let (numbers, nodes): (Vec<DeviceNumber>, Vec<OwnedFd>) = machine
         .loops_to_ask()
         .into_iter()
-        .filter_map(|device| Some((device.number, device.names.first()?.clone())))
-        .collect();
-    if devices.is_empty() {
-        return BTreeMap::new();
-    }
-    let (sender, receiver) = mpsc::channel();
-    let asking = std::thread::Builder::new().spawn(move || {
-        for (number, node) in devices {
-            if let Some(on) = file_lies_on(number, &node) {
-                // The receiver may have stopped waiting.
-                let _ = sender.send((number, on));
-            }
-        }
-    });
-    let mut found = BTreeMap::new();
-    let deadline = Instant::now() + LIMIT;
-    if asking.is_ok() {
-        while let Ok((number, on)) =
-            receiver.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-        {
-            found.insert(number, on);
-        }
-    }
-    found
-}
-
-/// Asks one loop device. Returns `None` if `node` is not its node, or if it does not answer.
-///
-/// The device is in use by a filesystem. So this open is not the first, which would read the
-/// partition table, and this close is not the last, which would detach the file.
-fn file_lies_on(number: DeviceNumber, node: &str) -> Option<DeviceNumber> {
-    let metadata = fs::symlink_metadata(node).ok()?;
-    let is_the_device =
-        metadata.file_type().is_block_device() && device_number(metadata.rdev()) == number;
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let device = is_the_device
-        .then(|| open(node, flags, Mode::empty()).ok())
-        .flatten()?;
-    loop_device::file_lies_on(device.as_fd()).ok()
+        .filter_map(|device| {
+            let path = Path::new(device.names.first()?);
+            // The process for the question is not needed if it may not open the device.
+            access(path, Access::READ_OK).ok()?;
+            Some((device.number, block_device::node(path, device.number)?))
+        })
+        .unzip();
+    let nodes: Vec<_> = nodes.iter().map(AsFd::as_fd).collect();
+    let deadline = clock::monotonic().plus(LIMIT);
+    let answers = ask(Role::Loop, &nodes, deadline, &mut Silent).unwrap_or_default();
+    numbers
+        .into_iter()
+        .zip(answers)
+        .filter_map(|(number, answer)| match answer {
+            Answer::Yes(word) => Some((number, DeviceNumber::from_word(word))),
+            Answer::No | Answer::Late => None,
+        })
+        .collect()
 }
 
 /// Returns mountinfo's number for the number of each mounted subvolume.
