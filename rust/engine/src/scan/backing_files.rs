@@ -7,13 +7,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{major, minor, open, Mode, OFlags};
+use rustix::fs::{fstat, major, minor, open, Mode, OFlags};
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::machine::Machine;
 use vmsnapshot_sys::loop_device;
+
+use crate::walk::{find, mount_id};
 
 /// How long all answers may take together. One takes about 10 µs. A device whose file lies on a dead
 /// filesystem that was detached may never answer.
@@ -88,12 +91,19 @@ fn file_lies_on(number: DeviceNumber, node: &str) -> Option<DeviceNumber> {
 
 /// Returns mountinfo's number for the number of each mounted subvolume.
 fn subvolumes(machine: &Machine) -> BTreeMap<DeviceNumber, DeviceNumber> {
+    let Some(own) = machine.namespaces.first() else {
+        return BTreeMap::new();
+    };
     machine
         .subvolumes()
         .into_iter()
         .filter_map(|mount| {
-            let metadata = fs::symlink_metadata(&mount.mount_point).ok()?;
-            Some((device_number(metadata.dev()), mount.device))
+            let may_pass = |id, is_root| own.may_look_up_in(id, is_root);
+            let place = find(&mount.mount_point, may_pass).ok()?;
+            // The path may lead elsewhere by now, where a stat could wait.
+            let is_it = mount_id(Path::new("/proc"), place.as_fd()) == Ok(mount.mount_id);
+            let stat = is_it.then(|| fstat(&place).ok()).flatten()?;
+            Some((device_number(stat.st_dev), mount.device))
         })
         .collect()
 }
