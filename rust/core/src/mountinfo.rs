@@ -88,6 +88,46 @@ impl MountNamespace {
             })
             .collect()
     }
+
+    /// Returns the first mount that hides the one of `device` at `mount_point`. `None` if nothing
+    /// hides it, or if there is no such mount.
+    #[must_use]
+    pub fn cover_at(&self, device: DeviceNumber, mount_point: &Path) -> Option<&MountEntry> {
+        let is_it =
+            |mount: &&MountEntry| mount.device == device && mount.mount_point == mount_point;
+        let hidden = self.mounts.iter().find(is_it)?;
+        let parents: HashMap<u32, u32> = self
+            .mounts
+            .iter()
+            .map(|mount| (mount.mount_id, mount.parent_id))
+            .collect();
+        // The mounts that it is mounted on. A way that leads to it passes no others.
+        let mut below = vec![hidden.mount_id];
+        while let Some(parent) = below.last().and_then(|id| parents.get(id)) {
+            // An initial root filesystem is its own parent.
+            if below.contains(parent) {
+                break;
+            }
+            below.push(*parent);
+        }
+        MountTree::new(self)
+            .way_to(mount_point)
+            .into_iter()
+            .find(|passed| !below.contains(&passed.mount_id))
+    }
+
+    /// Returns whether a name may be looked up in the mount with this id, without a risk of waiting
+    /// for a server or a program. `is_root` says that the root directory lies on it.
+    ///
+    /// Our own root filesystem does not count, because every path of ours leads through it. The root
+    /// of another process may be a plain directory, whose mount the process does not see.
+    #[must_use]
+    pub fn may_look_up_in(&self, mount_id: u32, is_root: bool) -> bool {
+        match self.mounts.iter().find(|mount| mount.mount_id == mount_id) {
+            Some(mount) => (is_root && self.pid.is_none()) || mount.is_answered_by_the_kernel(),
+            None => is_root,
+        }
+    }
 }
 
 /// The content of a mountinfo file.
@@ -441,6 +481,43 @@ mod tests {
         };
         assert_eq!(way("/srv/x"), [1, 2, 3]);
         assert_eq!(way("/srvx"), [1]);
+    }
+
+    #[test]
+    fn cover_is_the_first_mount_on_the_way_that_the_hidden_one_is_not_mounted_on() {
+        let namespace = ours(
+            b"1 1 8:1 / / rw - ext4 a rw\n2 1 8:2 / /a rw - ext4 b rw\n3 2 8:3 / /a/b rw - ext4 c rw\n\
+            4 3 0:9 / /a/b rw - tmpfs d rw\n5 1 8:4 / /free rw - ext4 e rw\n",
+        );
+        let cover = |namespace: &MountNamespace, device, path: &str| {
+            let device = DeviceNumber {
+                major: 8,
+                minor: device,
+            };
+            let cover = namespace.cover_at(device, Path::new(path));
+            cover.map(|cover| cover.mount_id)
+        };
+        assert_eq!(cover(&namespace, 3, "/a/b"), Some(4));
+        assert_eq!(cover(&namespace, 4, "/free"), None);
+        assert_eq!(cover(&namespace, 9, "/free"), None);
+        // A mount on the directory above hides both.
+        let mut mounts = namespace.mounts.clone();
+        mounts.push(entry(b"6 2 0:10 / /a rw - tmpfs f rw"));
+        let covered_above = MountNamespace { pid: None, mounts };
+        assert_eq!(cover(&covered_above, 3, "/a/b"), Some(6));
+        assert_eq!(cover(&covered_above, 2, "/a"), Some(6));
+    }
+
+    #[test]
+    fn names_are_looked_up_only_where_the_kernel_answers_or_at_the_root() {
+        let mut namespace =
+            ours(b"1 1 0:5 / / rw - nfs4 a rw\n2 1 8:2 / /d rw - ext4 b rw\n3 1 0:6 / /f rw - fuse.x c rw\n");
+        let asked = |namespace: &MountNamespace, id, is_root| namespace.may_look_up_in(id, is_root);
+        assert!(asked(&namespace, 1, true) && asked(&namespace, 2, false));
+        assert!(!asked(&namespace, 1, false) && !asked(&namespace, 3, false));
+        assert!(!asked(&namespace, 9, false) && asked(&namespace, 9, true));
+        namespace.pid = Some(7);
+        assert!(!asked(&namespace, 1, true));
     }
 
     #[test]

@@ -151,6 +151,11 @@ impl Plan {
             .collect();
         let unmatched_excludes = exclude(&mut candidates, &selection.exclude, devices);
         exclude_devices(&mut candidates, &selection.excluded_devices);
+        for candidate in &mut candidates {
+            if candidate.skip.is_none() {
+                candidate.skip = candidate.superblock.why_out_of_reach();
+            }
+        }
         for pattern in selection.include.iter().filter(|_| checks_includes) {
             check_include(pattern, &candidates, namespaces)?;
         }
@@ -205,9 +210,16 @@ impl Plan {
             filesystem_type: planned.filesystem_type.clone(),
             reason: SkipReason::FreezeNotWanted,
         });
+        let skipped = self.skipped.iter().cloned().map(|skipped| match skipped {
+            skipped if skipped.reason.is_out_of_reach() => SkippedFilesystem {
+                reason: SkipReason::FreezeNotWanted,
+                ..skipped
+            },
+            skipped => skipped,
+        });
         Self {
             filesystems: Vec::new(),
-            skipped: self.skipped.iter().cloned().chain(left_out).collect(),
+            skipped: skipped.chain(left_out).collect(),
             unreadable_mounts: Vec::new(),
             unmatched_excludes: self.unmatched_excludes.clone(),
             unusable_excludes: self.unusable_excludes.clone(),
@@ -304,8 +316,12 @@ fn check_include(
 fn leave_out_the_rest(candidates: &mut [Candidate<'_>], include: &[Pattern]) {
     for candidate in candidates {
         let subject = &candidate.subject;
-        if !include.iter().any(|pattern| pattern.matches(subject)) {
-            candidate.skip.get_or_insert(SkipReason::NotIncluded);
+        let could_be_left_in = candidate
+            .skip
+            .as_ref()
+            .is_none_or(SkipReason::is_out_of_reach);
+        if could_be_left_in && !include.iter().any(|pattern| pattern.matches(subject)) {
+            candidate.skip = Some(SkipReason::NotIncluded);
         }
     }
 }

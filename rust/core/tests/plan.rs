@@ -247,30 +247,68 @@ fn docker_overlays_and_file_binds_neither_hide_nor_repeat_the_disk_below() {
 }
 
 #[test]
-fn a_mount_stacked_on_the_same_mount_point_covers_the_one_below() {
+fn a_mount_that_another_one_covers_is_planned_all_the_same() {
     let mountinfo = on_root(&[
         mount(2, 1, "8:17", "/", "/data", "ext4 /dev/sdb1 rw"),
         mount(3, 2, "8:18", "/", "/data", "ext4 /dev/sdb2 rw"),
     ]);
-    let plan = plan(&mountinfo, &[], &[]);
-    assert_eq!(reason(&plan, "/data"), "covered");
-    assert_eq!(plan.skipped[0].device, number("8:17"));
-    assert_eq!(plan.filesystems[0].device, number("8:18"));
-}
-
-#[test]
-fn a_mount_further_up_covers_every_mount_below_its_mount_point() {
+    let devices = |plan: &Plan| -> Vec<String> {
+        let filesystems = plan.filesystems.iter();
+        filesystems
+            .map(|planned| planned.device.to_string())
+            .collect()
+    };
+    assert_eq!(
+        devices(&plan(&mountinfo, &[], &[])),
+        ["8:17", "8:18", "8:1"]
+    );
+    // A mount further up covers every mount below its mount point.
     let mountinfo = on_root(&[
         mount(2, 1, "8:17", "/", "/a/b", "ext4 /dev/sdb1 rw"),
         mount(3, 2, "8:18", "/", "/a/b/c", "ext4 /dev/sdb2 rw"),
-        mount(4, 1, "8:19", "/", "/a", "ext4 /dev/sdb3 rw"),
+        mount(4, 1, "0:60", "/", "/a", "tmpfs none rw"),
     ]);
-    let plan = plan(&mountinfo, &[], &[]);
-    assert_eq!(frozen(&plan), [("/a", 0), ("/", 1)]);
+    let all = plan(&mountinfo, &[], &[]);
+    assert_eq!(frozen(&all), [("/a/b", 0), ("/a/b/c", 0), ("/", 1)]);
     assert_eq!(
-        (reason(&plan, "/a/b"), reason(&plan, "/a/b/c")),
-        ("covered", "covered")
+        frozen(&plan(&mountinfo, &[], &["/a/b"])),
+        [("/a/b/c", 0), ("/", 1)]
     );
+}
+
+#[test]
+fn a_covered_mount_of_another_namespace_is_out_of_reach_unless_it_is_not_wanted() {
+    let there = MountNamespace {
+        pid: Some(7),
+        mounts: mountinfo::parse(
+            b"9 8 0:50 / / rw - overlay o rw\n10 9 8:17 / /d rw - ext4 b rw\n\
+              11 10 0:60 / /d rw - tmpfs none rw\n",
+        )
+        .mounts,
+    };
+    let namespaces = [own(&on_root(&[])), there];
+    let plan_of = |include: &[&str], exclude: &[&str]| {
+        let texts = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let selection = Selection::parse(&texts(include), &texts(exclude)).unwrap();
+        Plan::make(&namespaces, &DeviceGraph::default(), &selection).unwrap()
+    };
+    let skipped = |plan: &Plan| {
+        let mut skipped = plan.skipped.iter();
+        let found = skipped.find(|skipped| skipped.device == number("8:17"));
+        found.unwrap().reason.clone()
+    };
+    let all = plan_of(&[], &[]);
+    assert_eq!(skipped(&all).code(), "covered");
+    assert!(skipped(&all).is_out_of_reach());
+    // What the caller does not want is no reason to doubt the set.
+    for (plan, code) in [
+        (plan_of(&[], &["/d"]), "excluded"),
+        (plan_of(&["/"], &[]), "not-included"),
+        (all.without_filesystems(), "freeze-not-wanted"),
+    ] {
+        assert_eq!(skipped(&plan).code(), code);
+        assert!(!skipped(&plan).is_out_of_reach());
+    }
 }
 
 #[test]

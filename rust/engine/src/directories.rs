@@ -3,26 +3,30 @@
 //! One that cannot be opened, or that nothing can write to any more, is left out: the others are
 //! worth a backup without it. If the caller asked for it by its own name, that is an error.
 //!
-//! Between plan and open another filesystem may have been mounted there. The mount that an open
-//! went to cannot change any more, so what is verified here holds for as long as the descriptor is
-//! open.
+//! Between plan and open another filesystem may have been mounted there, and a local user who owns a
+//! directory of the path may have put something else in its place. So a path is first found (`walk`)
+//! and opened only when it is known to be a directory or a file of the planned filesystem. The mount of
+//! a descriptor cannot change any more, so what is verified here holds for as long as it is open.
+//!
+//! If another mount covers the planned one, it is opened below the cover (`covers`).
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
-use rustix::fs::{fstat, Mode, OFlags};
+use rustix::fs::fstat;
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::error_kind::{ErrorCode, ErrorKind};
-use vmsnapshot_core::mountinfo::MountEntry;
-use vmsnapshot_core::plan::{PlanError, PlannedFilesystem};
+use vmsnapshot_core::mountinfo::{MountEntry, MountNamespace};
+use vmsnapshot_core::plan::{PlanError, PlannedFilesystem, SkippedFilesystem};
 use vmsnapshot_core::report::FilesystemResult;
-use vmsnapshot_core::text::{bytes_text, path_text};
+use vmsnapshot_core::text::path_text;
 use vmsnapshot_sys::errno::errno_text;
 use vmsnapshot_sys::Errno;
 
-use crate::block_device;
 use crate::scan::{self, Roots};
+use crate::walk::{self, Refusal};
+use crate::{block_device, covers};
 
 /// Why a directory cannot be opened, or is not one of the planned filesystem.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +38,14 @@ pub enum DirectoryError {
         mount_point: PathBuf,
         /// What the system answered.
         errno: Errno,
+    },
+    /// It must not be opened, or cannot be reached.
+    #[error("could not open `{}`: {why}", path_text(mount_point))]
+    Refused {
+        /// The mount point.
+        mount_point: PathBuf,
+        /// Why not.
+        why: String,
     },
     /// Another filesystem is mounted there by now.
     #[error(
@@ -80,7 +92,7 @@ impl DirectoryError {
     #[must_use]
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Open { .. } => ErrorCode::OpenFailed,
+            Self::Open { .. } | Self::Refused { .. } => ErrorCode::OpenFailed,
             Self::Changed { .. } => ErrorCode::MountChanged,
             Self::Vanished { .. } => ErrorCode::MountVanished,
             Self::NotWritable { .. } => ErrorCode::NotWritable,
@@ -94,6 +106,7 @@ impl DirectoryError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Open { .. }
+            | Self::Refused { .. }
             | Self::Changed { .. }
             | Self::Vanished { .. }
             | Self::NotWritable { .. }
@@ -110,7 +123,7 @@ impl DirectoryError {
                 errno: Errno::MFILE,
                 ..
             } => Some("raise the limit on open files (`ulimit -n`)".to_owned()),
-            Self::Open { .. } => None,
+            Self::Open { .. } | Self::Refused { .. } => None,
             Self::NotWritable { .. } => Some(
                 "leave it out, or use a glob, which leaves out what cannot be written".to_owned(),
             ),
@@ -148,29 +161,14 @@ impl Opened {
     /// [`DirectoryError`] if the cause is this process or this machine, or if the caller asked for
     /// that filesystem explicitly.
     pub(crate) fn open(planned: &[PlannedFilesystem]) -> Result<Opened, DirectoryError> {
-        let directories: Vec<_> = planned.iter().map(open_unverified).collect();
-        // The table is read after the opens. A mount stays in it for as long as a directory of it is
-        // open.
-        let roots = Roots::default();
-        let mut mounts = Mounts::read(&roots)?;
         let mut opened = Opened::default();
-        for (planned, directory) in planned.iter().zip(directories) {
-            let usable = directory.and_then(|directory| {
-                let mount = mounts.verify(directory.as_fd(), planned)?;
-                match why_not_writable(directory.as_fd(), mount) {
-                    Some(why) => Err(not_writable(planned, why)),
-                    None => Ok(directory),
-                }
-            });
-            match usable {
+        for (planned, directory) in planned.iter().zip(open_each(planned, Purpose::Freeze)?) {
+            match directory {
                 Ok(directory) => {
                     opened.filesystems.push(planned.clone());
                     opened.directories.push(directory);
                 }
-                Err(error) => {
-                    let error = mounts.explain(error, planned);
-                    opened.left_out.push(LeftOut::because_of(error, planned)?);
-                }
+                Err(error) => opened.left_out.push(LeftOut::because_of(error, planned)?),
             }
         }
         Ok(opened)
@@ -178,6 +176,24 @@ impl Opened {
 }
 
 impl LeftOut {
+    /// Leaves out what may be written and cannot be reached.
+    pub(crate) fn out_of_reach(skipped: &SkippedFilesystem) -> LeftOut {
+        LeftOut {
+            planned: PlannedFilesystem {
+                mount_point: skipped.mount_point.clone(),
+                open_path: skipped.mount_point.clone(),
+                also_mounted_at: Vec::new(),
+                device: skipped.device,
+                source: skipped.source.clone(),
+                filesystem_type: skipped.filesystem_type.clone(),
+                level: 0,
+                is_explicit: false,
+            },
+            outcome: FilesystemResult::NotOpened,
+            error: skipped.reason.to_string(),
+        }
+    }
+
     /// Leaves `planned` out because of `error`.
     ///
     /// # Errors
@@ -198,6 +214,9 @@ impl LeftOut {
                 FilesystemResult::NotOpened,
                 format!("open: {}", errno_text(*errno)),
             ),
+            DirectoryError::Refused { why, .. } => {
+                (FilesystemResult::NotOpened, format!("open: {why}"))
+            }
             DirectoryError::NotWritable { why, .. } => {
                 (FilesystemResult::NotWritable, (*why).to_owned())
             }
@@ -221,32 +240,95 @@ impl LeftOut {
     }
 }
 
-/// Opens the directory of `planned` and verifies that it is of that filesystem.
+/// What a directory is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// A filesystem that nothing can write to is left out. The open must not wait.
+    Freeze,
+    /// Nothing else matters than to thaw it.
+    Thaw,
+}
+
+/// Opens the directory of `planned` to thaw it, and verifies that it is of that filesystem.
 ///
-/// *Blocking*: not on local filesystems, and the plan has no others.
+/// *Blocking*: on the way to a mount that a network or FUSE filesystem leads to, for as long as that
+/// does not answer.
 ///
 /// # Errors
 /// [`DirectoryError`].
 pub(crate) fn open(planned: &PlannedFilesystem) -> Result<OwnedFd, DirectoryError> {
-    let directory = open_unverified(planned)?;
-    Mounts::read(&Roots::default())?.verify(directory.as_fd(), planned)?;
-    Ok(directory)
+    let mut opened = open_each(std::slice::from_ref(planned), Purpose::Thaw)?;
+    opened.pop().unwrap_or(Err(DirectoryError::Vanished {
+        mount_point: planned.mount_point.clone(),
+    }))
 }
 
-fn open_unverified(planned: &PlannedFilesystem) -> Result<OwnedFd, DirectoryError> {
-    // NOATIME: opening must not make a filesystem dirty. Root may use it.
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOATIME;
-    let open_as = |flags| rustix::fs::open(&planned.open_path, flags, Mode::empty());
-    match open_as(flags) {
-        // A container may see only one file of a filesystem, mounted on a file of its own.
-        // NONBLOCK: if it is a pipe, opening it must not wait for the other end.
-        Err(Errno::NOTDIR) => open_as((flags - OFlags::DIRECTORY) | OFlags::NONBLOCK),
+/// Opens each of `planned`, below its covers if it has any.
+fn open_each(
+    planned: &[PlannedFilesystem],
+    purpose: Purpose,
+) -> Result<Vec<Result<OwnedFd, DirectoryError>>, DirectoryError> {
+    let (opened, mounts) = open_visible(planned, purpose)?;
+    let each = planned.iter().zip(opened);
+    let each = each.map(|(planned, opened)| match opened {
+        Err(_) if mounts.is_covered(planned) => open_covered(planned, purpose),
         opened => opened,
+    });
+    Ok(each.collect())
+}
+
+/// Opens each of `planned` that its path leads to. Returns the mounts as they were meanwhile, too.
+fn open_visible(
+    planned: &[PlannedFilesystem],
+    purpose: Purpose,
+) -> Result<(Vec<Result<OwnedFd, DirectoryError>>, Mounts), DirectoryError> {
+    let mut before = Mounts::read(Roots::default())?;
+    let places: Vec<_> = planned
+        .iter()
+        .map(|planned| before.find(planned, purpose))
+        .collect();
+    // The table is read after the walks. A mount stays in it for as long as a descriptor of it is open.
+    let mut mounts = Mounts::read(Roots::default())?;
+    let opened = planned.iter().zip(places).map(|(planned, place)| {
+        let place = place?;
+        let mount = mounts.verify(place.as_fd(), planned)?;
+        match why_not_writable(place.as_fd(), mount) {
+            Some(why) if purpose == Purpose::Freeze => Err(not_writable(planned, why)),
+            Some(_) | None => {
+                walk::open_found(place.as_fd()).map_err(|refusal| refused(planned, refusal))
+            }
+        }
+    });
+    let opened = opened.collect();
+    Ok((opened, mounts))
+}
+
+fn open_covered(planned: &PlannedFilesystem, purpose: Purpose) -> Result<OwnedFd, DirectoryError> {
+    let opened = covers::without_covers(planned.device, &planned.mount_point, || {
+        open_visible(std::slice::from_ref(planned), purpose).map(|(mut opened, _)| opened.pop())
+    });
+    match opened {
+        Ok(opened) => opened?.unwrap_or_else(|| {
+            Err(DirectoryError::Vanished {
+                mount_point: planned.mount_point.clone(),
+            })
+        }),
+        Err(why) => Err(DirectoryError::Refused {
+            mount_point: planned.mount_point.clone(),
+            why: format!("another mount covers it, and {why}"),
+        }),
     }
-    .map_err(|errno| DirectoryError::Open {
-        mount_point: planned.mount_point.clone(),
-        errno,
-    })
+}
+
+fn refused(planned: &PlannedFilesystem, refusal: Refusal) -> DirectoryError {
+    let mount_point = planned.mount_point.clone();
+    match refusal {
+        Refusal::Errno(errno) => DirectoryError::Open { mount_point, errno },
+        Refusal::OnTheWay | Refusal::Special => DirectoryError::Refused {
+            mount_point,
+            why: refusal.to_string(),
+        },
+    }
 }
 
 /// Returns whether it is certain that the filesystem is not mounted any more, also not lazily and not
@@ -255,7 +337,11 @@ fn is_unmounted(planned: &PlannedFilesystem) -> bool {
     if planned.device.major != 0 {
         return block_device::is_free(planned.device);
     }
-    // The number is not that of a device (btrfs), but the source names one.
+    // The number is not that of a device (btrfs), but the source names one. Only root can make links in
+    // `/dev`; any other path may lead to whatever a local user wants.
+    if !planned.source.starts_with("/dev/") || planned.source.contains("/../") {
+        return false;
+    }
     rustix::fs::stat(planned.source.as_str()).is_ok_and(|source| {
         block_device::is_free(DeviceNumber {
             major: rustix::fs::major(source.st_rdev),
@@ -294,52 +380,70 @@ fn why_not_writable(directory: BorrowedFd<'_>, mount: &MountEntry) -> Option<&'s
     }
 }
 
-/// The mounts of this process's namespace, and of the others that a plan leads to, each read once.
-struct Mounts<'a> {
-    roots: &'a Roots,
-    by_id: HashMap<u32, MountEntry>,
-    /// The processes whose mounts are in `by_id` as well.
-    processes: Vec<String>,
+/// The mounts of this thread's namespace, and of the others that a plan leads to, each read once.
+struct Mounts {
+    roots: Roots,
+    own: MountNamespace,
+    others: HashMap<u32, MountNamespace>,
 }
 
-impl<'a> Mounts<'a> {
-    fn read(roots: &'a Roots) -> Result<Self, DirectoryError> {
-        let mut mounts = Self {
-            roots,
-            by_id: HashMap::new(),
-            processes: Vec::new(),
+impl Mounts {
+    fn read(roots: Roots) -> Result<Self, DirectoryError> {
+        let own = MountNamespace {
+            pid: None,
+            mounts: scan::mounts_of(&roots.proc.join("thread-self"))?,
         };
-        mounts.add(scan::mounts_of(&roots.proc.join("self"))?);
-        Ok(mounts)
+        Ok(Self {
+            roots,
+            own,
+            others: HashMap::new(),
+        })
     }
 
-    fn add(&mut self, mounts: Vec<MountEntry>) {
-        let by_id = mounts.into_iter().map(|mount| (mount.mount_id, mount));
-        self.by_id.extend(by_id);
+    /// Returns the mounts among which the path of `planned` leads.
+    fn around(&mut self, planned: &PlannedFilesystem) -> &MountNamespace {
+        let Some(pid) = walk::process_of(&planned.open_path) else {
+            return &self.own;
+        };
+        let process = self.roots.proc.join(pid.to_string());
+        self.others.entry(pid).or_insert_with(|| MountNamespace {
+            pid: Some(pid),
+            // The process may have ended, and its namespace with it.
+            mounts: scan::mounts_of(&process).unwrap_or_default(),
+        })
     }
 
-    /// Checks that `directory`, opened on the plan's path, is a directory of the planned
-    /// filesystem.
+    /// Finds the plan's path without opening it.
+    fn find(
+        &mut self,
+        planned: &PlannedFilesystem,
+        purpose: Purpose,
+    ) -> Result<OwnedFd, DirectoryError> {
+        let around = self.around(planned);
+        let may_pass = |mount, is_start| match purpose {
+            Purpose::Freeze => around.may_look_up_in(mount, is_start),
+            Purpose::Thaw => true,
+        };
+        walk::find(&planned.open_path, may_pass).map_err(|refusal| refused(planned, refusal))
+    }
+
+    /// Checks that `place`, found on the plan's path, is of the planned filesystem.
     ///
     /// The device number is mountinfo's. `st_dev` is another number on btrfs.
     fn verify(
         &mut self,
-        directory: BorrowedFd<'_>,
+        place: BorrowedFd<'_>,
         planned: &PlannedFilesystem,
     ) -> Result<&MountEntry, DirectoryError> {
         let vanished = || DirectoryError::Vanished {
             mount_point: planned.mount_point.clone(),
         };
-        if let Some(pid) = other_namespace(&planned.open_path) {
-            if !self.processes.contains(&pid) {
-                // The process may have ended, and its namespace with it.
-                let mounts = scan::mounts_of(&self.roots.proc.join(&pid)).unwrap_or_default();
-                self.add(mounts);
-                self.processes.push(pid);
-            }
-        }
-        let mount_id = self.mount_id_of(directory)?.ok_or_else(vanished)?;
-        let mount = self.by_id.get(&mount_id).ok_or_else(vanished)?;
+        let mount_id = walk::mount_id(&self.roots.proc, place)
+            .map_err(|errno| refused(planned, errno.into()))?;
+        let mut mounts = self.around(planned).mounts.iter();
+        let mount = mounts
+            .find(|mount| mount.mount_id == mount_id)
+            .ok_or_else(vanished)?;
         if mount.device == planned.device {
             Ok(mount)
         } else if mount.mount_point == planned.mount_point {
@@ -349,48 +453,20 @@ impl<'a> Mounts<'a> {
                 found: mount.device,
             })
         } else {
-            // The mount is gone, so the open went to the directory below it, on the parent mount.
+            // The mount is gone, so the path led to the directory below it, on the parent mount.
             Err(vanished())
         }
     }
 
-    /// Returns a better reason than `error`, if the filesystem could not be opened because it cannot
-    /// be written, or because it is not there any more.
-    fn explain(&mut self, error: DirectoryError, planned: &PlannedFilesystem) -> DirectoryError {
-        if !matches!(error, DirectoryError::Open { .. }) {
-            return error;
-        }
-        // Such a descriptor is made without the filesystem's help.
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let Ok(directory) = rustix::fs::open(&planned.open_path, flags, Mode::empty()) else {
-            return error;
-        };
-        match self.verify(directory.as_fd(), planned) {
-            Ok(mount) => match why_not_writable(directory.as_fd(), mount) {
-                Some(why) => not_writable(planned, why),
-                None => error,
-            },
-            Err(better @ (DirectoryError::Changed { .. } | DirectoryError::Vanished { .. })) => {
-                better
-            }
-            Err(_) => error,
-        }
+    /// Returns whether the planned mount exists, and others hide it from our paths.
+    fn is_covered(&self, planned: &PlannedFilesystem) -> bool {
+        let is_ours = planned.open_path == planned.mount_point;
+        is_ours
+            && self
+                .own
+                .cover_at(planned.device, &planned.mount_point)
+                .is_some()
     }
-
-    fn mount_id_of(&self, directory: BorrowedFd<'_>) -> Result<Option<u32>, DirectoryError> {
-        let fdinfo = format!("self/fdinfo/{}", directory.as_raw_fd());
-        let fdinfo = bytes_text(&scan::read(&self.roots.proc.join(fdinfo))?);
-        Ok(fdinfo
-            .lines()
-            .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok()))
-    }
-}
-
-/// Returns the process id of an open path `/proc/PID/root/...`.
-fn other_namespace(open_path: &Path) -> Option<String> {
-    let mut below_proc = open_path.strip_prefix("/proc").ok()?.iter();
-    let pid = below_proc.next()?.to_str()?;
-    (below_proc.next()? == "root").then(|| pid.to_owned())
 }
 
 #[cfg(test)]
@@ -398,6 +474,8 @@ mod tests {
     #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
     use std::fs::File;
+    use std::os::fd::AsRawFd;
+    use std::path::Path;
 
     use vmsnapshot_core::mountinfo;
 
@@ -430,8 +508,7 @@ mod tests {
             .find(|mount| mount.mount_point == Path::new("/proc"))
             .unwrap();
         let directory = File::open("/proc").unwrap();
-        let roots = Roots::default();
-        let mut mounts = Mounts::read(&roots).unwrap();
+        let mut mounts = Mounts::read(Roots::default()).unwrap();
         let mut verify = |planned| mounts.verify(directory.as_fd(), &planned).map(|_| ());
         assert_eq!(verify(planned(proc.device, "/proc")), Ok(()));
         let other = number("8:17");
@@ -494,12 +571,11 @@ mod tests {
             &format!("proc/self/fdinfo/{}", directory.as_raw_fd()),
             "pos:\t0\nflags:\t02\nmnt_id:\t10\n",
         );
-        machine.file("proc/self/mountinfo", ROOT);
+        machine.file("proc/thread-self/mountinfo", ROOT);
         let mut there = planned(number("8:17"), "/db");
         there.open_path = "/proc/20/root/db".into();
-        let roots = machine.roots();
         let verify = |planned: &PlannedFilesystem| {
-            let mut mounts = Mounts::read(&roots).unwrap();
+            let mut mounts = Mounts::read(machine.roots()).unwrap();
             mounts.verify(directory.as_fd(), planned).map(|_| ())
         };
         assert_eq!(verify(&there).unwrap_err().code(), ErrorCode::MountVanished);

@@ -12,6 +12,7 @@ mod callees;
 mod calls;
 mod companion;
 pub mod connect;
+mod covers;
 pub mod directories;
 pub mod error;
 mod jobs;
@@ -24,5 +25,6 @@ pub mod scan;
 pub mod session;
 mod staged;
 pub mod state;
+mod walk;
 
 pub use vmsnapshot_sys::control_group;

@@ -1,7 +1,7 @@
 //! Looks at the mounts again: the plan was made before the waits, and the world goes on.
 
 use vmsnapshot_core::device_number::DeviceNumber;
-use vmsnapshot_core::plan::{Plan, PlannedFilesystem, UnreadableMounts};
+use vmsnapshot_core::plan::{Plan, PlannedFilesystem, SkippedFilesystem, UnreadableMounts};
 use vmsnapshot_core::report::FilesystemResult;
 
 use crate::directories::{DirectoryError, LeftOut, Opened};
@@ -39,6 +39,8 @@ pub(crate) struct Change {
     now: Vec<PlannedFilesystem>,
     /// What of it is neither ready to be frozen nor left out for a reason that lasts.
     pub(crate) added: Vec<PlannedFilesystem>,
+    /// What may be written and cannot be reached.
+    pub(crate) out_of_reach: Vec<LeftOut>,
     /// What could not be read about the mounts.
     pub(crate) unreadable_mounts: Vec<UnreadableMounts>,
 }
@@ -54,6 +56,11 @@ impl Change {
         left_out: &[LeftOut],
     ) -> Result<Change, DirectoryError> {
         let again = look_again(plan)?;
+        let is_hidden = |skipped: &&SkippedFilesystem| {
+            skipped.reason.is_out_of_reach() && find(ready, skipped.device).is_none()
+        };
+        let hidden = again.skipped.iter().filter(is_hidden);
+        let out_of_reach = hidden.map(LeftOut::out_of_reach).collect();
         let now = again.filesystems;
         let is_new = |planned: &&PlannedFilesystem| {
             let is_left_out = left_out
@@ -65,6 +72,7 @@ impl Change {
         Ok(Change {
             now,
             added,
+            out_of_reach,
             unreadable_mounts: again.unreadable_mounts,
         })
     }
@@ -96,16 +104,16 @@ pub(crate) fn after_thaw(
             ..planned
         });
         let opened = Opened::open(&added.collect::<Vec<_>>())?;
-        Ok((opened, change.unreadable_mounts))
+        Ok((opened, change.out_of_reach, change.unreadable_mounts))
     });
     match found {
-        Ok((opened, unreadable_now)) => {
+        Ok((opened, out_of_reach, unreadable_now)) => {
             let mounted = opened.filesystems.into_iter().map(|planned| LeftOut {
                 planned,
                 outcome: FilesystemResult::MountedSince,
                 error: "it was mounted after the last look before the freeze".to_owned(),
             });
-            for found in mounted.chain(opened.left_out) {
+            for found in mounted.chain(opened.left_out).chain(out_of_reach) {
                 update(left_out, found);
             }
             for mounts in unreadable_now {
@@ -123,7 +131,7 @@ pub(crate) fn after_thaw(
 
 /// Puts `found` into `left_out`. It replaces what was left out with the same number because it needed no
 /// freeze. An earlier reason that counts against the set stays.
-fn update(left_out: &mut Vec<LeftOut>, found: LeftOut) {
+pub(crate) fn update(left_out: &mut Vec<LeftOut>, found: LeftOut) {
     let same = |before: &LeftOut| before.planned.device == found.planned.device;
     match left_out.iter_mut().find(|before| same(before)) {
         Some(before) if before.outcome == FilesystemResult::NotOpened => {}

@@ -351,11 +351,6 @@ fn names_in(directory: &Path) -> Result<Vec<OsString>, PlanError> {
     names.map_err(|error| unreadable(directory, &error))
 }
 
-/// Reads a file of `/proc` or `/sys`.
-pub(crate) fn read(file: &Path) -> Result<Vec<u8>, PlanError> {
-    fs::read(file).map_err(|error| unreadable(file, &error))
-}
-
 fn unreadable(path: &Path, error: &io::Error) -> PlanError {
     PlanError::Unreadable {
         path: path.to_owned(),

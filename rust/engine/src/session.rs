@@ -218,6 +218,9 @@ impl Session {
         }
         let mut callees = callees.refresh(&runtime, &options.connect, observer)?;
         let change = Change::find(&plan, &staged.filesystems, &left_out)?;
+        for hidden in &change.out_of_reach {
+            look::update(&mut left_out, hidden.clone());
+        }
         if !change.added.is_empty() {
             staged = add(
                 staged,

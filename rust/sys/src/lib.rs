@@ -11,6 +11,7 @@ pub mod errno;
 pub mod kernel;
 pub mod ledger_file;
 pub mod loop_device;
+pub mod mount_namespace;
 pub mod process;
 pub mod signal;
 

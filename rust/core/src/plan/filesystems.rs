@@ -24,7 +24,8 @@ pub fn open_path(mount_point: &Path, pid: Option<u32>) -> PathBuf {
 /// One superblock that the run freezes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PlannedFilesystem {
-    /// Where it is mounted: the visible mount that shows most of it.
+    /// Where it is mounted: the visible mount that shows most of it. If other mounts cover all of
+    /// them, it is opened below the covers.
     #[serde(serialize_with = "path_as_text")]
     pub mount_point: PathBuf,
     /// The path to open: `mount_point`, or a path below `/proc/PID/root` if it can only be reached
@@ -32,7 +33,7 @@ pub struct PlannedFilesystem {
     #[serde(serialize_with = "path_as_text")]
     pub open_path: PathBuf,
     /// Every other mount point of the same superblock in the same mount namespace, except those
-    /// that another mount covers.
+    /// that are harder to reach.
     #[serde(serialize_with = "paths_as_text")]
     pub also_mounted_at: Vec<PathBuf>,
     /// mountinfo's major:minor, which identifies the superblock. `st_dev` does not: it differs on

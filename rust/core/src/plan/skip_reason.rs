@@ -28,7 +28,8 @@ pub enum SkipReason {
     },
     /// Include patterns were given, and none matches it.
     NotIncluded,
-    /// Another mount covers every mount point of it, so it cannot be opened.
+    /// It is mounted only in another mount namespace, and another mount covers every mount point of it
+    /// there.
     Covered,
     /// The way to every mount point of it leads through a network or FUSE filesystem. The run could
     /// hang there.
@@ -38,6 +39,22 @@ pub enum SkipReason {
 }
 
 impl SkipReason {
+    /// Returns whether the filesystem could be frozen if it could be reached. Then something may write to
+    /// it, and a run without it is not consistent.
+    #[must_use]
+    pub fn is_out_of_reach(&self) -> bool {
+        match self {
+            Self::Covered | Self::BehindAnother => true,
+            Self::ReadOnly
+            | Self::NotFreezable
+            | Self::NotOnLocalBlockDevice
+            | Self::Excluded { .. }
+            | Self::ExcludedDevice { .. }
+            | Self::NotIncluded
+            | Self::FreezeNotWanted => false,
+        }
+    }
+
     /// Returns the stable code of this reason.
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -67,7 +84,9 @@ impl fmt::Display for SkipReason {
                 return write!(formatter, "device {device} is excluded")
             }
             Self::NotIncluded => "no include pattern names it",
-            Self::Covered => "another mount covers it, so it cannot be opened",
+            Self::Covered => {
+                "another mount covers it in another mount namespace, so it cannot be opened"
+            }
             Self::BehindAnother => {
                 "the way to it leads through a network or FUSE filesystem, which could hang"
             }

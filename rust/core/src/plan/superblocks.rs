@@ -134,16 +134,23 @@ impl<'a> Superblock<'a> {
         } else if NOT_FREEZABLE.contains(&self.primary.filesystem_type.as_str()) {
             Some(SkipReason::NotFreezable)
         } else {
-            match self.reach {
-                Reach::Open => None,
-                Reach::BehindAnother => Some(SkipReason::BehindAnother),
-                Reach::Covered => Some(SkipReason::Covered),
-            }
+            None
+        }
+    }
+
+    /// Returns why it cannot be reached, if nothing else keeps it from being frozen.
+    pub(super) fn why_out_of_reach(&self) -> Option<SkipReason> {
+        match (self.reach, self.pid) {
+            // The covers can be detached in a copy of our own namespace.
+            (Reach::Open, _) | (Reach::Covered, None) => None,
+            (Reach::BehindAnother, _) => Some(SkipReason::BehindAnother),
+            (Reach::Covered, Some(_)) => Some(SkipReason::Covered),
         }
     }
 
     pub(super) fn is_root(&self) -> bool {
         self.pid.is_none()
+            && self.reach != Reach::Covered
             && self
                 .mounts
                 .iter()

@@ -6,11 +6,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{access, major, minor, Access};
+use rustix::fs::{access, fstat, major, minor, Access};
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::machine::Machine;
 use vmsnapshot_sys::clock;
@@ -19,6 +18,7 @@ use crate::block_device;
 use crate::companion::ask::{ask, Answer};
 use crate::companion::Role;
 use crate::observer::Silent;
+use crate::walk::{find, mount_id};
 
 /// How long the answers may take. One takes about 10 µs. A device whose file lies on a dead
 /// filesystem that was detached may never answer.
@@ -75,12 +75,19 @@ fn ask_all(machine: &Machine) -> BTreeMap<DeviceNumber, DeviceNumber> {
 
 /// Returns mountinfo's number for the number of each mounted subvolume.
 fn subvolumes(machine: &Machine) -> BTreeMap<DeviceNumber, DeviceNumber> {
+    let Some(own) = machine.namespaces.first() else {
+        return BTreeMap::new();
+    };
     machine
         .subvolumes()
         .into_iter()
         .filter_map(|mount| {
-            let metadata = fs::symlink_metadata(&mount.mount_point).ok()?;
-            Some((device_number(metadata.dev()), mount.device))
+            let may_pass = |id, is_root| own.may_look_up_in(id, is_root);
+            let place = find(&mount.mount_point, may_pass).ok()?;
+            // The path may lead elsewhere by now, where a stat could wait.
+            let is_it = mount_id(Path::new("/proc"), place.as_fd()) == Ok(mount.mount_id);
+            let stat = is_it.then(|| fstat(&place).ok()).flatten()?;
+            Some((device_number(stat.st_dev), mount.device))
         })
         .collect()
 }
