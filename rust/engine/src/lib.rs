@@ -14,6 +14,7 @@ mod companion;
 pub mod connect;
 pub mod directories;
 pub mod error;
+mod identity;
 mod jobs;
 mod look;
 pub mod observer;
