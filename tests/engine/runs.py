@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from tests.engine.conftest import Machine
-from tests.support.fault_server import NeverAnswers
+from tests.support.command import SnapshotRun, read_status, run_of, wait_until_gone
+from tests.support.fault_server import Creates, FaultServer, NeverAnswers
 from tests.support.filesystems import REPOSITORY
 
 
@@ -24,6 +26,22 @@ def kill(pid: int) -> int:
     now_ns = time.monotonic_ns()
     os.kill(pid, signal.SIGKILL)
     return now_ns
+
+
+def leave_frozen(mount_point: Path, server: FaultServer) -> str:
+    """Freezes a filesystem with a run that is killed together with its watchdog. Returns the run's id."""
+    server.script("disk", Creates(after_ms=5000))
+    with SnapshotRun([mount_point], [server.uri("disk")]) as run:
+        run.wait_until_open(server)
+        run_id = run.run_id()
+        watchdog_pid = run_of(read_status(), run_id)["watchdog_pid"]
+        # Stop the run first. Otherwise it would notice the end of its watchdog, and thaw.
+        run.send(signal.SIGSTOP)
+        kill(watchdog_pid)
+        run.send(signal.SIGKILL)
+        run.finish()
+    wait_until_gone(watchdog_pid)
+    return run_id
 
 
 def start_program(machine: Machine, program: str) -> subprocess.Popen[bytes]:

@@ -13,21 +13,14 @@ use strum::{FromRepr, IntoStaticStr, VariantNames};
 
 use crate::deadlines::Monotonic;
 use crate::device_number::DeviceNumber;
+use crate::ledger_header::instant;
+pub use crate::ledger_header::{FireReason, Header, Layout, Place, ProcessName, MAGIC};
 use crate::names::stable_names;
 
-/// The first eight bytes of a ledger. The last one is the version of the layout.
-///
-/// A ledger outlives the program that wrote it, and an update may bring another layout. So some
-/// parts are the same in every version: the first seven bytes, one page for the header, and one
-/// page per filesystem. The page of a filesystem starts with its state (1 and 2 mean that it may be
-/// frozen), and its device number is at byte 8.
-pub const MAGIC: [u8; 8] = *b"vmsnapL1";
 /// The most filesystems in one run. Each costs the watchdog a page, a descriptor and a thread.
 pub const FILESYSTEMS_MAX: usize = 1024;
 /// The most bytes of a mount point in the ledger. Recovery uses the device number, not the path.
-pub const MOUNT_POINT_MAX: usize = 4096 - 64;
-/// The most bytes of a run's name.
-pub const RUN_ID_MAX: usize = 64;
+pub const MOUNT_POINT_MAX: usize = 4096 - 88;
 
 /// The state of a filesystem, from planned to thawed.
 ///
@@ -90,31 +83,7 @@ pub enum Thawer {
     Operator,
 }
 
-/// Why the watchdog thawed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromRepr, IntoStaticStr, VariantNames)]
-#[strum(serialize_all = "kebab-case")]
-#[repr(u32)]
-pub enum FireReason {
-    /// The run's process is gone.
-    ParentGone = 1,
-    /// `guard_by` has passed.
-    Deadline = 2,
-    /// The run ended and left a filesystem that was not known to be thawed.
-    Told = 3,
-}
-
-stable_names!(FreezeState, FireReason);
-
-impl FireReason {
-    /// Whether it ended the window. The run asks the watchdog only after the window.
-    #[must_use]
-    pub fn ended_the_window(self) -> bool {
-        match self {
-            Self::ParentGone | Self::Deadline => true,
-            Self::Told => false,
-        }
-    }
-}
+stable_names!(FreezeState);
 
 /// One filesystem. It is one page long, so that a ledger is a header and an array.
 #[repr(C, align(4096))]
@@ -131,7 +100,32 @@ pub struct Entry {
     undid_another: AtomicU32,
     thaw_errno: AtomicU32,
     cancelled_scrub: AtomicU32,
+    disk_sequence: AtomicU64,
+    filesystem_id: AtomicU64,
+    sectors_written: AtomicU64,
     mount_point: [AtomicU8; MOUNT_POINT_MAX],
+}
+
+/// What a filesystem is, beside its device number, which another one may get later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The kernel's sequence number of the disk: no two disks of a boot have the same. `None` before
+    /// Linux 5.15, and for a number that is not that of a disk (btrfs).
+    pub disk_sequence: Option<u64>,
+    /// The id of the filesystem, as `statfs` has it. `None` if it could not be read.
+    pub filesystem_id: Option<u64>,
+}
+
+impl Identity {
+    /// Returns whether the two are certainly not the same filesystem.
+    #[must_use]
+    pub fn differs_from(self, other: Identity) -> bool {
+        let differ = |one: Option<u64>, other: Option<u64>| {
+            one.zip(other).is_some_and(|(one, other)| one != other)
+        };
+        differ(self.disk_sequence, other.disk_sequence)
+            || differ(self.filesystem_id, other.filesystem_id)
+    }
 }
 
 impl Entry {
@@ -141,6 +135,45 @@ impl Entry {
         self.minor.store(device.minor, Ordering::Relaxed);
         let bytes = mount_point.as_os_str().as_bytes();
         store_bytes(&self.mount_point, &self.mount_point_length, bytes);
+    }
+
+    /// Records what the filesystem is. The run calls this before it shares the ledger.
+    pub fn identify(&self, identity: Identity) {
+        let Identity {
+            disk_sequence,
+            filesystem_id,
+        } = identity;
+        // Neither of the two is ever 0: the kernel counts disks from 1, and an id of 0 says nothing.
+        self.disk_sequence
+            .store(disk_sequence.unwrap_or(0), Ordering::Relaxed);
+        self.filesystem_id
+            .store(filesystem_id.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Returns what the filesystem is, as far as the run knew.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        let known = |field: &AtomicU64| match field.load(Ordering::Relaxed) {
+            0 => None,
+            value => Some(value),
+        };
+        Identity {
+            disk_sequence: known(&self.disk_sequence),
+            filesystem_id: known(&self.filesystem_id),
+        }
+    }
+
+    /// Records how many sectors of its device had been written once it was frozen.
+    pub fn set_sectors_written(&self, sectors: u64) {
+        self.sectors_written
+            .store(sectors.saturating_add(1), Ordering::Relaxed);
+    }
+
+    /// Returns how many sectors of its device had been written once it was frozen. `None` if that is
+    /// not known.
+    #[must_use]
+    pub fn sectors_written(&self) -> Option<u64> {
+        self.sectors_written.load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// Returns major:minor as in mountinfo.
@@ -327,172 +360,6 @@ impl Entry {
     }
 }
 
-/// How much of a ledger file this version can read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// It is a ledger of this version.
-    Own,
-    /// It is a ledger of another version. Only states and device numbers can be read.
-    OfAnotherVersion,
-    /// The run has not written its name yet, so it has frozen nothing.
-    Unfinished,
-    /// It is not a ledger.
-    Unknown,
-}
-
-/// What a ledger says about the run as a whole.
-#[repr(C, align(4096))]
-pub struct Header {
-    magic: AtomicU64,
-    started_realtime_ns: AtomicU64,
-    started_monotonic_ns: AtomicU64,
-    guard_by_ns: AtomicU64,
-    parent_start_ticks: AtomicU64,
-    watchdog_start_ticks: AtomicU64,
-    parent_pid: AtomicU32,
-    watchdog_pid: AtomicU32,
-    fired: AtomicU32,
-    rcu_previous: AtomicU32,
-    rcu_is_owed: AtomicU32,
-    rcu_was_expedited: AtomicU32,
-    run_id_length: AtomicU32,
-    run_id: [AtomicU8; RUN_ID_MAX],
-}
-
-/// A process. The start time distinguishes it from a later process with the same id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProcessName {
-    /// The process id.
-    pub pid: u32,
-    /// Field 22 of `/proc/PID/stat`: when the process started, in clock ticks since boot.
-    pub start_ticks: u64,
-}
-
-impl Header {
-    /// Sets the name and the process of the run. The run calls this before it shares the ledger.
-    pub fn name(&self, run_id: &str, parent: ProcessName) {
-        store_bytes(&self.run_id, &self.run_id_length, run_id.as_bytes());
-        self.parent_start_ticks
-            .store(parent.start_ticks, Ordering::Relaxed);
-        self.parent_pid.store(parent.pid, Ordering::Relaxed);
-        self.magic
-            .store(u64::from_le_bytes(MAGIC), Ordering::SeqCst);
-    }
-
-    /// Returns what the first bytes of the file say about its layout.
-    #[must_use]
-    pub fn layout(&self) -> Layout {
-        let [mark @ .., version] = self.magic.load(Ordering::SeqCst).to_le_bytes();
-        let [own_mark @ .., own_version] = MAGIC;
-        match (mark == own_mark, version == own_version) {
-            (true, true) => Layout::Own,
-            (true, false) => Layout::OfAnotherVersion,
-            (false, _) if mark == [0; 7] && version == 0 => Layout::Unfinished,
-            (false, _) => Layout::Unknown,
-        }
-    }
-
-    /// Returns the name of the run.
-    #[must_use]
-    pub fn run_id(&self) -> String {
-        crate::text::bytes_text(&load_bytes(&self.run_id, &self.run_id_length))
-    }
-
-    /// Returns the process of the run.
-    #[must_use]
-    pub fn parent(&self) -> ProcessName {
-        ProcessName {
-            pid: self.parent_pid.load(Ordering::Relaxed),
-            start_ticks: self.parent_start_ticks.load(Ordering::Relaxed),
-        }
-    }
-
-    /// Returns the process of the watchdog.
-    #[must_use]
-    pub fn watchdog(&self) -> ProcessName {
-        ProcessName {
-            pid: self.watchdog_pid.load(Ordering::Relaxed),
-            start_ticks: self.watchdog_start_ticks.load(Ordering::Relaxed),
-        }
-    }
-
-    /// Sets the process of the watchdog.
-    pub fn set_watchdog(&self, watchdog: ProcessName) {
-        self.watchdog_start_ticks
-            .store(watchdog.start_ticks, Ordering::Relaxed);
-        self.watchdog_pid.store(watchdog.pid, Ordering::Relaxed);
-    }
-
-    /// Records that the window begins now and that the watchdog thaws at `guard_by`.
-    pub fn start(&self, now: Monotonic, realtime_ns: u64, guard_by: Monotonic) {
-        self.started_monotonic_ns.store(now.0, Ordering::Relaxed);
-        self.started_realtime_ns
-            .store(realtime_ns, Ordering::Relaxed);
-        self.guard_by_ns.store(guard_by.0, Ordering::SeqCst);
-    }
-
-    /// Returns when the watchdog thaws. `None` before the run is armed.
-    #[must_use]
-    pub fn guard_by(&self) -> Option<Monotonic> {
-        instant(&self.guard_by_ns)
-    }
-
-    /// Returns the wall-clock time of an instant of this run, in nanoseconds since the Unix epoch.
-    #[must_use]
-    pub fn realtime_ns(&self, instant: Monotonic) -> i128 {
-        i128::from(self.started_realtime_ns.load(Ordering::Relaxed)) + i128::from(instant.0)
-            - i128::from(self.started_monotonic_ns.load(Ordering::Relaxed))
-    }
-
-    /// Returns when the window began. `None` if it has not begun.
-    #[must_use]
-    pub fn started_at(&self) -> Option<Monotonic> {
-        instant(&self.started_monotonic_ns)
-    }
-
-    /// Records that the watchdog thaws, and why. A later reason does not replace the first one.
-    pub fn fire(&self, reason: FireReason) {
-        let _ = self
-            .fired
-            .compare_exchange(0, reason as u32, Ordering::SeqCst, Ordering::SeqCst);
-    }
-
-    /// Returns why the watchdog thawed, if it did.
-    #[must_use]
-    pub fn fired(&self) -> Option<FireReason> {
-        FireReason::from_repr(self.fired.load(Ordering::SeqCst))
-    }
-
-    /// Records that the run is about to switch on expedited RCU, and which value to restore.
-    pub fn rcu_switched_on(&self, previous: u32) {
-        self.rcu_previous.store(previous, Ordering::Relaxed);
-        self.rcu_is_owed.store(1, Ordering::SeqCst);
-    }
-
-    /// Records that the previous value is restored.
-    pub fn rcu_put_back(&self) {
-        self.rcu_is_owed.store(0, Ordering::SeqCst);
-    }
-
-    /// Records that grace periods are expedited, no matter which program switched this on.
-    pub fn set_rcu_expedited(&self) {
-        self.rcu_was_expedited.store(1, Ordering::SeqCst);
-    }
-
-    /// Returns whether grace periods were expedited in the window, however the window ended.
-    #[must_use]
-    pub fn was_rcu_expedited(&self) -> bool {
-        self.rcu_was_expedited.load(Ordering::SeqCst) == 1
-    }
-
-    /// Returns the value to restore in `/sys/kernel/rcu_expedited`, if this run has to restore it.
-    #[must_use]
-    pub fn rcu_owed(&self) -> Option<u32> {
-        (self.rcu_is_owed.load(Ordering::SeqCst) == 1)
-            .then(|| self.rcu_previous.load(Ordering::Relaxed))
-    }
-}
-
 /// A header and one entry per filesystem, in the order of the plan.
 #[repr(C)]
 pub struct Ledger {
@@ -534,13 +401,6 @@ impl Ledger {
     }
 }
 
-fn instant(nanoseconds: &AtomicU64) -> Option<Monotonic> {
-    match nanoseconds.load(Ordering::SeqCst) {
-        0 => None,
-        value => Some(Monotonic(value)),
-    }
-}
-
 fn store_bytes(field: &[AtomicU8], length: &AtomicU32, bytes: &[u8]) {
     let mut stored = 0;
     for (place, byte) in field.iter().zip(bytes) {
@@ -577,6 +437,9 @@ mod tests {
             undid_another: AtomicU32::new(0),
             thaw_errno: AtomicU32::new(0),
             cancelled_scrub: AtomicU32::new(0),
+            disk_sequence: AtomicU64::new(0),
+            filesystem_id: AtomicU64::new(0),
+            sectors_written: AtomicU64::new(0),
             mount_point: [const { AtomicU8::new(0) }; MOUNT_POINT_MAX],
         }
     }
@@ -665,6 +528,36 @@ mod tests {
         assert_eq!(entry.state(), FreezeState::ThawedByRun);
         entry.find_thawed(NOW);
         assert_eq!(entry.state(), FreezeState::ThawedByRun);
+    }
+
+    #[test]
+    fn identities_differ_only_in_what_both_know() {
+        let known = |disk_sequence, filesystem_id| Identity {
+            disk_sequence,
+            filesystem_id,
+        };
+        let whole = known(Some(1), Some(7));
+        for other in [
+            known(None, None),
+            known(Some(1), None),
+            known(None, Some(7)),
+            whole,
+        ] {
+            assert!(!whole.differs_from(other) && !other.differs_from(whole));
+        }
+        assert!(whole.differs_from(known(Some(2), Some(7))));
+        assert!(whole.differs_from(known(None, Some(8))));
+        let entry = entry();
+        assert_eq!(
+            (entry.identity(), entry.sectors_written()),
+            (known(None, None), None)
+        );
+        entry.identify(whole);
+        entry.set_sectors_written(0);
+        assert_eq!(
+            (entry.identity(), entry.sectors_written()),
+            (whole, Some(0))
+        );
     }
 
     #[test]

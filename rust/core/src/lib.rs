@@ -17,6 +17,7 @@ pub mod error_kind;
 pub mod frames;
 pub mod host_call;
 pub mod ledger;
+mod ledger_header;
 pub mod machine;
 pub mod mountinfo;
 mod names;

@@ -74,10 +74,10 @@ pub struct RunStatus {
     pub started_at: Option<String>,
     /// When the watchdog thaws at the latest, UTC. `None` before the window.
     pub thaws_by: Option<String>,
-    /// Its process id. This field and the next three are `None` if another version wrote the
+    /// Its process id, in the pid namespace of the run. This field and the next three are `None` if another version wrote the
     /// ledger.
     pub pid: Option<u32>,
-    /// Whether that process exists.
+    /// Whether that process exists, and its run is not over.
     pub alive: Option<bool>,
     /// The process id of its watchdog.
     pub watchdog_pid: Option<u32>,

@@ -15,6 +15,7 @@ pub mod connect;
 mod covers;
 pub mod directories;
 pub mod error;
+mod identity;
 mod jobs;
 mod look;
 pub mod observer;

@@ -5,8 +5,8 @@
 
 use std::fs::OpenOptions;
 
+use vmsnapshot_core::ledger::Header;
 use vmsnapshot_sys::errno::cause_text;
-use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_window::rcu::Rcu;
 
 const EXPEDITED: &str = "/sys/kernel/rcu_expedited";
@@ -32,13 +32,13 @@ pub(crate) fn open(is_wanted: bool) -> Rcu {
 
 /// Puts the setting back for a run that is gone with its watchdog. Returns whether nothing is owed
 /// any more.
-pub(crate) fn put_back_for(ledger: &LedgerFile) -> bool {
-    let Some(previous) = ledger.header.rcu_owed() else {
+pub(crate) fn put_back_for(header: &Header) -> bool {
+    let Some(previous) = header.rcu_owed() else {
         return true;
     };
     let is_put_back = std::fs::write(EXPEDITED, previous.min(1).to_string()).is_ok();
     if is_put_back {
-        ledger.header.rcu_put_back();
+        header.rcu_put_back();
     }
     is_put_back
 }

@@ -19,11 +19,12 @@ use vmsnapshot_core::status::{
 use vmsnapshot_core::text::path_text;
 use vmsnapshot_sys::errno::{cause_text, errno_text};
 use vmsnapshot_sys::kernel::{Kernel, Linux};
-use vmsnapshot_sys::{clock, process, Errno};
+use vmsnapshot_sys::{clock, Errno};
 
 use crate::block_device;
 use crate::directories;
 use crate::error::ThawError;
+use crate::identity::Known;
 use crate::rcu;
 use crate::scan::{self, Roots};
 use crate::state::{kept_runs, KeptRun, Lock, DIRECTORY};
@@ -94,10 +95,13 @@ pub fn thaw() -> Result<ThawResult, ThawError> {
                 cause_text(error)
             ),
         }));
-    if kept.runs.is_empty() {
+    if kept.runs.is_empty() && !kept.has_empty() {
         return Ok(result);
     }
     let lock = Lock::try_take().map_err(ThawError::State)?;
+    if lock.is_some() {
+        kept.remove_empty();
+    }
     let (tended, untended): (Vec<_>, Vec<_>) = kept
         .runs
         .into_iter()
@@ -155,16 +159,28 @@ fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> 
     let mut pending = 0;
     for (run, kept) in runs.iter().enumerate() {
         for (index, entry) in kept.ledger.entries.iter().enumerate() {
+            // If the file was truncated since, the copy still says what may be frozen.
+            let _ = kept.ledger.read_again(index);
             if entry.state().may_be_frozen() {
                 pending += 1;
-                let (sender, device) = (sender.clone(), entry.device());
-                let mounts = mounts_of(device, &namespaces);
+                let sender = sender.clone();
                 let is_final = is_final(kept, entry);
+                let known = if is_final && kept.is_of_this_version() {
+                    Known::of(entry)
+                } else {
+                    Known::only_device(entry)
+                };
+                let mounts = mounts_of(known.device(), &namespaces);
+                if is_final && kept.is_of_this_version() {
+                    entry.thawing(clock::monotonic());
+                    // If this fails, the next thaw takes it for one that nobody tried to thaw.
+                    let _ = kept.ledger.write_entry(index);
+                }
                 // One thread per filesystem, because opening or thawing one may hang, or may wait
                 // for the thaw of another.
                 std::thread::spawn(move || {
                     // The receiver may have stopped waiting.
-                    let _ = sender.send((run, index, is_final, thaw_device(device, &mounts)));
+                    let _ = sender.send((run, index, is_final, thaw_device(known, &mounts)));
                 });
             }
         }
@@ -180,7 +196,16 @@ fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> 
             continue;
         };
         if let Some(entry) = run.ledger.entries.get(index) {
+            if !is_final {
+                // FIFREEZE may have returned in the meantime.
+                let _ = run.ledger.read_again(index);
+            }
             settle(run, entry, is_final, answer, result);
+            // The run may still write into the entry of a FIFREEZE that has not returned.
+            if is_final || !entry.state().may_be_frozen() {
+                // If this fails, the next thaw calls FITHAW once more, and it answers EINVAL.
+                let _ = run.ledger.write_entry(index);
+            }
         }
     }
     Ok(())
@@ -192,9 +217,7 @@ fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> 
 /// lets FITHAW answer EINVAL and freezes later. One that waits for another program's freeze lets
 /// FITHAW undo that freeze and freezes later, too.
 fn is_final(run: &KeptRun, entry: &Entry) -> bool {
-    !run.is_of_this_version()
-        || entry.state() == FreezeState::Frozen
-        || !process::is_alive(run.ledger.header.parent())
+    !run.is_of_this_version() || entry.state() == FreezeState::Frozen || !run.run_is_alive()
 }
 
 /// The result of thawing a device's filesystem.
@@ -203,11 +226,14 @@ enum Answer {
     NotFrozen,
     /// It is not mounted and its device is free, so it cannot be frozen.
     Gone,
+    /// The run's freeze is over, for this reason. FITHAW was not called.
+    IsOver(&'static str),
     Failed(String),
 }
 
-/// Calls FITHAW on the filesystem of `device`, through any mount that it has now.
-fn thaw_device(device: DeviceNumber, mounts: &[PlannedFilesystem]) -> Answer {
+/// Calls FITHAW on a filesystem, through any mount that it has now, unless the run's freeze of it is
+/// certainly over.
+fn thaw_device(known: Known, mounts: &[PlannedFilesystem]) -> Answer {
     let mut failure = None;
     for planned in mounts {
         let directory = match directories::open(planned) {
@@ -217,6 +243,9 @@ fn thaw_device(device: DeviceNumber, mounts: &[PlannedFilesystem]) -> Answer {
                 continue;
             }
         };
+        if let Some(why) = known.why_over(planned, directory.as_fd()) {
+            return Answer::IsOver(why);
+        }
         return match Linux.thaw(directory.as_fd()) {
             Ok(()) => Answer::Thawed,
             Err(Errno::INVAL) => Answer::NotFrozen,
@@ -225,7 +254,7 @@ fn thaw_device(device: DeviceNumber, mounts: &[PlannedFilesystem]) -> Answer {
     }
     match failure {
         Some(failure) => Answer::Failed(failure),
-        None if block_device::is_free(device) => Answer::Gone,
+        None if block_device::is_free(known.device()) => Answer::Gone,
         None => Answer::Failed(format!(
             "it is not mounted any more: mount its device again, then thaw; if the device is gone \
              for good, remove the run's ledger in `{DIRECTORY}`"
@@ -240,6 +269,19 @@ fn settle(run: &KeptRun, entry: &Entry, is_final: bool, answer: Answer, result: 
     let run_id = run.run_id();
     let error = match answer {
         Answer::Failed(error) => Some(error),
+        Answer::IsOver(why) => {
+            entry.find_thawed(clock::monotonic());
+            entry.never_frozen();
+            result.left_alone.push(ThawLeftAlone {
+                why: format!(
+                    "{why}; if it is frozen now, another program froze it, and \
+                     `fsfreeze --unfreeze` thaws it"
+                ),
+                mount_point,
+                run_id,
+            });
+            return;
+        }
         Answer::Thawed | Answer::NotFrozen | Answer::Gone if !run.is_of_this_version() => {
             entry.thawed_for_another_version();
             None
@@ -324,7 +366,6 @@ fn has_not_frozen(ledger: &Ledger) -> bool {
 /// A living process alone proves nothing, because a service or a program that uses the Python API
 /// lives on after its run. So the deadline in the ledger decides as well.
 fn run_state(run: &KeptRun) -> RunState {
-    let header = &run.ledger.header;
     let may_be_frozen = run.ledger.may_be_frozen();
     if !run.is_of_this_version() {
         return if may_be_frozen {
@@ -333,21 +374,15 @@ fn run_state(run: &KeptRun) -> RunState {
             RunState::Over
         };
     }
-    let is_in_time = header
-        .guard_by()
-        .is_none_or(|deadline| clock::monotonic() < deadline);
-    let watchdog_is_alive = process::is_alive(header.watchdog());
-    match (may_be_frozen, is_in_time, watchdog_is_alive) {
+    match (may_be_frozen, !run.is_late(), run.watchdog_is_alive()) {
         // Before its first freeze a run may not have a watchdog yet, or not any more.
-        (false, true, false)
-            if has_not_frozen(&run.ledger) && process::is_alive(header.parent()) =>
-        {
+        (false, true, false) if has_not_frozen(&run.ledger) && run.run_is_alive() => {
             RunState::AtWork
         }
         (false, _, false) => RunState::Over,
         (_, true, true) | (false, false, true) => RunState::AtWork,
         (true, false, true) => RunState::Late,
-        (true, true, false) if process::is_alive(header.parent()) => RunState::AtWork,
+        (true, true, false) if run.run_is_alive() => RunState::AtWork,
         (true, _, false) => RunState::Abandoned,
     }
 }
@@ -388,9 +423,9 @@ fn run_status(run: &KeptRun) -> RunStatus {
         started_at: own.and_then(|header| instant_text(run, header.started_at())),
         thaws_by: own.and_then(|header| instant_text(run, header.guard_by())),
         pid: own.map(|header| header.parent().pid),
-        alive: own.map(|header| process::is_alive(header.parent())),
+        alive: own.map(|_| run.run_is_alive()),
         watchdog_pid: own.map(|header| header.watchdog().pid),
-        watchdog_alive: own.map(|header| process::is_alive(header.watchdog())),
+        watchdog_alive: own.map(|_| run.watchdog_is_alive()),
         fired: own.and_then(Header::fired),
         finished: state == RunState::Over,
         filesystems: run
@@ -463,18 +498,16 @@ fn instant_text(run: &KeptRun, instant: Option<Monotonic>) -> Option<String> {
 mod tests {
     #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+    use std::os::fd::OwnedFd;
+
     use rustix::fs::{memfd_create, MemfdFlags};
     use vmsnapshot_core::device_number::DeviceNumber;
-    use vmsnapshot_core::ledger::ProcessName;
+    use vmsnapshot_core::ledger::Place;
     use vmsnapshot_core::mountinfo;
-    use vmsnapshot_sys::ledger_file::LedgerFile;
+    use vmsnapshot_sys::ledger_file::{Holder, LedgerCopy, LedgerFile};
+    use vmsnapshot_sys::{place, process};
 
     use super::*;
-
-    const GONE: ProcessName = ProcessName {
-        pid: 1,
-        start_ticks: u64::MAX,
-    };
 
     #[test]
     fn mount_behind_a_network_filesystem_is_the_last_that_is_tried() {
@@ -498,52 +531,102 @@ mod tests {
         assert_eq!(paths, expected.map(PathBuf::from));
     }
 
-    /// A run of this process with one filesystem, whose watchdog is alive or gone.
-    fn run(watchdog: ProcessName) -> KeptRun {
-        let memory = memfd_create("ledger", MemfdFlags::CLOEXEC).unwrap();
-        let ledger = LedgerFile::create(memory, 1).unwrap();
-        ledger.header.name("test", process::own_name());
-        ledger.header.set_watchdog(watchdog);
-        let device = DeviceNumber { major: 7, minor: 1 };
-        ledger.entries[0].name(device, Path::new("/test"));
-        KeptRun::of_test(ledger)
+    /// A run of this process with one filesystem.
+    struct Run {
+        ledger: LedgerFile,
+        memory: OwnedFd,
     }
 
-    /// Starts the run's window and freezes. The deadline is `ahead` of now, or in the past.
-    fn freeze(run: &KeptRun, ahead: Option<Duration>) {
-        let now = clock::monotonic();
-        let deadline = ahead.map_or(Monotonic(now.0 - 1), |ahead| now.plus(ahead));
-        run.ledger.header.start(Monotonic(now.0 - 2), 0, deadline);
-        assert!(run.ledger.entries[0].announce(now));
-        assert!(run.ledger.entries[0].frozen(now));
+    impl Run {
+        /// Makes its ledger, in which the run and, if it is told so, the watchdog are alive.
+        fn start(holders: &[Holder], place: Place) -> Run {
+            let memory = memfd_create("ledger", MemfdFlags::CLOEXEC).unwrap();
+            let ledger = LedgerFile::create(memory.try_clone().unwrap(), 1).unwrap();
+            ledger.header.name(process::own_name(), place);
+            let device = DeviceNumber { major: 7, minor: 1 };
+            ledger.entries[0].name(device, Path::new("/test"));
+            for holder in holders {
+                ledger.hold(*holder).unwrap();
+            }
+            Run { ledger, memory }
+        }
+
+        /// Starts the run's window and freezes. The deadline is `ahead` of now, or in the past.
+        fn freeze(&self, ahead: Option<Duration>) {
+            let now = clock::monotonic();
+            let deadline = ahead.map_or(Monotonic(now.0 - 1), |ahead| now.plus(ahead));
+            self.ledger.header.start(Monotonic(now.0 - 2), 0, deadline);
+            assert!(self.ledger.entries[0].announce(now));
+            assert!(self.ledger.entries[0].frozen(now));
+        }
+
+        /// What a process sees that opens the ledger.
+        fn seen(&self) -> KeptRun {
+            use std::os::fd::AsRawFd;
+            let path = format!("/proc/self/fd/{}", self.memory.as_raw_fd());
+            let file = std::fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(path)
+                .unwrap();
+            KeptRun::of_test(LedgerCopy::read(file.into()).unwrap())
+        }
     }
+
+    const BOTH: [Holder; 2] = [Holder::Run, Holder::Watchdog];
 
     #[test]
     fn living_process_is_not_at_work_after_its_deadline_without_a_watchdog() {
         let hour = Some(Duration::from_secs(3600));
-        for (watchdog, ahead, state) in [
-            (process::own_name(), hour, RunState::AtWork),
-            (GONE, hour, RunState::AtWork),
-            (process::own_name(), None, RunState::Late),
+        for (holders, ahead, state) in [
+            (&BOTH[..], hour, RunState::AtWork),
+            (&[Holder::Run], hour, RunState::AtWork),
+            (&BOTH, None, RunState::Late),
             // The process lives on after its run, as a service or a user of the Python API does.
-            (GONE, None, RunState::Abandoned),
+            (&[Holder::Run], None, RunState::Abandoned),
+            // A process that the run has forked lives on after the run was killed.
+            (&[], hour, RunState::Abandoned),
         ] {
-            let run = run(watchdog);
-            freeze(&run, ahead);
-            assert_eq!(run_state(&run), state);
-            assert_eq!(why_left_alone(&run).is_none(), state == RunState::Abandoned);
+            let run = Run::start(holders, place::here());
+            run.freeze(ahead);
+            let seen = run.seen();
+            assert_eq!(run_state(&seen), state);
+            assert_eq!(
+                why_left_alone(&seen).is_none(),
+                state == RunState::Abandoned
+            );
+        }
+    }
+
+    /// Its process ids and its clock mean something else there, so only the locks count.
+    #[test]
+    fn run_in_another_namespace_is_at_work_while_it_or_its_watchdog_is_alive() {
+        let elsewhere = Place {
+            pid_namespace: 1,
+            ..place::here()
+        };
+        for (holders, state) in [
+            (&BOTH[..], RunState::AtWork),
+            (&[Holder::Run], RunState::AtWork),
+            (&[Holder::Watchdog], RunState::AtWork),
+            (&[], RunState::Abandoned),
+        ] {
+            let run = Run::start(holders, elsewhere);
+            run.freeze(None);
+            assert_eq!(run_state(&run.seen()), state);
         }
     }
 
     #[test]
     fn fithaw_of_an_announced_freeze_is_final_only_if_the_process_is_gone() {
         for answer in [Answer::Thawed, Answer::NotFrozen] {
-            let run = run(GONE);
-            let entry = &run.ledger.entries[0];
-            assert!(entry.announce(clock::monotonic()));
-            assert!(!is_final(&run, entry));
+            let run = Run::start(&[Holder::Run], place::here());
+            assert!(run.ledger.entries[0].announce(clock::monotonic()));
+            let seen = run.seen();
+            let entry = &seen.ledger.entries[0];
+            assert!(!is_final(&seen, entry));
             let mut result = ThawResult::default();
-            settle(&run, entry, false, answer, &mut result);
+            settle(&seen, entry, false, answer, &mut result);
             assert_eq!((result.thawed.len(), result.failed.len()), (0, 1));
             assert_eq!(entry.state(), FreezeState::Announced);
 
@@ -553,24 +636,35 @@ mod tests {
             assert_eq!(unfinished(entry, &Answer::Thawed), None);
             assert!(entry.undid_another());
 
-            run.ledger.header.name("test", GONE);
-            assert!(is_final(&run, entry));
+            let gone = Run::start(&[], place::here());
+            assert!(gone.ledger.entries[0].announce(clock::monotonic()));
+            assert!(is_final(&gone.seen(), &gone.ledger.entries[0]));
         }
-        let frozen = run(GONE);
-        freeze(&frozen, None);
-        assert!(is_final(&frozen, &frozen.ledger.entries[0]));
+        let frozen = Run::start(&BOTH, place::here());
+        frozen.freeze(None);
+        assert!(is_final(&frozen.seen(), &frozen.ledger.entries[0]));
     }
 
     #[test]
     fn run_is_at_work_before_its_window_and_over_when_nothing_can_be_frozen() {
-        let preparing = run(ProcessName {
-            pid: 0,
-            start_ticks: 0,
-        });
-        assert_eq!(run_state(&preparing), RunState::AtWork);
-        let thawed = run(GONE);
-        freeze(&thawed, None);
+        let preparing = Run::start(&[Holder::Run], place::here());
+        assert_eq!(run_state(&preparing.seen()), RunState::AtWork);
+        let thawed = Run::start(&[Holder::Run], place::here());
+        thawed.freeze(None);
         thawed.ledger.entries[0].thawed(Thawer::Run, clock::monotonic());
-        assert_eq!(run_state(&thawed), RunState::Over);
+        assert_eq!(run_state(&thawed.seen()), RunState::Over);
+    }
+
+    #[test]
+    fn ledger_that_is_truncated_while_it_is_read_is_no_ledger() {
+        let run = Run::start(&[], place::here());
+        run.freeze(None);
+        let seen = run.seen();
+        rustix::fs::ftruncate(&run.memory, 4096).unwrap();
+        assert!(seen.ledger.read_again(0).is_err());
+        // What was read before is still known.
+        assert!(seen.ledger.may_be_frozen());
+        rustix::fs::ftruncate(&run.memory, 0).unwrap();
+        assert!(seen.ledger.read_again(0).is_err());
     }
 }

@@ -16,6 +16,7 @@ use vmsnapshot_window::watchdog::Watchdog;
 use crate::companion::{self, Role};
 use crate::directories::{DirectoryError, LeftOut, Opened};
 use crate::error::PrepareError;
+use crate::identity;
 use crate::look::Change;
 use crate::state::{Lock, Published};
 
@@ -52,9 +53,15 @@ impl Staged {
         }
         let directories: Arc<[OwnedFd]> = directories.into();
         let (published, ledger) = Published::create(lock, run_id, directories.len())?;
-        for (entry, planned) in ledger.entries.iter().zip(&filesystems) {
+        let planned = filesystems.iter().zip(&*directories);
+        for (entry, (planned, directory)) in ledger.entries.iter().zip(planned) {
             entry.name(planned.device, &planned.mount_point);
+            entry.identify(identity::identity(planned, directory.as_fd()));
         }
+        let write_counts = filesystems
+            .iter()
+            .map(|planned| identity::write_count(planned.device))
+            .collect();
         let watchdog = companion::start(Role::Watch)
             .and_then(|channel| {
                 let lock = published.lock_descriptor();
@@ -70,6 +77,7 @@ impl Staged {
             Arc::clone(&ledger),
             Arc::clone(&kernel),
             Arc::clone(&directories),
+            write_counts,
             &levels,
         )
         .map_err(|cause| PrepareError::Resources {
@@ -141,7 +149,7 @@ impl Staged {
         filesystems: Vec<PlannedFilesystem>,
         directories: Vec<OwnedFd>,
     ) -> Result<Staged, PrepareError> {
-        let run_id = self.ledger.header.run_id();
+        let run_id = self.published.run_id().to_owned();
         drop(self.freezers);
         self.watchdog
             .dismiss()

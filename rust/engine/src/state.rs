@@ -16,11 +16,11 @@ use std::sync::Arc;
 use rustix::fs::{flock, statfs, FlockOperation};
 use rustix::mount::{mount, MountFlags};
 use vmsnapshot_core::error_kind::{ErrorCode, ErrorKind};
-use vmsnapshot_core::ledger::{Entry, Layout};
+use vmsnapshot_core::ledger::{Entry, Layout, Place};
 use vmsnapshot_core::text::bytes_text;
 use vmsnapshot_sys::errno::cause_text;
-use vmsnapshot_sys::ledger_file::{LedgerFile, TMPFS_MAGIC};
-use vmsnapshot_sys::{process, Errno};
+use vmsnapshot_sys::ledger_file::{self, Holder, LedgerCopy, LedgerFile, TMPFS_MAGIC};
+use vmsnapshot_sys::{clock, place, process, Errno};
 
 use crate::rcu;
 
@@ -155,7 +155,9 @@ impl Drop for Lock {
 pub(crate) fn lock() -> Result<Lock, StateError> {
     let lock = Lock::try_take()?.ok_or(StateError::AnotherRun)?;
     // No other run can be under way while this process holds the lock, so all these runs are over.
-    for run in kept_runs()?.runs {
+    let kept = kept_runs()?;
+    kept.remove_empty();
+    for run in kept.runs {
         if let Some(entry) = run
             .ledger
             .entries
@@ -182,7 +184,7 @@ pub(crate) fn lock() -> Result<Lock, StateError> {
 pub(crate) struct Published {
     /// `None` once it is left to the watchdog, or withdrawn.
     lock: Option<Lock>,
-    path: PathBuf,
+    run_id: String,
     ledger: Option<Arc<LedgerFile>>,
     is_kept: bool,
 }
@@ -199,7 +201,7 @@ impl Published {
     ) -> Result<(Published, Arc<LedgerFile>), StateError> {
         let mut published = Published {
             lock: Some(lock),
-            path: Path::new(DIRECTORY).join(format!("{run_id}.ledger")),
+            run_id: run_id.to_owned(),
             ledger: None,
             is_kept: false,
         };
@@ -208,11 +210,21 @@ impl Published {
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(&published.path)?;
+            .open(published.path())?;
         let ledger = Arc::new(LedgerFile::create(OwnedFd::from(file), count)?);
-        ledger.header.name(run_id, process::own_name());
+        ledger.hold(Holder::Run)?;
+        ledger.header.name(process::own_name(), place::here());
         published.ledger = Some(Arc::clone(&ledger));
         Ok((published, ledger))
+    }
+
+    /// Returns the name of the run.
+    pub(crate) fn run_id(&self) -> &str {
+        &self.run_id
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new(DIRECTORY).join(format!("{}.ledger", self.run_id))
     }
 
     /// Returns the lock's descriptor, for the watchdog.
@@ -252,7 +264,7 @@ impl Drop for Published {
                 lock.leave_to_watchdog();
             }
         } else if !self.is_kept {
-            remove(&self.path);
+            remove(&self.path());
         }
     }
 }
@@ -260,7 +272,9 @@ impl Drop for Published {
 /// A run whose ledger still exists, and the path of that file.
 pub(crate) struct KeptRun {
     path: PathBuf,
-    pub(crate) ledger: LedgerFile,
+    pub(crate) ledger: LedgerCopy,
+    /// Where this process runs, which may be elsewhere than the run.
+    here: Place,
 }
 
 /// All runs that `/run/vmsnapshot` has ledgers of.
@@ -270,6 +284,24 @@ pub(crate) struct KeptRuns {
     pub(crate) runs: Vec<KeptRun>,
     /// The files that should be ledgers and cannot be read as such, each with the reason.
     pub(crate) unreadable: Vec<(PathBuf, io::Error)>,
+    /// The ledgers that say nothing: of a run that was killed while it made its ledger, or of another
+    /// boot. Nothing that was frozen then is frozen now. A run that is making its ledger at this moment
+    /// has one too, so they are removed only under the lock.
+    empty: Vec<PathBuf>,
+}
+
+impl KeptRuns {
+    /// Returns whether there are ledgers that say nothing.
+    pub(crate) fn has_empty(&self) -> bool {
+        !self.empty.is_empty()
+    }
+
+    /// Removes the ledgers that say nothing. The caller holds the lock.
+    pub(crate) fn remove_empty(&self) {
+        for path in &self.empty {
+            remove(path);
+        }
+    }
 }
 
 impl KeptRun {
@@ -295,21 +327,58 @@ impl KeptRun {
         }
     }
 
-    /// Returns whether expedited RCU has to be put back for this run. A ledger of another version
-    /// does not say, and counts as no.
+    /// Returns whether the run is under way: its process may still freeze or thaw.
+    ///
+    /// The lock decides. A process that the run has forked holds it as well, but does not have the
+    /// run's id. That can be told only where ids mean the same.
+    pub(crate) fn run_is_alive(&self) -> bool {
+        self.ledger.is_held(Holder::Run)
+            && (!self.shares_ids_and_clock() || process::is_alive(self.ledger.header.parent()))
+    }
+
+    /// Returns whether the run's watchdog is alive.
+    pub(crate) fn watchdog_is_alive(&self) -> bool {
+        self.ledger.is_held(Holder::Watchdog)
+    }
+
+    /// Returns whether the instant at which the watchdog thaws has passed. In another time namespace
+    /// that cannot be told, and counts as no.
+    pub(crate) fn is_late(&self) -> bool {
+        let guard_by = self.ledger.header.guard_by();
+        self.shares_ids_and_clock()
+            && guard_by.is_some_and(|deadline| clock::monotonic() >= deadline)
+    }
+
+    fn shares_ids_and_clock(&self) -> bool {
+        let place = self.ledger.header.place();
+        place.shares_ids_and_clock(self.here)
+    }
+
+    /// Returns whether expedited RCU has to be put back for this run.
     pub(crate) fn owes_rcu(&self) -> bool {
-        self.is_of_this_version() && self.ledger.header.rcu_owed().is_some()
+        self.ledger.header.rcu_owed().is_some()
     }
 
     /// Puts expedited RCU back for this run. Returns whether nothing is owed any more.
     pub(crate) fn put_rcu_back(&self) -> bool {
-        !self.owes_rcu() || rcu::put_back_for(&self.ledger)
+        if !self.owes_rcu() {
+            return true;
+        }
+        let is_put_back = rcu::put_back_for(&self.ledger.header);
+        if is_put_back {
+            // If this fails, the next thaw puts it back once more.
+            let _ = self.ledger.write_header();
+        }
+        is_put_back
     }
 
     #[cfg(test)]
-    pub(crate) fn of_test(ledger: LedgerFile) -> KeptRun {
-        let path = PathBuf::from("test.ledger");
-        KeptRun { path, ledger }
+    pub(crate) fn of_test(ledger: LedgerCopy) -> KeptRun {
+        KeptRun {
+            path: PathBuf::from("test.ledger"),
+            ledger,
+            here: place::here(),
+        }
     }
 
     /// Removes the ledger.
@@ -331,23 +400,24 @@ pub(crate) fn kept_runs() -> io::Result<KeptRuns> {
         .collect();
     paths.sort_unstable();
     let mut kept = KeptRuns::default();
+    let here = place::here();
     for path in paths {
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .and_then(|file| match file.metadata()?.len() {
-                // Its run is making it at this moment.
-                0 => Ok(None),
-                _ => LedgerFile::open(file.into()).map(Some),
-            });
-        match opened {
-            Ok(None) => {}
-            Ok(Some(ledger)) => match ledger.header.layout() {
-                Layout::Own | Layout::OfAnotherVersion => kept.runs.push(KeptRun { path, ledger }),
-                // A run that was killed while it made its ledger has frozen nothing.
-                Layout::Unfinished | Layout::Unknown => {}
-            },
+        match read(&path) {
+            Ok(Some(ledger)) => {
+                let header = &ledger.header;
+                let is_empty = match header.layout() {
+                    Layout::Own | Layout::OfAnotherVersion => {
+                        header.place().is_of_another_boot(here)
+                    }
+                    Layout::Unfinished | Layout::Unknown => true,
+                };
+                if is_empty {
+                    kept.empty.push(path);
+                } else {
+                    kept.runs.push(KeptRun { path, ledger, here });
+                }
+            }
+            Ok(None) => kept.empty.push(path),
             // Its run has removed it in the meantime.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -357,6 +427,22 @@ pub(crate) fn kept_runs() -> io::Result<KeptRuns> {
         }
     }
     Ok(kept)
+}
+
+/// Reads a ledger. Returns `None` if its run has not begun to write it.
+fn read(path: &Path) -> io::Result<Option<LedgerCopy>> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    if file.metadata()?.len() > 0 {
+        return LedgerCopy::read(file.into()).map(Some);
+    }
+    let is_held = |holder| ledger_file::is_held(file.as_fd(), holder);
+    if is_held(Holder::Run) || is_held(Holder::Watchdog) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it was truncated, and its run or watchdog is alive",
+        ));
+    }
+    Ok(None)
 }
 
 fn make_directory() -> io::Result<()> {

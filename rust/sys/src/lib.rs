@@ -10,8 +10,11 @@ pub mod control_group;
 pub mod errno;
 pub mod kernel;
 pub mod ledger_file;
+pub mod ledger_guard;
+mod ledger_memory;
 pub mod loop_device;
 pub mod mount_namespace;
+pub mod place;
 pub mod process;
 pub mod signal;
 

@@ -5,10 +5,9 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use vmsnapshot_core::frames::Frame;
-use vmsnapshot_core::ledger::Layout;
 use vmsnapshot_sys::channel::{Channel, Received};
 use vmsnapshot_sys::clock;
-use vmsnapshot_sys::ledger_file::LedgerFile;
+use vmsnapshot_sys::ledger_file::{Holder, LedgerFile};
 
 /// How long a companion waits for what it needs. The run gives up long before.
 const INTRODUCTION_LIMIT: Duration = Duration::from_secs(30);
@@ -35,13 +34,13 @@ impl Introduction {
             return Err(unexpected());
         };
         let mut descriptors = descriptors.into_iter();
-        let ledger = LedgerFile::open(descriptors.next().ok_or_else(unexpected)?)?;
+        let ledger = LedgerFile::open_again(&descriptors.next().ok_or_else(unexpected)?)?;
+        ledger.hold(Holder::Watchdog)?;
         let lock = descriptors.next().ok_or_else(unexpected)?;
         let run = has_pidfd.then(|| descriptors.next()).flatten();
         let rcu = has_rcu.then(|| descriptors.next()).flatten();
         let directories = receive_directories(channel, directories)?;
-        if ledger.header.layout() != Layout::Own
-            || directories.len() != ledger.entries.len()
+        if directories.len() != ledger.entries.len()
             || run.is_some() != has_pidfd
             || rcu.is_some() != has_rcu
         {

@@ -8,6 +8,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +19,9 @@ use vmsnapshot_core::frames::Frame;
 use vmsnapshot_core::ledger::{FireReason, FreezeState, Thawer};
 use vmsnapshot_sys::channel::{Channel, Received};
 use vmsnapshot_sys::kernel::Kernel;
-use vmsnapshot_sys::ledger_file::LedgerFile;
+use vmsnapshot_sys::ledger_file::{LedgerCopy, LedgerFile};
 use vmsnapshot_sys::signal::Signal;
-use vmsnapshot_sys::{clock, control_group, process, Errno};
+use vmsnapshot_sys::{clock, control_group, ledger_guard, process, Errno};
 
 use crate::introduction::{unexpected, Introduction};
 
@@ -69,6 +70,8 @@ struct Watch {
 pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
     let introduction = Introduction::receive(channel)?;
     let count = u32::try_from(introduction.directories.len()).map_err(|_| unexpected())?;
+    let spare = spare_ledger(&introduction)?;
+    ledger_guard::let_bus_errors_through();
     let watch = Arc::new(Watch {
         ledger: introduction.ledger,
         kernel,
@@ -87,7 +90,10 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
             .stack_size(WORKER_STACK_BYTES)
             .spawn(move || {
                 watch.fired.wait_until(None, |fired| fired == 1);
-                watch.settle(index, directory.as_fd());
+                let settle = || watch.settle(index, directory.as_fd());
+                while catch_unwind(AssertUnwindSafe(settle)).is_err() {
+                    std::thread::sleep(TRY_AGAIN_MAX);
+                }
                 drop(directory);
                 watch.settled.add_one();
                 watch.settled.wake_all();
@@ -105,15 +111,23 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
         },
         &[],
     )?;
-    let (listener, is_dismissed) = Vigil {
+    let mut vigil = Vigil {
         watch: &watch,
         channel: Some(channel),
         run: introduction.run,
         rcu: introduction.rcu,
+        spare: Some(spare),
         is_armed: false,
+        is_released: false,
         fired_at: None,
+    };
+    while catch_unwind(AssertUnwindSafe(|| vigil.keep())).is_err() {
+        // Whatever it was about to decide, this is the safe side. Then it goes on.
+        vigil.fire(FireReason::Deadline);
+        std::thread::sleep(TRY_AGAIN_MAX);
     }
-    .keep();
+    let is_dismissed = vigil.is_released && !vigil.is_armed;
+    let listener = vigil.channel;
 
     // Nothing that the run announced is frozen now. A worker whose FITHAW has not returned is waited
     // for without a limit: it could undo the freeze of the next run. The lock stays taken until then.
@@ -137,6 +151,24 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the ledger that takes the place of one that was truncated. The watchdog then knows nothing of
+/// the filesystems that it holds, so this one says that the run may have frozen each of them, that the
+/// deadline has passed, and that expedited RCU has to be put back if it is off now.
+fn spare_ledger(introduction: &Introduction) -> io::Result<LedgerCopy> {
+    let spare = introduction.ledger.copy()?;
+    for entry in &spare.entries {
+        let _ = entry.announce(clock::monotonic());
+    }
+    let passed = Monotonic(1);
+    spare.header.start(passed, clock::realtime_ns(), passed);
+    let mut text = [0; 1];
+    let setting = introduction.rcu.as_ref();
+    if setting.is_some_and(|rcu| rustix::io::pread(rcu, &mut text, 0) == Ok(1) && text == *b"0") {
+        spare.header.rcu_switched_on(0);
+    }
+    Ok(spare)
+}
+
 /// The main thread of a watchdog. It waits and decides when to thaw; the workers thaw.
 struct Vigil<'a> {
     watch: &'a Watch,
@@ -145,18 +177,18 @@ struct Vigil<'a> {
     /// The run's pidfd; `None` on a kernel without pidfds, and once the run is gone.
     run: Option<OwnedFd>,
     rcu: Option<OwnedFd>,
+    /// What takes the place of the ledger if that is truncated. `None` once the watchdog is armed.
+    spare: Option<LedgerCopy>,
     is_armed: bool,
+    is_released: bool,
     fired_at: Option<Monotonic>,
 }
 
-impl<'a> Vigil<'a> {
+impl Vigil<'_> {
     /// Waits until the run has released the watchdog or is gone, and nothing is left to thaw.
-    /// Returns the channel, if the run still listens, and whether it released a watchdog that it had
-    /// never armed.
-    fn keep(mut self) -> (Option<&'a Channel>, bool) {
-        let mut is_released = false;
+    fn keep(&mut self) {
         loop {
-            let is_over = is_released || self.channel.is_none();
+            let is_over = self.is_released || self.channel.is_none();
             if is_over && !self.watch.ledger.may_be_frozen() {
                 break;
             }
@@ -165,8 +197,8 @@ impl<'a> Vigil<'a> {
                 self.watch.freezer_is_gone.store(true, Ordering::SeqCst);
                 self.fire(FireReason::ParentGone);
             }
-            is_released |= self.receive();
-            if is_released && self.watch.ledger.may_be_frozen() {
+            self.is_released |= self.receive();
+            if self.is_released && self.watch.ledger.may_be_frozen() {
                 self.fire(FireReason::Told);
             }
             if self.is_late() {
@@ -177,7 +209,6 @@ impl<'a> Vigil<'a> {
         if self.put_rcu_back() {
             self.watch.ledger.header.rcu_put_back();
         }
-        (self.channel, is_released && !self.is_armed)
     }
 
     /// Waits for a frame from the run, for its end, for the deadline, or for the next look. `is_over`
@@ -243,6 +274,10 @@ impl<'a> Vigil<'a> {
         };
         match channel.receive_now() {
             Ok(Received::Frame(Frame::Arm, _)) => {
+                if let Some(spare) = self.spare.take() {
+                    // Without it, everything but a truncated ledger still goes well.
+                    let _ = ledger_guard::replace_when_truncated(&self.watch.ledger, spare);
+                }
                 self.is_armed = true;
                 let _ = channel.send(Frame::Armed, &[]);
                 false
@@ -394,7 +429,9 @@ mod tests {
                     channel: has_channel.then_some(&channel),
                     run: None,
                     rcu: None,
+                    spare: None,
                     is_armed: true,
+                    is_released: false,
                     fired_at: Some(clock::monotonic()),
                 };
                 assert!(!watch.ledger.may_be_frozen());

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use vmsnapshot_core::ledger::{Entry, FireReason, FreezeState};
 use vmsnapshot_sys::channel::{Channel, Received};
 use vmsnapshot_sys::kernel::Kernel;
 use vmsnapshot_sys::ledger_file::LedgerFile;
-use vmsnapshot_sys::{clock, process, Errno};
+use vmsnapshot_sys::{clock, place, process, Errno};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -30,6 +31,8 @@ struct Scripted {
     hold: Mutex<()>,
     /// How often a scrub was cancelled.
     cancels: Mutex<u32>,
+    /// How many calls panic before the script begins.
+    panics: AtomicU32,
 }
 
 impl Scripted {
@@ -46,6 +49,9 @@ impl Kernel for Scripted {
     fn thaw(&self, _: BorrowedFd<'_>) -> Result<(), Errno> {
         *self.thaws.lock().unwrap() += 1;
         drop(self.hold.lock().unwrap());
+        let one_less = |left: u32| left.checked_sub(1);
+        let panics = self.panics.fetch_update(SeqCst, SeqCst, one_less);
+        assert!(panics.is_err(), "the test asked for it");
         let mut script = self.script.lock().unwrap();
         if script.len() > 1 {
             script.remove(0)
@@ -77,7 +83,7 @@ impl Run {
     fn start(script: &[Result<(), Errno>]) -> Run {
         let memory = memfd_create("ledger", MemfdFlags::CLOEXEC).unwrap();
         let ledger = LedgerFile::create(memory, 1).unwrap();
-        ledger.header.name("test", process::own_name());
+        ledger.header.name(process::own_name(), place::here());
         let device = DeviceNumber { major: 7, minor: 1 };
         ledger.entries[0].name(device, std::path::Path::new("/test"));
         let kernel = Arc::new(Scripted {
@@ -85,6 +91,7 @@ impl Run {
             thaws: Mutex::new(0),
             hold: Mutex::new(()),
             cancels: Mutex::new(0),
+            panics: AtomicU32::new(0),
         });
         let (channel, theirs) = Channel::pair().unwrap();
         let theirs_kernel = Arc::clone(&kernel);
@@ -188,6 +195,17 @@ fn watchdog_thaws_nothing_for_a_run_that_thawed_by_itself() {
     let (ledger, kernel) = run.release();
     assert_eq!(kernel.thaws(), 0);
     assert_eq!(ledger.header.fired(), None);
+}
+
+#[test]
+fn watchdog_thaws_although_its_worker_panics() {
+    let run = Run::start(&[Ok(())]);
+    run.kernel.panics.store(2, SeqCst);
+    run.freeze();
+    run.arm(Duration::from_millis(10));
+    run.wait_for(FreezeState::ThawedByWatchdog);
+    assert_eq!(run.kernel.thaws(), 3);
+    run.release();
 }
 
 #[test]
@@ -399,6 +417,7 @@ fn watchdog_ends_when_it_is_not_introduced() {
         thaws: Mutex::new(0),
         hold: Mutex::new(()),
         cancels: Mutex::new(0),
+        panics: AtomicU32::new(0),
     });
     channel.send(Frame::Arm, &[]).unwrap();
     let result = vmsnapshot_watchdog::watch(&Channel::from_descriptor(theirs), kernel);

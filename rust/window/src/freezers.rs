@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::ledger::{FreezeState, Thawer};
+use vmsnapshot_sys::block_device::WriteCount;
 use vmsnapshot_sys::kernel::Kernel;
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::signal::Signal;
@@ -52,6 +53,8 @@ struct Shared {
     ledger: Arc<LedgerFile>,
     kernel: Arc<dyn Kernel>,
     directories: Arc<[OwnedFd]>,
+    /// How much is written to the device of each filesystem, where that says something.
+    write_counts: Box<[Option<WriteCount>]>,
     /// `n` below [`THAW`]: levels 0 to n-1 freeze. `THAW + n`: the last n levels thaw.
     order: Signal,
     /// How many threads are done with FIFREEZE.
@@ -67,7 +70,8 @@ struct Shared {
 }
 
 impl Freezers {
-    /// Starts one thread per directory. `levels` has the level of each, from 0 and without gaps.
+    /// Starts one thread per directory. `levels` has the level of each, from 0 and without gaps;
+    /// `write_counts` the count of its device, if there is one.
     ///
     /// # Errors
     /// What the kernel answers when a thread cannot be started.
@@ -79,6 +83,7 @@ impl Freezers {
         ledger: Arc<LedgerFile>,
         kernel: Arc<dyn Kernel>,
         directories: Arc<[OwnedFd]>,
+        write_counts: Box<[Option<WriteCount>]>,
         levels: &[u32],
     ) -> io::Result<Freezers> {
         let level_count = levels.iter().max().map_or(0, |highest| highest + 1);
@@ -91,6 +96,7 @@ impl Freezers {
                 ledger,
                 kernel,
                 directories,
+                write_counts,
                 order: Signal::new(0),
                 freezes_done: Signal::new(0),
                 freezes_awaited: AtomicU32::new(0),
@@ -197,6 +203,8 @@ impl Shared {
         if !is_frozen || done >= self.freezes_awaited.load(Ordering::SeqCst) {
             self.freezes_done.wake_all();
         }
+        // No part of the window waits for this.
+        self.note_writes(index);
         self.order
             .wait_until(None, |order| order >= THAW + level_count - level);
         self.thaw(index);
@@ -234,6 +242,19 @@ impl Shared {
             }
             // It may be frozen or not. It stays announced, and the answer of FITHAW decides.
             Err(_) => false,
+        }
+    }
+
+    /// Records how much was written to the device before it was frozen. A frozen filesystem writes
+    /// nothing, so a higher count later means that it was thawed.
+    fn note_writes(&self, index: usize) {
+        let count = self.write_counts.get(index).and_then(Option::as_ref);
+        if let (Some(entry), Some(count)) = (self.ledger.entries.get(index), count) {
+            if entry.state() == FreezeState::Frozen {
+                if let Some(sectors) = count.sectors() {
+                    entry.set_sectors_written(sectors);
+                }
+            }
         }
     }
 

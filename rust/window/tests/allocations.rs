@@ -102,6 +102,8 @@ fn window_allocates_nothing_between_armed_and_thawed() {
     assert_eq!(record.answers, Some(()));
     for entry in &stage.ledger.entries {
         assert_eq!(entry.state(), FreezeState::ThawedByRun);
+        // The count of what was written to the device was read in the window.
+        assert_eq!(entry.sectors_written(), Some(77));
     }
     assert_eq!(COUNT.load(Ordering::SeqCst), 0, "allocations in the window");
     for thaws in &kernel.thaws {

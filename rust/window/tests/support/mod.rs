@@ -11,10 +11,11 @@ use rustix::fs::{memfd_create, MemfdFlags};
 use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::frames::Frame;
+use vmsnapshot_sys::block_device::WriteCount;
 use vmsnapshot_sys::channel::{Channel, Received};
 use vmsnapshot_sys::kernel::Kernel;
 use vmsnapshot_sys::ledger_file::LedgerFile;
-use vmsnapshot_sys::{clock, process};
+use vmsnapshot_sys::{clock, place, process};
 use vmsnapshot_window::freezers::Freezers;
 use vmsnapshot_window::rcu::Rcu;
 use vmsnapshot_window::watchdog::{ArmedWatchdog, Watchdog};
@@ -47,7 +48,7 @@ impl Stage {
     ) -> Stage {
         let memory = memfd_create("ledger", MemfdFlags::CLOEXEC).unwrap();
         let ledger = Arc::new(LedgerFile::create(memory, levels.len()).unwrap());
-        ledger.header.name("test", process::own_name());
+        ledger.header.name(process::own_name(), place::here());
         let device = DeviceNumber { major: 7, minor: 1 };
         for entry in &ledger.entries {
             entry.name(device, Path::new("/test"));
@@ -67,7 +68,20 @@ impl Stage {
         // A file stands for the machine's setting: it is off, and gets switched on and off again.
         let setting = memfd_create("rcu_expedited", MemfdFlags::CLOEXEC).unwrap();
         rustix::io::pwrite(&setting, b"0", 0).unwrap();
-        let freezers = Freezers::start(Arc::clone(&ledger), kernel, directories, levels).unwrap();
+        // A file stands for the device's count as well.
+        let write_counts = levels.iter().map(|_| {
+            let stat = memfd_create("stat", MemfdFlags::CLOEXEC).unwrap();
+            rustix::io::pwrite(&stat, b"1 2 3 4 5 6 77 8\n", 0).unwrap();
+            WriteCount::new(stat)
+        });
+        let freezers = Freezers::start(
+            Arc::clone(&ledger),
+            kernel,
+            directories,
+            write_counts.collect(),
+            levels,
+        )
+        .unwrap();
         let start = clock::monotonic();
         let deadlines = Deadlines::new(start, Duration::from_secs(10), FREEZE_TIMEOUT);
         ledger
