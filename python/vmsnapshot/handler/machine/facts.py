@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from vmsnapshot.handler.files import read_bytes
+
 UNKNOWN = "Unknown"
 """The text of an unknown fact."""
 
@@ -75,7 +77,8 @@ def guest_agent_version(lib_directory: Path, environ: Mapping[str, str]) -> str:
 def os_version(os_release: Path) -> str:
     """Returns ``<NAME>-<VERSION>`` of os-release(5), or the name alone if there is no version (Arch)."""
     try:
-        lines = os_release.read_text(encoding="utf-8", errors="replace").splitlines()
+        # Usually a link to /usr/lib/os-release.
+        lines = read_bytes(os_release, follows_link=True).decode(errors="replace").splitlines()
     except OSError:
         return UNKNOWN
     fields = {
