@@ -24,9 +24,14 @@ def main(arguments: list[str]) -> int:
     sys.dont_write_bytecode = arguments[:1] != ["install"]
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
-    from vmsnapshot.handler import __main__ as handler
+    try:
+        from vmsnapshot.handler import __main__ as handler
 
-    return handler.main(arguments)
+        return handler.main(arguments)
+    except KeyboardInterrupt:
+        # From a person who runs a command by hand. The agent does not send it.
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

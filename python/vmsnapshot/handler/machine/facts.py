@@ -97,7 +97,11 @@ def running_workloads(proc: Path = Path("/proc"), *, limit_seconds: float = _SCA
     """
     found: set[str] = set()
     scan = threading.Thread(target=_scan, args=(proc, found), name="workloads", daemon=True)
-    scan.start()
+    try:
+        scan.start()
+    except RuntimeError:
+        # No thread is to be had. No report may be lost for that.
+        return []
     scan.join(limit_seconds)
     return [workload for workload in _WORKLOADS if workload in found]
 
