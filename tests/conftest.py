@@ -20,7 +20,10 @@ from tests.support.fake_native import is_compiled
 from tests.support.fault_server import FaultServer
 from tests.support.filesystems import REPOSITORY, ScratchFilesystems, loop_devices_below, scratch_directory
 from tests.support.mounts import mounts_below
+from tests.support.processes import obey_signals
 from tests.support.rescue import RCU_EXPEDITED, RescueThaw
+
+obey_signals()
 
 FILESYSTEM_TOOLS = ("mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "losetup", "mount", "umount")
 

@@ -12,18 +12,26 @@ start.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 
 def main(arguments: list[str]) -> int:
     """Runs the command and returns its exit status."""
+    # The caller's may be 0. Then anybody could write into the directories of the bytecode that root runs.
+    os.umask(0o022)
     sys.dont_write_bytecode = arguments[:1] != ["install"]
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lib"))
 
-    from vmsnapshot.handler import __main__ as handler
+    try:
+        from vmsnapshot.handler import __main__ as handler
 
-    return handler.main(arguments)
+        return handler.main(arguments)
+    except KeyboardInterrupt:
+        # From a person who runs a command by hand. The agent does not send it.
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

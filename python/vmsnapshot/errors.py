@@ -6,7 +6,8 @@ the cases in which a message holds a secret.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+# Not from `typing`, whose import takes most of the time in which Ctrl-C is not handled yet (`__main__`).
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from vmsnapshot._native import ErrorKind, ErrorSubject

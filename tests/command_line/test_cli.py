@@ -462,13 +462,6 @@ def mountinfo_device_of(directory: Path) -> str:
     raise AssertionError("mountinfo has no such mount")
 
 
-def test_report_is_written_through_a_symbolic_link(command: Command, blob_list: str, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "target")
-    assert command("snapshot", "--blobs-from", blob_list, "--report", str(tmp_path / "link")) == 0
-    assert (tmp_path / "link").is_symlink()
-    assert json.loads((tmp_path / "target").read_text())["consistent"] is True
-
-
 # snapshot: interruptions
 
 

@@ -6,14 +6,16 @@ import errno
 import os
 import resource
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
-from vmsnapshot.handler.files import read_text, write_atomically
+from vmsnapshot.handler.files import LIMIT_BYTES, open_or_create, read_bytes, read_text, write_atomically
 
 
 @pytest.fixture
@@ -189,5 +191,88 @@ def test_damaged_file_has_a_text(status: Path) -> None:
 
 
 def test_unreadable_file_is_not_a_missing_one(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(OSError, match="not a regular file"):
         read_text(tmp_path)
+
+
+def make_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+def link_to_file(path: Path) -> None:
+    target = path.with_name("target")
+    target.write_text("target")
+    path.symlink_to(target)
+
+
+def link_to_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def link_to_nothing(path: Path) -> None:
+    path.symlink_to(path.with_name("nothing"))
+
+
+IMPOSTORS = [make_fifo, make_socket, link_to_file, link_to_device, link_to_nothing]
+
+
+@pytest.mark.parametrize("make", IMPOSTORS)
+def test_what_is_not_a_file_is_neither_read_nor_written_to(
+    status: Path, make: Callable[[Path], None]
+) -> None:
+    make(status)
+    before = sorted(status.parent.iterdir())
+    with pytest.raises(OSError, match="not a regular file"):
+        read_text(status)
+    with pytest.raises(OSError):
+        open_or_create(status, os.O_WRONLY | os.O_APPEND)
+    assert sorted(status.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize("make", IMPOSTORS)
+def test_what_is_not_a_file_is_replaced_and_its_target_is_not(
+    status: Path, make: Callable[[Path], None]
+) -> None:
+    make(status)
+    write_atomically(status, "text")
+    assert not status.is_symlink()
+    assert status.read_text() == "text"
+    target = status.with_name("target")
+    assert not target.exists() or target.read_text() == "target"
+
+
+def test_configuration_may_be_a_link_to_a_file(status: Path) -> None:
+    link_to_file(status)
+    assert read_bytes(status, follows_link=True) == b"target"
+
+
+@pytest.mark.parametrize("make", [make_fifo, link_to_device])
+def test_configuration_may_not_be_or_lead_to_anything_else(
+    status: Path, make: Callable[[Path], None]
+) -> None:
+    make(status)
+    link = status.with_name("link")
+    link.symlink_to(status)
+    for path in (status, link):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_bytes(path, follows_link=True)
+
+
+def test_directory_of_a_file_may_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "directory")
+    write_atomically(tmp_path / "link/7.status", "text")
+    assert read_text(tmp_path / "link/7.status") == "text"
+
+
+def test_file_that_is_too_long_is_not_read(status: Path) -> None:
+    status.write_bytes(b"x" * LIMIT_BYTES)
+    assert len(read_text(status) or "") == LIMIT_BYTES
+    os.truncate(status, 1 << 40)
+    with pytest.raises(OSError, match=f"longer than {LIMIT_BYTES} bytes"):
+        read_text(status)

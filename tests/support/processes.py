@@ -7,6 +7,7 @@ thaw. So no function here waits for a killed process without a limit, as ``subpr
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,3 +77,14 @@ def _close_pipes(process: subprocess.Popen[bytes]) -> None:
         if pipe is not None:
             with contextlib.suppress(OSError):
                 pipe.close()
+
+
+def obey_signals() -> None:
+    """Undoes what the parent of this process ignores (nohup, some CI systems), for it and for its children.
+
+    A program inherits ignored signals, and the product leaves them ignored. Tests that send them would fail.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, handler)

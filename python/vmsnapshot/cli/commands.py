@@ -55,7 +55,15 @@ class _Finished(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status. `None` means the arguments of this process."""
-    open_missing_streams()
+    try:
+        open_missing_streams()
+        return _main(arguments)
+    except KeyboardInterrupt:
+        interruption = VmsnapshotError("interrupted", code="interrupted", kind="interrupted")
+        return _fail(interruption, INTERRUPTED, as_json=wants_json(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
         parsed = parse_arguments(arguments, _native.version())
     except SystemExit as end:
@@ -77,8 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VmsnapshotError as error:
         return _fail(error, EXIT_STATUSES[error.kind], as_json=parsed.json)
     except KeyboardInterrupt:
-        say("interrupted")
-        return INTERRUPTED
+        raise
+    except BaseException as error:
+        # A panic of the engine is not an `Exception`.
+        may_have_frozen = parsed.command in ("snapshot", "thaw")
+        status = _exit_status_after_failed_thaw() if may_have_frozen else FAILED
+        return _fail(_unexpected(error), status, as_json=parsed.json)
 
 
 def _plan(parsed: argparse.Namespace) -> int:
@@ -110,6 +122,10 @@ def _snapshot(parsed: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         # A signal at the end of the hold must not suppress the report.
         pass
+    except BaseException as error:
+        if report_file is not None:
+            _keep_error(report_file, _unexpected(error))
+        raise
     if finished is None:
         return _interrupted(report_file, as_json=parsed.json)
     return _print_finished(finished, as_json=parsed.json)
@@ -133,6 +149,23 @@ def _thaw(parsed: argparse.Namespace) -> int:
     if result.failed:
         return _print(text, NOT_THAWED)
     return _print(text, FAILED if result.left_alone else DONE)
+
+
+def _unexpected(error: BaseException) -> VmsnapshotError:
+    """Returns the error for a failure without a code. Leaves out its text, which may hold a secret."""
+    if isinstance(error, MemoryError):
+        return VmsnapshotError(
+            "the command ran out of memory",
+            code="out-of-memory",
+            kind="system",
+            hint="free memory, or raise the limit (`ulimit -v`, the control group)",
+        )
+    return VmsnapshotError(
+        f"the command failed unexpectedly ({type(error).__name__})",
+        code="unexpected",
+        kind="system",
+        hint="run `vmsnapshot status`, and report this as a defect unless threads or memory are short",
+    )
 
 
 def _interrupted(report_file: ReportFile | None, *, as_json: bool) -> int:

@@ -6,6 +6,7 @@ only after a second, so that an ordinary run writes nothing. The last phase is s
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
@@ -47,9 +48,12 @@ class Progress:
         if phase == "freeze":
             return
         # A thread, because the main thread is inside the engine during the whole phase.
-        self._timer = threading.Timer(PATIENCE_S, self._speak, args=(sentence,))
-        self._timer.daemon = True
-        self._timer.start()
+        timer = threading.Timer(PATIENCE_S, self._speak, args=(sentence,))
+        timer.daemon = True
+        # If no thread is to be had, the run goes on in silence.
+        with contextlib.suppress(RuntimeError):
+            timer.start()
+            self._timer = timer
 
     def close(self) -> None:
         """Records that the last phase is over. Returns when no thread of this object is running any more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,10 +28,14 @@ class ReportFile:
         """
         self.path = path
         try:
-            # Follow symbolic links, so that the target is written and the link is not replaced.
-            self._target = Path(path).resolve()
-            if path.endswith("/") or self._target.is_dir():
+            # The links above the file are followed, and one in its place is not: who can write to the
+            # directory would choose what root replaces. A device would be replaced by a file.
+            given = Path(path)
+            self._target = given.parent.resolve() / given.name
+            if path.endswith("/") or given.is_dir():
                 raise _unwritable(path, "it is a directory")
+            if os.path.lexists(self._target) and not stat.S_ISREG(self._target.lstat().st_mode):
+                raise _unwritable(path, "it is not a regular file")
             # The only check that is right for root, for a full disk and for a read-only filesystem.
             with tempfile.TemporaryFile(dir=self._target.parent) as trial:
                 trial.write(b"\0")

@@ -1,6 +1,16 @@
-"""Reads and writes small files that a reader should find complete: status, sequence number, task, settings.
+"""Opens, reads and writes the small files of the handler: settings, configuration, status, state, logs.
 
-This module knows nothing about their content. Do not call it inside the window: the filesystem may be frozen.
+Every file that the handler opens by its name is opened here, except those in /proc and /sys. The handler
+runs as root, and something else than a file may have that name. These rules keep a command from waiting for
+ever, from filling the memory, and from changing what it does not mean:
+
+* Only a regular file is opened. A named pipe, a socket and a device are refused before they are opened: an
+  open may wait, and for some devices it has an effect.
+* A symbolic link in the place of the file is refused. The directories above it may be links. What the owner
+  of the VM configures may be a link to a regular file (`follows_link`): configuration tools make them.
+* At most `LIMIT_BYTES` are read.
+
+This module knows nothing about the content. Do not call it inside the window: the filesystem may be frozen.
 """
 
 from __future__ import annotations
@@ -8,7 +18,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
+
+LIMIT_BYTES = 4 * 1024 * 1024
+"""The longest file that is read. The files of the agent and of the owner have some thousand bytes, and the
+settings of a VM with many disks some ten thousand."""
 
 # No space or no inode, for everyone or for this user.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -61,7 +77,7 @@ def _rewrite(path: Path, content: bytes, mode: int) -> bool:
     its filesystem writes no block in place (btrfs) and has no room for a second one.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+        descriptor = open_existing(path, os.O_WRONLY)
     except OSError:
         return False
     try:
@@ -84,6 +100,63 @@ def _rewrite(path: Path, content: bytes, mode: int) -> bool:
     return True
 
 
+def open_existing(path: Path, flags: int, *, follows_link: bool = False) -> int:
+    """Opens a regular file with `flags` and returns its descriptor, which a child does not inherit.
+
+    Raises:
+        OSError: there is no file of this name, it is not a regular file, or it cannot be opened.
+    """
+    # O_PATH finds the file without opening it. What is opened afterwards is what was looked at, even if the
+    # name stands for something else by then.
+    place = os.open(path, os.O_PATH | (0 if follows_link else os.O_NOFOLLOW))
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        # Not blocking, because the file may have a lease.
+        return os.open(f"/proc/self/fd/{place}", flags | os.O_NONBLOCK)
+    finally:
+        os.close(place)
+
+
+def open_or_create(path: Path, flags: int) -> int:
+    """Opens a regular file as `open_existing` does, or makes an empty one that only its owner can read.
+
+    Raises:
+        OSError: it is not a regular file, or it can be neither opened nor created.
+    """
+    try:
+        return open_existing(path, flags)
+    except FileNotFoundError:
+        pass
+    try:
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        # Another process was faster.
+        return open_existing(path, flags)
+
+
+def read_limited(file: BinaryIO) -> bytes:
+    """Returns the rest of an open file.
+
+    Raises:
+        OSError: it is longer than `LIMIT_BYTES`, or it cannot be read.
+    """
+    content = file.read(LIMIT_BYTES + 1)
+    if len(content) > LIMIT_BYTES:
+        raise OSError(errno.EFBIG, f"it is longer than {LIMIT_BYTES} bytes")
+    return content
+
+
+def read_bytes(path: Path, *, follows_link: bool = False) -> bytes:
+    """Returns the content of a file.
+
+    Raises:
+        OSError: there is no such file, it is not a regular file, it is too long, or it cannot be read.
+    """
+    with os.fdopen(open_existing(path, os.O_RDONLY, follows_link=follows_link), "rb") as file:
+        return read_limited(file)
+
+
 def read_text(path: Path) -> str | None:
     """Returns the content of a file, or `None` if it does not exist.
 
@@ -91,10 +164,10 @@ def read_text(path: Path) -> str | None:
     that its parser refuses, and raises nothing here.
 
     Raises:
-        OSError: the file exists and cannot be read.
+        OSError: the file exists and cannot be read. As `read_bytes`.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except FileNotFoundError:
         return None
     return content.decode("utf-8-sig", errors="replace")

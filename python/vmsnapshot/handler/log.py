@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import RLock
 from typing import NamedTuple
 
+from vmsnapshot.handler.files import open_existing, open_or_create
 from vmsnapshot.handler.secret import redacted
 
 EXTENSION_LOG = "extension.log"
@@ -90,6 +91,7 @@ class Log:
         self._lines = _BoundedLines(_BLOB_HEAD_BYTES, _BLOB_TAIL_BYTES)
         self._for_events = _BoundedLines(_EVENTS_HEAD_BYTES, _EVENTS_TAIL_BYTES)
         self._unwritten = bytearray()
+        self._has_warned = False
         self._suspended = False
         self._discarding = False
         self._discarded = 0
@@ -175,14 +177,27 @@ class Log:
     def _write(self) -> None:
         if self._file is None or self._suspended or not self._unwritten:
             return
-        written = _append(self._file, bytes(self._unwritten))
+        try:
+            written = _append(self._file, bytes(self._unwritten))
+        except OSError as error:
+            self._warn_once(error)
+            return
         del self._unwritten[:written]
+
+    def _warn_once(self, error: OSError) -> None:
+        """Adds the reason why the file is not written to the log blob and to the events."""
+        if not self._has_warned:
+            self._has_warned = True
+            cause = (error.strerror or type(error).__name__).lower()
+            line = Line(_now(), Level.WARNING, _clean(f"could not write to `{self._file}`: {cause}"))
+            self._lines.add(line)
+            self._for_events.add(line)
 
     def _shell_tail(self) -> list[str]:
         if self._folder is None:
             return []
         try:
-            with (self._folder / SHELL_LOG).open("rb") as file:
+            with os.fdopen(open_existing(self._folder / SHELL_LOG, os.O_RDONLY), "rb") as file:
                 size_bytes = file.seek(0, os.SEEK_END)
                 start = file.seek(max(0, size_bytes - SHELL_TAIL_LINES * LINE_LIMIT_CHARACTERS))
                 lines = file.read().splitlines()
@@ -197,7 +212,8 @@ class Log:
 def shell_line(log_folder: Path | None, text: str) -> None:
     """Adds a line to the shell log, which records commands and not backups. A failure is ignored."""
     if log_folder is not None:
-        _append(log_folder / SHELL_LOG, f"{_timestamp(_now())} {_clean(text)}\n".encode())
+        with contextlib.suppress(OSError):
+            _append(log_folder / SHELL_LOG, f"{_timestamp(_now())} {_clean(text)}\n".encode())
 
 
 class _BoundedLines:
@@ -255,30 +271,28 @@ def _append(path: Path, content: bytes) -> int:
     """Appends to a log file that only its owner can read. Returns how many bytes were written.
 
     The file is opened for each line, so that a process finds the new file after another process rotated it.
+
+    Raises:
+        OSError: nothing was written.
     """
-    try:
-        descriptor = _open(path)
-    except OSError:
-        return 0
+    descriptor = _open(path)
     try:
         return os.write(descriptor, content)
-    except OSError:
-        return 0
     finally:
         os.close(descriptor)
 
 
 def _open(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-    descriptor = os.open(path, flags, 0o600)
+    flags = os.O_WRONLY | os.O_APPEND
+    descriptor = open_or_create(path, flags)
     if os.fstat(descriptor).st_size < ROTATE_AT_BYTES:
         return descriptor
     try:
         # One process locks the full file and renames it. A process that does not get the lock writes to it.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), path.stat()):
+        if os.path.samestat(os.fstat(descriptor), path.lstat()):
             _rotate(path)
-        successor = os.open(path, flags, 0o600)
+        successor = open_or_create(path, flags)
     except OSError:
         return descriptor
     os.close(descriptor)

@@ -59,8 +59,8 @@ class SasUri(Secret):
     @property
     def without_query(self) -> str:
         """The URI in a form that may be printed and reported."""
-        # A malformed URI may have its signature in the path.
-        return _SIGNATURE.sub(r"\1...", self._text.partition("?")[0])
+        # A malformed URI may have its signature in the path, or a name and a password before its host.
+        return _CREDENTIALS.sub("//...@", _SIGNATURE.sub(r"\1...", self._text.partition("?")[0]))
 
     @property
     def blob(self) -> Secret:

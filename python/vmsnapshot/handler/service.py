@@ -21,7 +21,7 @@ from pathlib import Path
 
 from vmsnapshot.handler.agent.environment import HandlerEnvironment
 from vmsnapshot.handler.agent.state import siblings
-from vmsnapshot.handler.files import read_text, write_atomically
+from vmsnapshot.handler.files import open_or_create, read_text, write_atomically
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.machine.processes import ProcessName, name_of
 
@@ -230,7 +230,7 @@ def _start_detached(base_directory: Path, log: Log) -> None:
     pid_file = base_directory / PID_FILE
     # A worker and a command may do this at the same time. Closing the descriptor releases the lock. The lock
     # has a file of its own, because commands lock the directory while they are at work.
-    lock = os.open(base_directory / LOCK_FILE, os.O_WRONLY | os.O_CREAT, 0o600)
+    lock = open_or_create(base_directory / LOCK_FILE, os.O_WRONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         recorded = _recorded(pid_file)

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{mpsc, Arc};
 use std::time::{Duration, Instant};
 
 use vmsnapshot_core::deadlines::Monotonic;
@@ -176,12 +176,20 @@ fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> 
                     // If this fails, the next thaw takes it for one that nobody tried to thaw.
                     let _ = kept.ledger.write_entry(index);
                 }
-                // One thread per filesystem, because opening or thawing one may hang, or may wait
-                // for the thaw of another.
-                std::thread::spawn(move || {
+                let thaw = Arc::new(move || {
                     // The receiver may have stopped waiting.
                     let _ = sender.send((run, index, is_final, thaw_device(known, &mounts)));
                 });
+                // One thread per filesystem, because opening or thawing one may hang, or may wait
+                // for the thaw of another.
+                let in_thread = Arc::clone(&thaw);
+                if std::thread::Builder::new()
+                    .spawn(move || in_thread())
+                    .is_err()
+                {
+                    // No thread is to be had: a thaw that may hang is better than none.
+                    thaw();
+                }
             }
         }
     }

@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 use vmsnapshot_core::host_call;
 
 use crate::errors;
+use crate::text::PlainText;
 
 #[pyclass(frozen, module = "vmsnapshot")]
 pub(crate) struct HostCall {
@@ -16,13 +17,18 @@ impl HostCall {
     #[pyo3(signature = (uri, *, headers, body, time_limit = 40.0))]
     fn new(
         py: Python<'_>,
-        uri: &str,
-        headers: Vec<(String, String)>,
+        uri: PlainText,
+        headers: Vec<(PlainText, PlainText)>,
         body: Vec<u8>,
         time_limit: f64,
     ) -> PyResult<Self> {
         let limit = crate::time_limit::time_limit("host call time limit", time_limit);
-        let call = limit.and_then(|limit| Ok(host_call::HostCall::new(uri, headers, body, limit)?));
+        let headers = headers
+            .into_iter()
+            .map(|(name, value)| (name.0, value.0))
+            .collect();
+        let call =
+            limit.and_then(|limit| Ok(host_call::HostCall::new(&uri.0, headers, body, limit)?));
         match call {
             Ok(call) => Ok(Self { call }),
             Err(error) => Err(errors::prepare_error(py, &error)),

@@ -16,6 +16,7 @@ mod prepare;
 mod report;
 mod session;
 mod status;
+mod text;
 mod thaw;
 mod time_limit;
 mod trust_roots;

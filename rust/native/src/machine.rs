@@ -11,6 +11,7 @@ use vmsnapshot_engine::scan;
 
 use crate::errors;
 use crate::plan::Plan;
+use crate::text::{patterns, PatternText};
 
 /// Reads what is mounted on this machine, and on what.
 #[pyfunction]
@@ -47,11 +48,12 @@ impl Machine {
     fn plan(
         &self,
         py: Python<'_>,
-        include: Vec<String>,
-        exclude: Vec<String>,
+        include: Vec<PatternText>,
+        exclude: Vec<PatternText>,
         exclude_mounts: Vec<Bound<'_, Mount>>,
         unusable_excludes: &str,
     ) -> PyResult<Plan> {
+        let (include, exclude) = (patterns(include), patterns(exclude));
         let selection = match unusable_excludes {
             "refuse" => Selection::parse(&include, &exclude),
             "report" => Selection::parse_leniently(&include, &exclude),

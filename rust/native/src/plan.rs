@@ -7,12 +7,17 @@ use vmsnapshot_core::plan;
 
 use crate::errors;
 use crate::names::json;
+use crate::text::{patterns, PatternText};
 
 /// Reads what is mounted and plans what a run would freeze.
 #[pyfunction]
 #[pyo3(name = "plan", signature = (*, include = Vec::new(), exclude = Vec::new()))]
-pub(crate) fn make(py: Python<'_>, include: Vec<String>, exclude: Vec<String>) -> PyResult<Plan> {
-    let selection = plan::Selection::parse(&include, &exclude);
+pub(crate) fn make(
+    py: Python<'_>,
+    include: Vec<PatternText>,
+    exclude: Vec<PatternText>,
+) -> PyResult<Plan> {
+    let selection = plan::Selection::parse(&patterns(include), &patterns(exclude));
     selection
         .and_then(|selection| py.detach(|| vmsnapshot_engine::scan::machine()?.plan(&selection)))
         .map(Plan::from)

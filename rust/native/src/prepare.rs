@@ -1,5 +1,6 @@
 //! `prepare`: does everything that can be done before the window.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::host_call::HostCall;
 use crate::observer::PythonObserver;
 use crate::plan::Plan;
 use crate::session::Session;
+use crate::text::PlainText;
 use crate::time_limit::time_limit;
 
 /// Does all that can be done before the window.
@@ -33,9 +35,9 @@ use crate::time_limit::time_limit;
 pub(crate) fn prepare(
     py: Python<'_>,
     plan: &Plan,
-    blobs: Vec<String>,
-    metadata: Option<Pairs>,
-    blob_metadata: Vec<Pairs>,
+    blobs: Vec<PlainText>,
+    metadata: Option<PlainPairs>,
+    blob_metadata: Vec<PlainPairs>,
     host_call: Option<Bound<'_, HostCall>>,
     unusable_blobs: &str,
     thaw_timeout: f64,
@@ -44,7 +46,7 @@ pub(crate) fn prepare(
     sync_timeout: Option<f64>,
     connect_timeout: f64,
     ca_file: Option<PathBuf>,
-    proxy: Option<String>,
+    proxy: Option<PlainText>,
     unusable_proxy: &str,
     expedite_rcu: bool,
     progress: Option<Py<PyAny>>,
@@ -69,7 +71,11 @@ pub(crate) fn prepare(
     };
     let asked = (|| {
         Ok(Asked {
-            blobs: with_metadata(blobs, &metadata.unwrap_or_default(), blob_metadata)?,
+            blobs: with_metadata(
+                blobs,
+                &pairs(metadata.unwrap_or_default()),
+                blob_metadata.into_iter().map(pairs).collect(),
+            )?,
             host_call: host_call.map(|host_call| host_call.get().call.clone()),
             on_unusable,
         })
@@ -88,8 +94,7 @@ pub(crate) fn prepare(
             connect: ConnectOptions {
                 ca_file,
                 proxy: proxy
-                    .as_deref()
-                    .map(Proxy::parse)
+                    .map(|proxy| Proxy::parse(&proxy.0))
                     .transpose()?
                     .map(|proxy| {
                         if is_proxy_optional {
@@ -111,15 +116,24 @@ pub(crate) fn prepare(
 }
 
 /// Names with their values, in the order of the names.
-type Pairs = std::collections::BTreeMap<String, String>;
+type Pairs = BTreeMap<String, String>;
+/// The same as Python passes them.
+type PlainPairs = BTreeMap<PlainText, PlainText>;
+
+fn pairs(plain: PlainPairs) -> Pairs {
+    plain
+        .into_iter()
+        .map(|(name, value)| (name.0, value.0))
+        .collect()
+}
 
 /// Gives each blob the common metadata and its own. Either no blob has its own, or every blob has.
 fn with_metadata(
-    blobs: Vec<String>,
+    blobs: Vec<PlainText>,
     of_all: &Pairs,
     of_each: Vec<Pairs>,
 ) -> Result<Vec<(SecretText, Metadata)>, PrepareError> {
-    let blobs = blobs.into_iter().map(SecretText::new);
+    let blobs = blobs.into_iter().map(|blob| SecretText::new(blob.0));
     // Checked even if there is no blob, so that a bad one is reported.
     let common = Metadata::parse(of_all.clone())?;
     if of_each.is_empty() {

@@ -85,6 +85,15 @@ def test_only_install_writes_bytecode(unpacked: Unpacked, verb: str, writes: boo
     assert bool(list(unpacked.directory.rglob("*.pyc"))) is writes
 
 
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_only_root_can_write_to_the_bytecode_whatever_the_umask_is(unpacked: Unpacked, umask: int) -> None:
+    assert unpacked.run("install", umask=umask).exit_status == 7
+    made = [path for path in unpacked.directory.rglob("*") if "__pycache__" in path.parts]
+    assert made
+    assert {path.stat().st_mode & 0o022 for path in made} == {0}
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {0o755}
+
+
 def test_newest_python_runs_the_command_if_python3_is_too_old(unpacked: Unpacked, pythons: Path) -> None:
     add_program(pythons, "python3", TOO_OLD)
     for name in ("python3.9", "python3.99", "python3.10", "python3.100-config", "python3.100t"):

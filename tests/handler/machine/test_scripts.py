@@ -78,7 +78,7 @@ def test_file_that_is_no_object_is_ignored_and_named(host: Path, scripts: Path, 
 
 def test_what_is_not_a_file_is_ignored_and_named(host: Path, scripts: Path) -> None:
     os.mkfifo(scripts, 0o600)
-    assert_ignored(host, scripts, scripts, "it is not a file")
+    assert_ignored(host, scripts, scripts, "it is not a regular file")
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o744])

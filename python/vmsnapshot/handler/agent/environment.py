@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from vmsnapshot.errors import VmsnapshotError
+from vmsnapshot.handler.files import read_bytes
 
 FILE_NAME = "HandlerEnvironment.json"
 
@@ -71,7 +72,11 @@ class HandlerEnvironment:
 def find_base_directory(environ: Mapping[str, str]) -> Path:
     """Returns the extension's directory: the current one if it is one, or the one in the agent's variable."""
     named = environ.get("AZURE_GUEST_AGENT_EXTENSION_PATH")
-    current = Path.cwd()
+    try:
+        current = Path.cwd()
+    except OSError:
+        # It was deleted, or lies below a directory that cannot be read.
+        current = Path("/")
     return Path(named) if named and not (current / FILE_NAME).exists() else current
 
 
@@ -158,7 +163,7 @@ def sequence_number(environment: HandlerEnvironment, environ: Mapping[str, str])
 
 def _parsed(file: Path) -> Any | None:
     try:
-        content = file.read_bytes()
+        content = read_bytes(file)
     except OSError as error:
         raise HandlerEnvironmentError(
             f"could not read `{file}`: {(error.strerror or 'it cannot be opened').lower()}",

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from vmsnapshot.handler.files import read_text, write_atomically
+from vmsnapshot.handler.files import read_bytes, read_text, write_atomically
 from vmsnapshot.handler.machine.processes import ProcessName
 
 SEQUENCE_FILE = "mrseq"
@@ -178,15 +176,17 @@ def carry_over(source: Path, target: Path) -> list[str]:
     carried = []
     for name in _CARRIED_OVER:
         if (source / name).is_file() and not (target / name).exists():
-            temporary = target / f".{name}.{os.getpid()}"
-            shutil.copy2(source / name, temporary)
-            temporary.replace(target / name)
+            _copy(source / name, target / name)
             carried.append(name)
     # Jobs that still need a report.
     for record in sorted((source / _WORKERS).glob("*.json")):
         (target / _WORKERS).mkdir(mode=0o700, exist_ok=True)
-        shutil.copy2(record, target / _WORKERS / record.name)
+        _copy(record, target / _WORKERS / record.name)
     return carried
+
+
+def _copy(source: Path, target: Path) -> None:
+    write_atomically(target, read_bytes(source).decode(errors="replace"))
 
 
 def _read(path: Path) -> str:
@@ -211,8 +211,8 @@ def _read_record(path: Path) -> WorkerRecord | None:
         return None
     process = task_id = None
     # The file name of a damaged record still names its job.
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        document = json.loads(path.read_text())
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        document = json.loads(read_bytes(path))
         task_id = document["taskId"]
         process = ProcessName(int(document["pid"]), int(document["startTicks"]), str(document["bootId"]))
     return WorkerRecord(path, int(path.stem), process, task_id if isinstance(task_id, str) else None)

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 
 from vmsnapshot.handler.agent.environment import JobFiles
-from vmsnapshot.handler.files import write_atomically
+from vmsnapshot.handler.files import read_bytes, write_atomically
 from vmsnapshot.handler.log import Log
 from vmsnapshot.handler.report.outcome import Outcome
 from vmsnapshot.handler.report.status import Sender, StatusDocuments, StatusReport, StorageDetails, render
@@ -97,8 +97,8 @@ class Reporter:
     def written_report(self) -> WrittenReport | None:
         """Reads the status file. Returns `None` if it is missing or not written by this extension."""
         try:
-            text = self._files.status.read_text()
+            text = read_bytes(self._files.status).decode()
             status = json.loads(text)[0]["status"]
             return WrittenReport(status["code"] != "4", text, str(status["substatus"][0]["name"]))
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Callable
 
 from vmsnapshot.errors import VmsnapshotError
+from vmsnapshot.handler.files import open_existing, open_or_create
 
 SAFE_FREEZE_LOCK_FILE = Path("/etc/azure/MicrosoftRecoverySvcsSafeFreezeLock/SafeFreezeLockFile")
 
@@ -136,15 +137,14 @@ def _try(path: Path) -> tuple[int | None, str]:
 def _open(path: Path) -> tuple[int, int]:
     """Opens the file. Returns its descriptor, and the kind of lock that the descriptor allows."""
     try:
-        # Without O_TRUNC, because the file may belong to another program. Python makes descriptors
-        # non-inheritable.
-        return os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), fcntl.LOCK_EX
+        # Without O_TRUNC, because the file may belong to another program.
+        return open_or_create(path, os.O_WRONLY), fcntl.LOCK_EX
     except OSError as error:
         if error.errno != errno.EROFS or _is_missing(path):
             raise
     # After an error the kernel may have made the filesystem read-only. A shared lock, and the exclusive lock
     # of another program, exclude each other.
-    return os.open(path, os.O_RDONLY), fcntl.LOCK_SH
+    return open_existing(path, os.O_RDONLY), fcntl.LOCK_SH
 
 
 def _is_missing(path: Path) -> bool:
@@ -166,7 +166,7 @@ def _lock(descriptor: int, operation: int, path: Path) -> str | None:
         return _holder(descriptor)
     # The lock of a deleted file excludes no other process.
     with contextlib.suppress(FileNotFoundError):
-        if os.path.samestat(os.fstat(descriptor), path.stat()):
+        if os.path.samestat(os.fstat(descriptor), path.lstat()):
             return None
     return "the program that deleted the file"
 

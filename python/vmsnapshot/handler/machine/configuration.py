@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vmsnapshot.handler.files import read_bytes
 from vmsnapshot.handler.machine.scripts import (
     SCRIPT_CONFIGURATION,
     ScriptConfiguration,
@@ -155,7 +156,7 @@ class _Options:
         # No interpolation, because a mount point may contain `%`. Not strict: the last of two options wins.
         self._parser = configparser.ConfigParser(interpolation=None, strict=False)
         try:
-            self._parser.read_string(_decoded(path.read_bytes()))
+            self._parser.read_string(_decoded(read_bytes(path, follows_link=True)))
         except FileNotFoundError:
             return
         except OSError as error:
@@ -257,7 +258,7 @@ def _decoded(content: bytes) -> str:
 def _text_of_first(paths: Iterable[Path]) -> str:
     for path in paths:
         try:
-            return _decoded(path.read_bytes())
+            return _decoded(read_bytes(path, follows_link=True))
         except FileNotFoundError:
             continue
         except OSError:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from vmsnapshot.handler.files import read_bytes
+
 UNKNOWN = "Unknown"
 """The text of an unknown fact."""
 
@@ -75,7 +77,8 @@ def guest_agent_version(lib_directory: Path, environ: Mapping[str, str]) -> str:
 def os_version(os_release: Path) -> str:
     """Returns ``<NAME>-<VERSION>`` of os-release(5), or the name alone if there is no version (Arch)."""
     try:
-        lines = os_release.read_text(encoding="utf-8", errors="replace").splitlines()
+        # Usually a link to /usr/lib/os-release.
+        lines = read_bytes(os_release, follows_link=True).decode(errors="replace").splitlines()
     except OSError:
         return UNKNOWN
     fields = {
@@ -94,7 +97,11 @@ def running_workloads(proc: Path = Path("/proc"), *, limit_seconds: float = _SCA
     """
     found: set[str] = set()
     scan = threading.Thread(target=_scan, args=(proc, found), name="workloads", daemon=True)
-    scan.start()
+    try:
+        scan.start()
+    except RuntimeError:
+        # No thread is to be had. No report may be lost for that.
+        return []
     scan.join(limit_seconds)
     return [workload for workload in _WORKLOADS if workload in found]
 

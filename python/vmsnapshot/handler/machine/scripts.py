@@ -15,6 +15,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmsnapshot.handler.files import open_existing, read_limited
 from vmsnapshot.handler.settings.values import json_object
 from vmsnapshot.handler.settings.wire import is_true
 
@@ -25,8 +26,6 @@ _SECTION = "pre_post"
 _PLUGIN = "ScriptRunner"
 # More is a mistake, or an attempt to keep this process busy.
 _PLUGINS_MOST = 64
-# Both files have some hundred bytes.
-_LIMIT_BYTES = 1024 * 1024
 
 # The permissions that a file may have: the plugin host's configuration may be read by all users.
 _PLUGIN_HOST_MODE = 0o744
@@ -82,18 +81,15 @@ def _text_of(path: Path, mode: int) -> str | None:
         _IgnoredError: it cannot be read, or its owner or permissions are wrong.
     """
     try:
-        # Not blocking, because it may be a named pipe. Owner and mode are those of the file that is read.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise _IgnoredError(path, "it is not a file")
+        with os.fdopen(open_existing(path, os.O_RDONLY, follows_link=True), "rb") as file:
+            # Owner and mode are those of the file that is read.
+            status = os.fstat(file.fileno())
             if status.st_uid != 0:
                 raise _IgnoredError(path, f"it belongs to user {status.st_uid}; make root its owner")
             permissions = stat.S_IMODE(status.st_mode)
             if permissions & ~mode:
                 raise _IgnoredError(path, f"its permissions are {permissions:o}; change them to {0o600:o}")
-            content = file.read(_LIMIT_BYTES + 1)
+            content = read_limited(file)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -101,11 +97,9 @@ def _text_of(path: Path, mode: int) -> str | None:
     except ValueError:
         raise _IgnoredError(path, "no file can have this name") from None
     try:
-        if len(content) <= _LIMIT_BYTES:
-            return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        pass
-    raise _IgnoredError(path, "it is not a text")
+        raise _IgnoredError(path, "it is not a text") from None
 
 
 def _script_path(text: str, plugin_host: Path) -> Path | None:

@@ -202,7 +202,10 @@ def _is_included(row: _Row, included: Sequence[int], disks: Disks, luns: Mapping
 
 def _measure(rows: Sequence[_Row], limit_seconds: float) -> dict[str, int]:
     measurement = _Measurement(rows)
-    measurement.start()
+    try:
+        measurement.start()
+    except RuntimeError:
+        raise _NotMeasuredError("no thread could be started") from None
     measurement.join(limit_seconds)
     if measurement.is_alive():
         raise _NotMeasuredError(f"`{measurement.under_way}` did not answer within {limit_seconds:g} s")

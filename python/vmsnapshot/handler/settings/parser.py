@@ -14,7 +14,7 @@ from typing import Any
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.secret import SasUri, Secret
 from vmsnapshot.handler.settings.envelope import Envelope
-from vmsnapshot.handler.settings.job import job_of
+from vmsnapshot.handler.settings.job import TEXT_LIMIT_CHARACTERS, job_of, short_text
 from vmsnapshot.handler.settings.values import is_integer, is_scalar, json_object, usable_text
 from vmsnapshot.handler.settings.wire import (
     OS_DISK_LUN,
@@ -115,6 +115,9 @@ class _Parser:
         for key in _TEXTS[owner]:
             if settings.get(key) is not None and usable_text(settings.get(key)) is None:
                 self._ignored(f"{owner} {key}", "a string")
+        task_id = settings.get("taskId")
+        if usable_text(task_id) is not None and short_text(task_id) is None:
+            self._ignored(f"{owner} taskId", f"a string of at most {TEXT_LIMIT_CHARACTERS} characters")
 
     def object_str(self, owner: str, value: Any) -> dict[str, Any]:
         """Decodes an ``objectStr``."""

@@ -4,7 +4,6 @@
 //! a mount on the way is detached.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;

@@ -1,0 +1,123 @@
+"""Odd arguments, limits and interruptions of the process: an error with a code, and never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import COMMAND, Finished, run_command
+
+URI = "http://127.0.0.1:9/a/b?sig=c2lnbmF0dXJl"
+NO_UTF8 = os.fsdecode(b"/missing\xff")
+
+INTERRUPT_IN_IMPORT = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "vmsnapshot.cli.arguments":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def refused(*arguments: str, status: int = 2) -> Finished:
+    finished = run_command(*arguments, "--json")
+    assert "Traceback" not in finished.errors, finished.errors
+    assert finished.errors.count("vmsnapshot: error: ") == 1
+    assert finished.status == status
+    return finished
+
+
+@pytest.mark.usefixtures("compiled_engine")
+@pytest.mark.parametrize("option", ["--include", "--mount"])
+def test_pattern_that_is_not_utf8_is_refused_as_it_is_printed(option: str) -> None:
+    arguments = ("plan",) if option == "--include" else ("snapshot", f"--blob={URI}")
+    finished = refused(*arguments, f"{option}={NO_UTF8}")
+    assert finished.error_code == "no-such-mount"
+    assert finished.document["error"]["message"] == "`/missing\\xff` is not a mount point"
+
+
+@pytest.mark.usefixtures("compiled_engine")
+def test_exclude_pattern_that_is_not_utf8_is_a_pattern() -> None:
+    finished = run_command("plan", "--json", f"--exclude={NO_UTF8}")
+    assert finished.status == 0
+    assert "the exclude pattern `/missing\\xff` matches nothing" in finished.errors
+
+
+@pytest.mark.usefixtures("compiled_engine")
+@pytest.mark.parametrize(
+    ("option", "code"),
+    [
+        (f"--proxy=http://host{NO_UTF8[-1]}:80", "bad-proxy"),
+        (f"--report={NO_UTF8}/report", "report-unwritable"),
+    ],
+)
+def test_other_value_that_is_not_utf8_has_an_error_with_a_code(option: str, code: str) -> None:
+    finished = refused("snapshot", f"--blob={URI}", "--mount=/missing", option)
+    assert finished.error_code == code
+
+
+@pytest.mark.usefixtures("compiled_engine")
+@pytest.mark.parametrize("as_json", [True, False])
+def test_interruption_while_modules_are_imported_has_no_traceback(tmp_path: Path, as_json: bool) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT_IN_IMPORT)
+    options = ["--json"] if as_json else []
+    finished = run_command("plan", *options, environment={"PYTHONPATH": str(tmp_path)})
+    assert (finished.status, finished.errors) == (
+        130,
+        "vmsnapshot: error: interrupted; nothing was frozen\n",
+    )
+    if as_json:
+        assert finished.error_code == "interrupted"
+    else:
+        assert finished.output == ""
+
+
+@pytest.mark.usefixtures("compiled_engine")
+def test_command_without_memory_ends_with_an_error_or_its_result() -> None:
+    unlimited = run_command("plan", "--json")
+    assert unlimited.status == 0
+    loaded = failed = 0
+    for mebibytes in range(20, 44, 3):
+        limit = mebibytes << 20
+        ran = subprocess.run(
+            ["prlimit", f"--as={limit}", COMMAND, "plan", "--json"],
+            capture_output=True,
+            timeout=20,
+            check=False,
+        )
+        if b"vmsnapshot/__main__.py" not in ran.stderr and b"Traceback" in ran.stderr:
+            # The interpreter itself could not start.
+            continue
+        assert b"Traceback" not in ran.stderr, ran.stderr
+        document = json.loads(ran.stdout)
+        if ran.returncode == 0:
+            loaded += 1
+        else:
+            failed += 1
+            assert document["error"]["code"] in ("not-loaded", "out-of-memory", "unexpected")
+    assert failed, "no limit was too low"
+    assert loaded, "no limit was high enough"
+
+
+@pytest.mark.usefixtures("compiled_engine")
+@pytest.mark.parametrize("kind", ["link", "named pipe"])
+def test_report_replaces_no_link_and_no_pipe(tmp_path: Path, kind: str) -> None:
+    report = tmp_path / "report"
+    (tmp_path / "target").write_text("target")
+    if kind == "link":
+        report.symlink_to(tmp_path / "target")
+    else:
+        os.mkfifo(report)
+    finished = refused("snapshot", f"--blob={URI}", "--mount=/missing", f"--report={report}")
+    assert finished.error_code == "report-unwritable"
+    assert "it is not a regular file" in finished.errors
+    assert (tmp_path / "target").read_text() == "target"
+    assert report.is_symlink() or report.is_fifo()
