@@ -17,6 +17,8 @@ from typing import Any, Callable
 from vmsnapshot.errors import VmsnapshotError
 
 FILE_NAME = "HandlerEnvironment.json"
+MENDED_NUMBERS = "VMSNAPSHOT_MENDED_NUMBERS"
+"""The variable by which a command passes sequence numbers to the process that mends reports."""
 
 # The agent rewrites the file in place each time that it starts (open, truncate, write). That takes far less
 # than this second.
@@ -154,6 +156,11 @@ def sequence_number(environment: HandlerEnvironment, environ: Mapping[str, str])
         if _SEQUENCE_NUMBER.fullmatch(file.stem)
     ]
     return max(numbered)[1] if numbered else None
+
+
+def mended_numbers(environ: Mapping[str, str]) -> list[int]:
+    """Returns the sequence numbers of the jobs whose reports this process has to mend."""
+    return [int(number) for number in environ[MENDED_NUMBERS].split(",")]
 
 
 def _parsed(file: Path) -> Any | None:
