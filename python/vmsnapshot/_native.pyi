@@ -739,14 +739,23 @@ def error_codes() -> dict[ErrorCode, ErrorSubject]:
 def names() -> dict[str, list[str]]:
     """Returns the names of all values of the types above (``"Phase"``, ...), in their order."""
 
-def leave_control_group(name: str) -> bool:
-    """Moves this process into a control group of its own.
+def give_control_group(pid: int, role: str) -> bool:
+    """Moves a child of this process into a control group of its own.
 
-    The process then survives if the group that it was started in is ended as a whole. The new group is
-    ``NAME-PID`` at the root of cgroup v2, and of systemd's v1 hierarchy. Returns false if the machine has
-    neither, or if the group cannot be made. The group stays when the process ends. The next call with this
-    ``name``, in any process, removes it. Raises ``ValueError`` if the name has characters other than ASCII
-    letters, digits, hyphens and underscores.
+    The child then survives if the group that it was started in is ended as a whole. The new group is
+    ``vmsnapshot-ROLE-PID`` at the root of cgroup v2, and of systemd's v1 hierarchy. Returns false if the
+    machine has neither, or if the child cannot be moved. The group stays when the child ends, unless it calls
+    ``leave_control_group``. Removes the groups of processes that are gone. Raises ``ValueError`` unless
+    ``role`` consists of lower-case ASCII letters.
+
+    Blocking: a process that moves to another group waits for an RCU grace period, some 10 ms.
+    """
+
+def leave_control_group() -> None:
+    """Moves this process from its own control group to the root, and removes that group.
+
+    Also removes the groups of processes that are gone. Does only that if this process has no group of its
+    own. Call this at the end of a process.
     """
 
 def version() -> str:

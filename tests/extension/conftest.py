@@ -137,7 +137,12 @@ class Job:
 
 def ticks_ago(*, minutes: float) -> str:
     """Returns the .NET ticks of the instant ``minutes`` ago."""
-    return str(int((time.time() - minutes * 60) * 10_000_000) + 621_355_968_000_000_000)
+    return ticks_of(time.time() - minutes * 60)
+
+
+def ticks_of(seconds: float) -> str:
+    """Returns the .NET ticks of an instant of the system's clock."""
+    return str(int(seconds * 10_000_000) + 621_355_968_000_000_000)
 
 
 def final(report: dict[str, Any]) -> tuple[str, str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +13,12 @@ from tests.extension.conftest import OTHER_VM, Job, Vm, final, message, worker_o
 from tests.support.control_groups import ENTER, control_group
 from tests.support.freezing import is_frozen
 from tests.support.host_service import NEVER_MS, USUAL, Answer, Usual
+from tests.support.mounts import read_mounts
 from tests.support.protected_settings import settings_file_text
 
 NEVER = Answer(after_ms=NEVER_MS)
 LATE = Usual(after_ms=1500.0)
+ROUNDS = 20
 
 
 def kill_worker(vm: Vm) -> None:
@@ -235,6 +238,59 @@ def test_worker_survives_the_end_of_the_control_group_of_enable(vm: Vm) -> None:
         (group / "cgroup.kill").write_text("1")
     vm.extension.finish()
     assert final(job.blob_report()) == ("success", "1", 1)
+
+
+@pytest.mark.timeout(180)
+def test_worker_survives_a_service_that_ends_as_soon_as_enable_has_returned(vm: Vm) -> None:
+    base = vm.extension.base_directory
+    # Many rounds, because a worker that moves late is killed only sometimes.
+    for _ in range(ROUNDS):
+        job = vm.job(vm.new_number(), disks=1, mode="onlyHost")
+        vm.extension.write_settings(job.number, settings_file_text(job.settings(), job.protected))
+        with control_group() as group:
+            finished = vm.extension.sandbox.run(
+                *(*ENTER, group, base / "bin/handler", "enable"),
+                directory=base,
+                environment={
+                    "ConfigSequenceNumber": str(job.number),
+                    "AZURE_GUEST_AGENT_EXTENSION_PATH": str(base),
+                },
+            )
+            (group / "cgroup.kill").write_text("1")
+            assert (finished.status, finished.errors) == (0, "")
+        vm.extension.finish()
+        assert final(job.blob_report()) == ("success", "1", 1)
+    assert own_groups() == set()
+
+
+def test_command_removes_the_control_group_of_a_killed_worker(vm: Vm) -> None:
+    killed_in_its_window(vm)
+    assert {group.name.rpartition("-")[0] for group in own_groups()} == {"vmsnapshot-worker"}
+    vm.extension.run("disable")
+    assert own_groups() == set()
+
+
+def killed_with_settings(vm: Vm) -> Job:
+    """Returns a killed job whose settings the agent has written again, so that they name its status blob."""
+    job = killed_in_its_window(vm)
+    vm.extension.write_settings(job.number, settings_file_text(job.settings(), job.protected))
+    return job
+
+
+@pytest.mark.parametrize("verb", ["disable", "uninstall"])
+def test_disable_waits_until_the_report_of_a_killed_job_is_mended(vm: Vm, verb: str) -> None:
+    job = killed_with_settings(vm)
+    vm.service.script(job.status_blob, Usual(after_ms=1000.0), operation="PUT")
+    assert vm.extension.run(verb).status == 0
+    assert vm.extension.sandbox.process_ids() == []
+    assert final(job.blob_report()) == ("error", "2", 2)
+
+
+def own_groups() -> set[Path]:
+    """Returns the control groups that are named after a process that is gone."""
+    roots = [mount.mount_point for mount in read_mounts() if mount.filesystem_type in ("cgroup", "cgroup2")]
+    groups = {group for root in roots for group in root.glob("vmsnapshot-w*-*")}
+    return {group for group in groups if not Path("/proc", group.name.rpartition("-")[2]).exists()}
 
 
 def test_record_of_a_job_is_removed_when_all_is_reported(vm: Vm) -> None:

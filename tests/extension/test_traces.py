@@ -7,12 +7,23 @@ order of status, snapshots, final status and final log must be the same.
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
 
-from tests.extension.conftest import Job, Vm, final, host_item, message, telemetry, ticks_ago
-from tests.support.host_service import Answer, Request, blob_error, json_answer
+from tests.extension.conftest import (
+    Job,
+    Vm,
+    cause,
+    final,
+    host_item,
+    message,
+    telemetry,
+    ticks_ago,
+    ticks_of,
+)
+from tests.support.host_service import USUAL, Answer, Request, Usual, blob_error, json_answer
 from tests.support.protected_settings import object_str
 from tests.support.writers import Writer, writing
 
@@ -164,6 +175,20 @@ def test_job_that_starts_too_late_takes_no_snapshot(vm: Vm) -> None:
     assert (report["code"], report["status"], report["snapshotInfo"]) == ("402", "error", None)
     assert report["vmHealthInfo"] == {"vmHealthState": 256, "vmHealthStatusCode": 402}
     assert message(report).startswith("CRP timeout limit has reached, will not take snapshot.")
+
+
+def test_job_that_becomes_late_between_presnapshot_and_the_freeze_freezes_nothing(vm: Vm) -> None:
+    # By the host's clock the job has one second left. Its first upload takes longer.
+    now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+    fields = ("year", "month", "day", "hour", "minute", "second")
+    vm.service.script(PRE, json_answer({"responseTime": {name: getattr(now, name) for name in fields}}))
+    start = now - datetime.timedelta(minutes=140) + datetime.timedelta(seconds=1)
+    job = vm.job(vm.new_number(), mode="onlyGuest", commandStartTimeUTCTicks=ticks_of(start.timestamp()))
+    vm.service.script(job.status_blob, Usual(after_ms=1500.0), USUAL, operation="PUT")
+    assert trace(job) == [*BEGINNING, *END]
+    report = job.blob_report()
+    assert final(report) == ("error", "402", 402)
+    assert "when everything was prepared for the freeze" in cause(report)
 
 
 NOT_DISPATCHED: list[tuple[dict[str, Any], tuple[str, str, int], str]] = [

@@ -52,7 +52,8 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(context, "machine_facts", count_facts)
     # No process is started, and nothing on this machine is thawed.
     monkeypatch.setattr(commands, "start_worker", lambda *_, **__: True)
-    monkeypatch.setattr(workers, "start_worker", lambda *_, **__: True)
+    for module in (commands, workers):
+        monkeypatch.setattr(module, "start_mending", lambda *_: True)
     monkeypatch.setattr(workers, "thaw_leftovers", lambda _log: None)
     return counted
 
@@ -93,3 +94,21 @@ def test_mending_takes_the_settings_that_were_read_when_the_killed_job_was_found
     here.state.record_worker(5, KILLED, "task-5")
     assert workers.mend(here, workers.killed_jobs(here)) == {5}
     assert reads["5.settings"] == 1
+
+
+def test_one_process_mends_the_reports_of_all_killed_jobs(
+    here: Context, reads: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (3, 4, 5, 6):
+        put_settings(here, number)
+        here.state.record_worker(number, KILLED, f"task-{number}")
+    started: list[list[tuple[int, str | None]]] = []
+
+    def start_mending(_: Context, jobs: list[tuple[int, str | None]]) -> bool:
+        started.append(jobs)
+        return True
+
+    monkeypatch.setattr(workers, "start_mending", start_mending)
+    assert workers.mend(here, workers.killed_jobs(here)) == {3, 4, 5, 6}
+    assert [sorted(jobs) for jobs in started] == [[(number, f"task-{number}") for number in (3, 4, 5, 6)]]
+    assert reads["facts"] <= 1

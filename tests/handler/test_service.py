@@ -156,7 +156,7 @@ def test_installing_writes_the_unit_and_enables_and_starts_it(fake: FakeMachine)
     lines = fake.unit.splitlines()
     assert {
         "Description=Snapshot service for Microsoft Azure Restore Points",
-        "After=multi-user.target",
+        "After=network-online.target",
         "Type=simple",
         "Restart=always",
         "KillMode=process",
@@ -164,6 +164,12 @@ def test_installing_writes_the_unit_and_enables_and_starts_it(fake: FakeMachine)
         f"ExecStart={sys.executable} -I -S -X utf8 {base}/bin/main.py poll",
         "WantedBy=multi-user.target",
     } <= set(lines)
+
+
+def test_the_unit_does_not_wait_for_a_target_that_waits_for_services(fake: FakeMachine) -> None:
+    # A service of multi-user.target that runs `enable`, and is still starting, must not delay this one.
+    after = [line for line in unit_text(fake.old.base_directory).splitlines() if line.startswith("After=")]
+    assert not any(target in line for line in after for target in ("multi-user", "graphical", "default"))
 
 
 @pytest.mark.parametrize("name", ["plain", 'an "odd" 100%$HOME'])

@@ -410,9 +410,13 @@ class FakeNative(types.ModuleType):
             raise self.thaw_error
         return Document(self.thaw_document)
 
-    def leave_control_group(self, name: str) -> bool:
-        self.calls.append(f"leave_control_group {name}")
+    def give_control_group(self, pid: int, role: str) -> bool:
+        assert pid > 0
+        self.calls.append(f"give_control_group {role}")
         return True
+
+    def leave_control_group(self) -> None:
+        self.calls.append("leave_control_group")
 
     def version(self) -> str:
         return "0.1.0"

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
+import vmsnapshot
 from vmsnapshot.handler import commands
 from vmsnapshot.handler.agent.environment import find_base_directory
 
@@ -24,22 +26,29 @@ def main(arguments: Sequence[str]) -> int:
     if verb in commands.COMMANDS:
         return commands.run(verb, base_directory, os.environ)
     if verb in ("worker", "mend"):
-        from vmsnapshot.handler.worker import run_worker
+        from vmsnapshot.handler.worker import run_mending, run_worker
 
-        run_worker(base_directory, os.environ, mends=verb == "mend")
-        # Not `return`: a thread that hangs in the resolver or on a dead disk must not keep this process
-        # alive.
-        os._exit(0)
+        if verb == "worker":
+            run_worker(base_directory, os.environ)
+        else:
+            run_mending(base_directory, os.environ)
+        _exit(0)
     if verb == "poll":
         from vmsnapshot.handler.polling import run_polling
 
-        os._exit(run_polling(base_directory, os.environ))
+        _exit(run_polling(base_directory, os.environ))
     if verb in OPERATOR_VERBS:
         from vmsnapshot import cli
 
         return cli.main([verb])
     print(f"usage: bin/handler {' | '.join((*commands.COMMANDS, *OPERATOR_VERBS))}", file=sys.stderr)
     return USAGE
+
+
+def _exit(status: int) -> NoReturn:
+    vmsnapshot.leave_control_group()
+    # Not `return`: a thread that hangs in the resolver or on a dead disk must not keep this process alive.
+    os._exit(status)
 
 
 if __name__ == "__main__":

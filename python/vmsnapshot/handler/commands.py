@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Callable
 
+import vmsnapshot
 from vmsnapshot.handler import service
 from vmsnapshot.handler.agent.environment import HandlerEnvironment, sequence_number
 from vmsnapshot.handler.agent.events import delete_old_events, write_events
@@ -30,7 +31,15 @@ from vmsnapshot.handler.machine.processes import name_of
 from vmsnapshot.handler.report.outcome import ALREADY_PROCESSED, CANNOT_START, KILLED, TRANSITIONING
 from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings.envelope import scrub
-from vmsnapshot.handler.workers import KilledJob, end_mending, end_workers, killed_jobs, mend, start_worker
+from vmsnapshot.handler.workers import (
+    KilledJob,
+    end_mending,
+    end_workers,
+    killed_jobs,
+    mend,
+    start_mending,
+    start_worker,
+)
 
 ETC_AZURE = Path("/etc/azure")
 # How many old settings files, and how many old status files, are kept.
@@ -112,7 +121,7 @@ def _begin(context: Context, asked: AgentJob, killed: list[KilledJob]) -> None:
                 reporter.adopt(text)
             for killed_job in earlier:
                 killed_job.record.forget()
-            start_worker(context, number, job.task_id, mends=True)
+            start_mending(context, [(number, job.task_id)])
             return
         reporter.write(ALREADY_PROCESSED)
         context.scrub_settings(number)
@@ -141,7 +150,7 @@ def _look_after(context: Context, asked: AgentJob) -> None:
     context.state.record_worker(number, name_of(os.getpid()), job.task_id)
     if written is None or not written.is_final:
         reporter.write(KILLED)
-    start_worker(context, number, job.task_id, mends=True)
+    start_mending(context, [(number, job.task_id)])
 
 
 def update(context: Context) -> int:
@@ -176,6 +185,8 @@ def disable(context: Context) -> int:
     mended = mend(context, killed_jobs(context))
     end_mending(context, mended)
     service.stop(context.environment, context.log)
+    # No later command may come that would remove what killed workers left.
+    vmsnapshot.leave_control_group()
     return 0
 
 

@@ -37,6 +37,8 @@ from vmsnapshot.handler.settings.job import quick_job
 from vmsnapshot.handler.settings.wire import Job
 
 TURN_LIMIT_SECONDS = 15.0
+# A report takes a minute at most: decryption, and a status blob that does not answer.
+MENDING_TURN_LIMIT_SECONDS = 120.0
 POLL_SECONDS = 0.02
 
 
@@ -141,17 +143,38 @@ def open_context(
 @contextlib.contextmanager
 def turn(context: Context) -> Iterator[None]:
     """Waits until no other command is at work. The agent may be restarted while a command is running."""
-    descriptor = os.open(context.environment.base_directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        until = time.monotonic() + TURN_LIMIT_SECONDS
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            if time.monotonic() > until:
-                context.log.warning("another command is still running: continuing beside it")
-                break
-            time.sleep(POLL_SECONDS)
+    with _locked(context.environment.base_directory, TURN_LIMIT_SECONDS) as is_alone:
+        if not is_alone:
+            context.log.warning("another command is still running: continuing beside it")
         yield
+
+
+@contextlib.contextmanager
+def mending_turn(context: Context) -> Iterator[None]:
+    """Waits until no other process mends reports.
+
+    Raises:
+        OSError: there are no records of workers.
+    """
+    with _locked(context.state.workers_directory, MENDING_TURN_LIMIT_SECONDS) as is_alone:
+        if not is_alone:
+            context.log.warning("another process is still mending reports: continuing beside it")
+        yield
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, limit_seconds: float) -> Iterator[bool]:
+    """Locks a directory. Yields False if another process held the lock until the limit."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        until = time.monotonic() + limit_seconds
+        is_locked = False
+        while not is_locked and time.monotonic() <= until:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_locked = True
+            except BlockingIOError:
+                time.sleep(POLL_SECONDS)
+        yield is_locked
     finally:
         os.close(descriptor)

@@ -23,7 +23,7 @@ from vmsnapshot.handler.agent.environment import HandlerEnvironment
 from vmsnapshot.handler.agent.state import siblings
 from vmsnapshot.handler.files import open_or_create, read_text, write_atomically
 from vmsnapshot.handler.log import Log
-from vmsnapshot.handler.machine.processes import ProcessName, name_of
+from vmsnapshot.handler.machine.processes import ProcessName, begin_to_move, name_of
 
 UNIT = "directsnapshot.service"
 PID_FILE = "directsnapshot.pid"
@@ -153,7 +153,9 @@ def unit_text(base_directory: Path) -> str:
     return f"""\
 [Unit]
 Description=Snapshot service for Microsoft Azure Restore Points
-After=multi-user.target
+# Not after a target that waits for services: one that is still starting may have run the command that starts
+# this service.
+After=network-online.target
 # No restarts for ever if the extension was deleted without uninstall.
 ConditionPathExists={directory}/bin/main.py
 
@@ -245,7 +247,10 @@ def _start_detached(base_directory: Path, log: Log) -> None:
             # The new session has no terminal and receives no SIGHUP, so nohup is not needed.
             start_new_session=True,
         )
+        is_moved = begin_to_move(process.pid, "polling")
         name = name_of(process.pid)
+        if not is_moved():
+            log.warning("the polling service has no control group of its own: ending its starter's ends it")
         # Nothing waits for it. init inherits it.
         process.returncode = 0
         if name is None:

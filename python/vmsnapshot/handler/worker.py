@@ -10,6 +10,7 @@ Every path writes a final status, and so does every exception.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import time
@@ -20,11 +21,11 @@ from pathlib import Path
 import vmsnapshot
 from vmsnapshot import PlanError, VmsnapshotError
 from vmsnapshot.handler import service
-from vmsnapshot.handler.agent.environment import sequence_number
+from vmsnapshot.handler.agent.environment import mended_numbers, sequence_number
 from vmsnapshot.handler.agent.events import write_events
 from vmsnapshot.handler.agent.status_file import Reporter
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.context import AgentJob, Context, open_context
+from vmsnapshot.handler.context import AgentJob, Context, mending_turn, open_context
 from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.machine.configuration import (
@@ -66,7 +67,6 @@ from vmsnapshot.interruptions import Interruptions
 
 # The service gives up on a command after this time (contract 1.7).
 LATE_AFTER = datetime.timedelta(minutes=140)
-CONTROL_GROUP = "vmsnapshot-worker"
 
 
 class Worker:
@@ -422,56 +422,88 @@ class Worker:
         (self._log.info if outcome.is_success else self._log.error)(text)
 
 
-def run_worker(base_directory: Path, environ: Mapping[str, str], *, mends: bool = False) -> None:
-    """Does one job in this process, in a control group of its own that the service manager does not end."""
+def run_worker(base_directory: Path, environ: Mapping[str, str]) -> None:
+    """Does one job in this process."""
     context = open_context(base_directory, environ)
-    environment, state, log = context.environment, context.state, context.log
-    number = sequence_number(environment, environ)
+    number = sequence_number(context.environment, environ)
     if number is None:
-        log.error("a worker was started without a sequence number")
+        context.log.error("a worker was started without a sequence number")
         return
     with Interruptions() as interruptions:
         # Until the blobs are known, because an early end must be reported to them.
         interruptions.hold()
-        asked = context.read_job(number)
-        task_id = asked.job.task_id
-        name = name_of(os.getpid())
-        state.record_worker(number, name, task_id)
-        reporter: Reporter | None = None
-        try:
-            if not vmsnapshot.leave_control_group(CONTROL_GROUP):
-                log.warning("the worker has no control group of its own: ending its service ends it")
-            with Background(warn=log.warning) as background:
-                background.warm_up()
-                # While the imports run, because the facts of the machine take as long.
-                reporter = context.reporter_of(asked)
-                worker = Worker(context, asked, reporter, background, interruptions)
-                if mends:
-                    is_reported = worker.mend()
-                else:
-                    is_reported = worker.run() and (
-                        reporter.has_reported or environment.files_of(number).are_put_aside()
-                    )
-        except BaseException as error:
-            # The worker failed and not the job, or the report of the job's failure failed. A panic of the
-            # engine is not an `Exception`.
+        task_id = _report_on(context, number, interruptions, mends=False)
+    _write_events(context, task_id)
+
+
+def run_mending(base_directory: Path, environ: Mapping[str, str]) -> None:
+    """Mends the reports of killed jobs in this process, in turn, and beside no other such process.
+
+    A signal ends it before the next job. The next command then starts another process for the rest.
+    """
+    context = open_context(base_directory, environ)
+    numbers = mended_numbers(environ)
+    name = name_of(os.getpid())
+    # First of all, so that the next command starts no second process for these jobs.
+    for number in numbers:
+        context.state.record_worker(number, name, context.read_job(number).job.task_id)
+    with contextlib.suppress(KeyboardInterrupt), Interruptions() as interruptions, mending_turn(context):
+        # The newest first, because Azure Backup is still waiting for it.
+        for number in sorted(numbers, reverse=True):
+            interruptions.obey()
             interruptions.hold()
-            log.error(f"the worker failed: {described(error)}")
-            reporter = reporter or context.reporter_of(asked)
-            if not reporter.has_reported and not mends:
-                reporter.write_file(BROKEN, reporter.documents(BROKEN), replaces_only=True)
-            is_reported = False
-            log.resume()
-        is_current = number == state.last_sequence_number or (
-            task_id is not None and task_id == state.last_task_id
-        )
-        # The agent will not ask for an older job again, so there is no need to try again.
-        if is_reported or not is_current:
-            state.forget_worker(number, name)
+            _report_on(context, number, interruptions, mends=True)
+            interruptions.release()
+    _write_events(context, None)
+
+
+def _report_on(context: Context, number: int, interruptions: Interruptions, *, mends: bool) -> str | None:
+    """Does a job or mends its report, and removes its record if it needs no other report.
+
+    Returns its task id.
+    """
+    environment, state, log = context.environment, context.state, context.log
+    asked = context.read_job(number)
+    task_id = asked.job.task_id
+    name = name_of(os.getpid())
+    state.record_worker(number, name, task_id)
+    reporter: Reporter | None = None
+    try:
+        with Background(warn=log.warning) as background:
+            background.warm_up()
+            # While the imports run, because the facts of the machine take as long.
+            reporter = context.reporter_of(asked)
+            worker = Worker(context, asked, reporter, background, interruptions)
+            if mends:
+                is_reported = worker.mend()
+            else:
+                is_reported = worker.run() and (
+                    reporter.has_reported or environment.files_of(number).are_put_aside()
+                )
+    except BaseException as error:
+        # The worker failed and not the job, or the report of the job's failure failed. A panic of the
+        # engine is not an `Exception`.
+        interruptions.hold()
+        log.error(f"the worker failed: {described(error)}")
+        reporter = reporter or context.reporter_of(asked)
+        if not reporter.has_reported and not mends:
+            reporter.write_file(BROKEN, reporter.documents(BROKEN), replaces_only=True)
+        is_reported = False
+        log.resume()
+    is_current = number == state.last_sequence_number or (
+        task_id is not None and task_id == state.last_task_id
+    )
+    # The agent will not ask for an older job again, so there is no need to try again.
+    if is_reported or not is_current:
+        state.forget_worker(number, name)
+    return task_id
+
+
+def _write_events(context: Context, task_id: str | None) -> None:
     write_events(
-        environment.events_folder,
-        log.warnings_and_errors(),
-        version=environment.base_directory.name,
+        context.environment.events_folder,
+        context.log.warnings_and_errors(),
+        version=context.environment.base_directory.name,
         operation_id=task_id,
         disabled=context.configuration.events_disabled,
     )

@@ -9,12 +9,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from vmsnapshot.handler.agent.environment import MENDED_NUMBERS
 from vmsnapshot.handler.agent.state import WorkerRecord
 from vmsnapshot.handler.context import AgentJob, Context
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
-from vmsnapshot.handler.machine.processes import name_of
+from vmsnapshot.handler.machine.processes import begin_to_move, name_of
 from vmsnapshot.handler.report.outcome import KILLED
 from vmsnapshot.handler.secret import described
 
@@ -23,6 +25,7 @@ WORKER_PATIENCE_SECONDS = 60.0
 # The agent kills uninstall after 300 s. These limits and that of the polling service, 90 s, add up to less.
 WORKER_PATIENCE_LIMIT_SECONDS = 125.0
 MENDING_LIMIT_SECONDS = 25.0
+CONTROL_GROUP_ROLE = "worker"
 
 
 @dataclass(frozen=True)
@@ -56,23 +59,24 @@ def killed_jobs(context: Context) -> list[KilledJob]:
 
 
 def mend(context: Context, killed: list[KilledJob]) -> set[int]:
-    """Starts a process per killed job that writes its status blob, if its settings still name the blob.
+    """Starts a process that writes the status blobs of killed jobs whose settings still name the blob.
 
-    Returns the numbers for which a process was started. That process removes the record. Any other record
-    stays as long as its task is the last one, because the agent may write the settings again.
+    Returns the numbers of these jobs. The process removes their records. Any other record stays as long as
+    its task is the last one, because the agent may write the settings again.
     """
     state = context.state
-    started = set()
+    mendable = []
     for killed_job in killed:
         record, asked = killed_job.record, killed_job.asked
         if asked.envelope.protected_text is not None or asked.job.status_blob is not None:
-            if start_worker(context, record.sequence_number, record.task_id, mends=True):
-                started.add(record.sequence_number)
+            mendable.append((record.sequence_number, record.task_id))
         elif record.sequence_number != state.last_sequence_number and (
             record.task_id is None or record.task_id != state.last_task_id
         ):
             record.forget()
-    return started
+    if not mendable or not start_mending(context, mendable):
+        return set()
+    return {number for number, _ in mendable}
 
 
 def end_workers(context: Context) -> None:
@@ -107,13 +111,28 @@ def end_mending(context: Context, numbers: set[int]) -> None:
             record.process.kill()
 
 
-def start_worker(context: Context, number: int, task_id: str | None, *, mends: bool = False) -> bool:
-    """Starts the process that does a job or mends its report. Returns False if it cannot be started."""
-    environ = {**context.environ, "ConfigSequenceNumber": str(number)}
+def start_worker(context: Context, number: int, task_id: str | None) -> bool:
+    """Starts the process that does a job. Returns False if it cannot be started."""
+    return _start(context, "worker", [(number, task_id)], {"ConfigSequenceNumber": str(number)})
+
+
+def start_mending(context: Context, jobs: Sequence[tuple[int, str | None]]) -> bool:
+    """Starts the process that mends the reports of these jobs, in turn. Returns False if it cannot start.
+
+    A job is its sequence number and task id.
+    """
+    numbers = ",".join(str(number) for number, _ in jobs)
+    return _start(context, "mend", jobs, {MENDED_NUMBERS: numbers})
+
+
+def _start(
+    context: Context, verb: str, jobs: Sequence[tuple[int, str | None]], variables: Mapping[str, str]
+) -> bool:
+    environ = {**context.environ, **variables}
     environ["AZURE_GUEST_AGENT_EXTENSION_PATH"] = str(context.environment.base_directory)
     try:
         worker = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-X", "utf8", sys.argv[0], "mend" if mends else "worker"],
+            [sys.executable, "-I", "-S", "-X", "utf8", sys.argv[0], verb],
             env=environ,
             cwd="/",
             stdin=subprocess.DEVNULL,
@@ -125,9 +144,15 @@ def start_worker(context: Context, number: int, task_id: str | None, *, mends: b
     except OSError as error:
         context.log.error(f"could not start the worker: {described(error)}")
         return False
-    # The worker writes the same record first of all. Whichever is first, the next command knows the process.
-    if not context.state.record_worker(number, name_of(worker.pid), task_id):
-        context.log.error("could not record the worker: if it is killed, its job gets no final status")
+    is_moved = begin_to_move(worker.pid, CONTROL_GROUP_ROLE)
+    name = name_of(worker.pid)
+    for number, task_id in jobs:
+        # The worker writes the same record first of all. Whichever is first, the next command knows the
+        # process.
+        if not context.state.record_worker(number, name, task_id):
+            context.log.error("could not record the worker: if it is killed, its job gets no final status")
+    if not is_moved():
+        context.log.warning("the worker has no control group of its own: ending its service ends it")
     # Nothing waits for it. init inherits it.
     worker.returncode = 0
     return True

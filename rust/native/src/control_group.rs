@@ -1,17 +1,22 @@
-//! `leave_control_group`: lets a worker outlive the service that started it.
+//! `give_control_group` and `leave_control_group`: let a worker outlive the service that started it.
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use vmsnapshot_engine::control_group;
 
-/// Moves this process into a control group of its own. Returns whether it succeeded.
+/// Moves a child of this process into a control group of its own. Returns whether it succeeded.
 #[pyfunction]
-pub(crate) fn leave_control_group(py: Python<'_>, name: &str) -> PyResult<bool> {
-    let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    if name.is_empty() || !name.bytes().all(is_name_byte) {
+pub(crate) fn give_control_group(py: Python<'_>, pid: u32, role: &str) -> PyResult<bool> {
+    if role.is_empty() || !role.bytes().all(|byte| byte.is_ascii_lowercase()) {
         return Err(PyValueError::new_err(
-            "the name of a control group must consist of ASCII letters, digits, hyphens and underscores",
+            "the role of a control group must consist of lower-case ASCII letters",
         ));
     }
-    Ok(py.detach(|| control_group::enter(&format!("{name}-")).is_some()))
+    Ok(py.detach(|| control_group::give(pid, role)))
+}
+
+/// Takes this process out of its own control group, and removes this group and those of dead processes.
+#[pyfunction]
+pub(crate) fn leave_control_group(py: Python<'_>) {
+    py.detach(control_group::leave);
 }

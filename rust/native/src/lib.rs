@@ -69,6 +69,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<thaw::ThawFailed>()?;
     module.add_class::<thaw::ThawLeftAlone>()?;
 
+    module.add_function(wrap_pyfunction!(control_group::give_control_group, module)?)?;
     module.add_function(wrap_pyfunction!(
         control_group::leave_control_group,
         module

@@ -25,8 +25,8 @@ use vmsnapshot_sys::{clock, control_group, ledger_guard, process, Errno};
 
 use crate::introduction::{unexpected, Introduction};
 
-/// What the name of its control group begins with; the process id makes it one watchdog's alone.
-const CONTROL_GROUP_PREFIX: &str = "vmsnapshot-watchdog-";
+/// The part of the name of its control group between `vmsnapshot-` and the process id.
+const CONTROL_GROUP_ROLE: &str = "watchdog";
 /// How often a watchdog that has fired looks whether the run's process is gone.
 const FIRED_TICK: Duration = Duration::from_millis(2);
 /// The longest pause between two FITHAW calls that were answered EINVAL.
@@ -79,7 +79,7 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
         fired: Signal::new(0),
         settled: Signal::new(0),
     });
-    let own_control_group = control_group::enter(CONTROL_GROUP_PREFIX);
+    let own_control_group = control_group::enter(CONTROL_GROUP_ROLE);
     // None of these three is a condition of thawing. Each makes it surer on a machine in trouble.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
     let _ = process::run_before_others(process::Urgency::Watchdog);

@@ -18,6 +18,8 @@ from vmsnapshot.errors import VmsnapshotError
 from vmsnapshot.handler.files import read_bytes
 
 FILE_NAME = "HandlerEnvironment.json"
+MENDED_NUMBERS = "VMSNAPSHOT_MENDED_NUMBERS"
+"""The variable by which a command passes sequence numbers to the process that mends reports."""
 
 # The agent rewrites the file in place each time that it starts (open, truncate, write). That takes far less
 # than this second.
@@ -159,6 +161,11 @@ def sequence_number(environment: HandlerEnvironment, environ: Mapping[str, str])
         if _SEQUENCE_NUMBER.fullmatch(file.stem)
     ]
     return max(numbered)[1] if numbered else None
+
+
+def mended_numbers(environ: Mapping[str, str]) -> list[int]:
+    """Returns the sequence numbers of the jobs whose reports this process has to mend."""
+    return [int(number) for number in environ[MENDED_NUMBERS].split(",")]
 
 
 def _parsed(file: Path) -> Any | None:

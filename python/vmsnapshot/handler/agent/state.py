@@ -119,17 +119,22 @@ class State:
         published = self._published_machine_id()
         return published or self._read(MACHINE_FILE)[1:-1]
 
+    @property
+    def workers_directory(self) -> Path:
+        """The directory of the records. The first record makes it."""
+        return self._base / _WORKERS
+
     def workers(self) -> list[WorkerRecord]:
         """Returns the records of all workers that have not reported, whether they are running or killed."""
         try:
-            paths = sorted((self._base / _WORKERS).glob("*.json"))
+            paths = sorted(self.workers_directory.glob("*.json"))
         except OSError:
             return []
         return [record for record in map(_read_record, paths) if record is not None]
 
     def record_worker(self, sequence_number: int, process: ProcessName | None, task_id: str | None) -> bool:
         """Records the process that will report a job, so that a later command notices if it was killed."""
-        directory = self._base / _WORKERS
+        directory = self.workers_directory
         document: dict[str, object] = {"taskId": task_id}
         if process is not None:
             document.update(pid=process.pid, startTicks=process.start_ticks, bootId=process.boot_id)

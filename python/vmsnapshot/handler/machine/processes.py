@@ -1,17 +1,23 @@
-"""Identifies processes even if their ids are reused, and ends them."""
+"""Identifies processes even if their ids are reused, ends them, and moves them out of a service's group."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
+
+import vmsnapshot
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _POLL_SECONDS = 0.02
 _KILL_LIMIT_SECONDS = 5.0
+# A move takes some 10 ms. It could wait for ever if the kernel cannot finish another process's fork.
+_MOVE_LIMIT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,29 @@ def name_of(pid: int) -> ProcessName | None:
     """Returns the identity of a running process, or `None` if there is no such process."""
     start_ticks = _start_ticks(pid)
     return None if start_ticks is None else ProcessName(pid, start_ticks, _boot_id())
+
+
+def begin_to_move(pid: int, role: str) -> Callable[[], bool]:
+    """Begins to move a child into a control group of its own, which does not end with a service.
+
+    The child must not have been waited for. The function that is returned waits for the move, two seconds at
+    most, and returns whether the child was moved. Call it before this command returns: its service may end
+    then, and a service manager kills what is still in the group of the service.
+    """
+    moved = []
+
+    def move() -> None:
+        moved.append(vmsnapshot.give_control_group(pid, role))
+
+    # Beside the caller's work, because the kernel waits for an RCU grace period.
+    moving = threading.Thread(target=move, daemon=True)
+    moving.start()
+
+    def is_moved() -> bool:
+        moving.join(_MOVE_LIMIT_SECONDS)
+        return moved == [True]
+
+    return is_moved
 
 
 def _boot_id() -> str:
