@@ -25,6 +25,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 CARGO_TEST_FLAGS := --workspace --exclude vmsnapshot-native --release --locked
 # For the command line: make test PYTEST_FLAGS="-k rescue"
 PYTEST_FLAGS ?=
+# For the command line: make mutants MUTANTS_FLAGS="-p vmsnapshot-window -F freezers.rs"
+MUTANTS_FLAGS ?=
 # For the command line: make bench BENCH_FLAGS="--quick --json bench.json"
 BENCH_FLAGS ?=
 
@@ -32,12 +34,13 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Ca
 PACKAGES_STAMP := $(VENV)/.python-packages
 BUILD_STAMP := $(VENV)/.build
 AZURITE_STAMP := $(AZURITE)/node_modules/.installed
+MUTANTS_STAMP := target/mutants/.installed-27.1.0
 AGENT_STAMP := .work/waagent/.unpacked
 VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 EXTENSION := dist/VMSnapshotLinux-$(VERSION).zip
 EXTENSION_SOURCES := LICENSE Cargo.toml $(shell find handler python -name __pycache__ -prune -o -type f ! -name '*.so' -print)
 
-.PHONY: help build extension release demo test check bench clean system-packages-build system-packages-test
+.PHONY: help build extension release demo test check bench mutants clean system-packages-build system-packages-test
 
 build: $(BUILD_STAMP) ## build the command .venv/bin/vmsnapshot (the default)
 
@@ -77,6 +80,15 @@ bench: build extension system-packages-test $(AZURITE_STAMP) ## run the benchmar
 	cargo build $(CARGO_TEST_FLAGS) --example floor
 	$(PYTHON) -m tests.bench $(BENCH_FLAGS)
 
+# In a copy, and as root without capabilities: no mutant can freeze, thaw or take a real-time priority.
+mutants: $(MUTANTS_STAMP) ## change the Rust rules one by one, and list what no test of a crate notices
+	rm -rf target/mutants/source
+	mkdir -p target/mutants/source
+	cp -r .cargo Cargo.toml Cargo.lock rust target/mutants/source
+	cd target/mutants/source && export CARGO_TARGET_DIR=$(abspath target/mutants/build) && \
+		nice $(if $(filter 0,$(shell id -u)),setpriv --bounding-set=-all --inh-caps=-all) \
+		$(abspath target/mutants/bin/cargo-mutants) mutants --in-place --output .. $(MUTANTS_FLAGS)
+
 clean: ## remove everything that was built or installed in this directory
 	rm -rf $(VENV) target dist .work/waagent $(AZURITE)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find python handler tests -name __pycache__ -prune -exec rm -rf {} +
@@ -104,6 +116,13 @@ $(EXTENSION): $(BUILD_STAMP) $(EXTENSION_SOURCES)
 
 $(AZURITE_STAMP): $(AZURITE)/package.json $(AZURITE)/package-lock.json | system-packages-test
 	npm --prefix $(AZURITE) ci --ignore-scripts --no-fund --no-audit --loglevel=error
+	touch $@
+
+# The version is pinned here, because cargo pins no tools.
+$(MUTANTS_STAMP):
+	CARGO_TARGET_DIR=$(abspath target/mutants/build-of-cargo-mutants) \
+		cargo install cargo-mutants --version 27.1.0 --locked --quiet --root target/mutants
+	rm -rf target/mutants/build-of-cargo-mutants
 	touch $@
 
 # The code of the Azure Linux agent, which the tests run. It is unpacked, not installed.

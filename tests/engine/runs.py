@@ -45,14 +45,17 @@ def leave_frozen(mount_point: Path, server: FaultServer) -> str:
 
 
 def start_program(machine: Machine, program: str) -> subprocess.Popen[bytes]:
-    """Starts ``program``, which can call ``prepare()``, and ``told(session)`` to print the watchdog's pid."""
+    """Starts ``program``, which can call ``prepare()``, and ``told(session)`` to print the watchdog's pid.
+
+    ``prepare`` passes its arguments on.
+    """
     machine.server.script("disk", NeverAnswers())
     prologue = f"""
 import os, signal, sys, textwrap, vmsnapshot
-def prepare():
+def prepare(**options):
     plan = vmsnapshot.plan(include={[f"mount={path}" for path in machine.mount_points]!r})
     blobs = [{machine.server.uri("disk")!r}]
-    return vmsnapshot.prepare(plan, blobs=blobs, thaw_timeout=2.0, call_timeout=2.0)
+    return vmsnapshot.prepare(plan, blobs=blobs, **{{"thaw_timeout": 2.0, "call_timeout": 2.0, **options}})
 def told(session):
     (run,) = (run for run in vmsnapshot.status().runs if run.run_id == session.run_id)
     print(run.watchdog_pid, flush=True)

@@ -287,16 +287,21 @@ def test_an_oddity_in_the_head_of_a_good_answer_does_not_hide_its_snapshot(
     assert finished.document["consistent"] is True
 
 
-def test_connections_that_the_server_closed_before_the_window_are_replaced(machine: Machine) -> None:
+def test_connections_that_the_server_closed_are_replaced_before_the_freeze(machine: Machine) -> None:
     # Azurite closes idle connections after some seconds, and so does the real service.
     uris = [machine.server.uri(blob) for blob in ("disk", "other")]
     program = """
         import sys, vmsnapshot
         mounts, uris = eval(sys.argv[1]), eval(sys.argv[2])
+        def wait_at(step):
+            print(step, flush=True)
+            sys.stdin.readline()
+        def progress(phase):
+            if phase == "freeze":
+                wait_at(phase)
         plan = vmsnapshot.plan(include=mounts)
-        session = vmsnapshot.prepare(plan, blobs=uris, thaw_timeout=2.0)
-        print("prepared", flush=True)
-        sys.stdin.readline()
+        session = vmsnapshot.prepare(plan, blobs=uris, thaw_timeout=2.0, progress=progress)
+        wait_at("prepared")
         print(session.run().to_json())
     """
     mounts = [f"mount={path}" for path in machine.mount_points]
@@ -306,14 +311,20 @@ def test_connections_that_the_server_closed_before_the_window_are_replaced(machi
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
+    assert process.stdin is not None
     assert process.stdout is not None
     assert process.stdout.readline() == b"prepared\n"
     assert machine.server.connections() == 2
     machine.server.close_idle_connections()
+    process.stdin.write(b"go\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == b"freeze\n"
+    # The window would dial again as well, but while the filesystems are frozen.
+    assert machine.server.connections() == 4
     output, _ = process.communicate(b"go\n", timeout=20)
     assert b'"consistent":true' in output
     assert machine.server.connections() == 4
-    assert len(machine.server.requests()) == 2
+    assert [request.connection for request in machine.server.requests()] == [2, 3]
 
 
 def test_a_connection_closed_after_its_answer_does_not_spoil_the_window(

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ArmRescue, StartFaultServer
 from tests.engine.conftest import THAW_LIMIT_MS, Machine
 from tests.engine.runs import kill, outcomes, start_program
+from tests.support import freezing
 from tests.support.command import SnapshotRun, is_running, read_status, run_of, take_snapshot, wait_until_gone
 from tests.support.control_groups import ENTER, control_group
 from tests.support.fault_server import Creates
+from tests.support.filesystems import ScratchFilesystems
 
 # The run.
 
@@ -82,6 +85,36 @@ def test_a_stopped_run_whose_snapshots_were_all_created_is_not_consistent(machin
     assert finished.status == 1
     assert outcomes(finished.document) == {"thawed-by-watchdog"}
     assert finished.document["consistent"] is False
+
+
+@pytest.mark.parametrize("is_thawed", [False, True], ids=["before-the-watchdog", "after-the-watchdog"])
+def test_a_run_that_was_stopped_while_it_froze_and_goes_on_too_late_sends_nothing(
+    scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer, is_thawed: bool
+) -> None:
+    server = fault_server()
+    lower = scratch.make_on_loop("lower", size_mib=512)
+    upper = scratch.make_on_loop("upper", inside=lower)
+    rescue([upper.mount_point, lower.mount_point], after_seconds=20.0)
+    (upper.mount_point / "dirty").write_bytes(bytes(1 << 20))
+    # FIFREEZE waits for the disk, and the disk for the filesystem below.
+    with freezing.frozen(lower.mount_point):
+        run = SnapshotRun([upper.mount_point], [server.uri("disk")], "--sync-timeout=0", thaw_timeout=5.0)
+        until = time.monotonic() + 10.0
+        while not read_status()["frozen"]:
+            assert time.monotonic() < until, "the run does not freeze"
+        run.send(signal.SIGSTOP)
+    with run:
+        # The run waits for answers until 3.5 s after its start, and the watchdog thaws after 5 s.
+        time.sleep(5.2 if is_thawed else 3.7)
+        assert freezing.is_frozen(upper.mount_point) != is_thawed
+        run.send(signal.SIGCONT)
+        finished = run.finish()
+    report = finished.document
+    assert (finished.status, report["consistent"], report["all_thawed"]) == (1, False, True)
+    assert (report["watchdog"]["fired"] == "deadline") == is_thawed
+    assert (report["blobs"][0]["outcome"], report["blobs"][0]["attempts"]) == ("refused", 0)
+    assert server.requests() == []
+    assert not freezing.is_frozen(upper.mount_point)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

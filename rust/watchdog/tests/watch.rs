@@ -5,13 +5,13 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{memfd_create, MemfdFlags};
+use rustix::fs::{flock, memfd_create, FlockOperation, MemfdFlags};
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::frames::Frame;
@@ -81,6 +81,16 @@ struct Run {
 impl Run {
     /// Starts a watchdog whose FITHAW calls are answered by `script`.
     fn start(script: &[Result<(), Errno>]) -> Run {
+        let anything = File::open("/dev/null").unwrap();
+        Run::start_with(script, anything.as_fd(), None)
+    }
+
+    /// The same with a lock and a setting of RCU.
+    fn start_with(
+        script: &[Result<(), Errno>],
+        lock: BorrowedFd<'_>,
+        rcu: Option<BorrowedFd<'_>>,
+    ) -> Run {
         let memory = memfd_create("ledger", MemfdFlags::CLOEXEC).unwrap();
         let ledger = LedgerFile::create(memory, 1).unwrap();
         ledger.header.name(process::own_name(), place::here());
@@ -102,11 +112,11 @@ impl Run {
         let hello = Frame::Hello {
             directories: 1,
             has_pidfd: false,
-            has_rcu: false,
+            has_rcu: rcu.is_some(),
         };
-        channel
-            .send(hello, &[ledger.descriptor(), anything.as_fd()])
-            .unwrap();
+        let mut descriptors = vec![ledger.descriptor(), lock];
+        descriptors.extend(rcu);
+        channel.send(hello, &descriptors).unwrap();
         channel
             .send(Frame::Directories { count: 1 }, &[anything.as_fd()])
             .unwrap();
@@ -262,8 +272,11 @@ fn watchdog_repeats_fithaw_after_einval_while_fifreeze_may_be_running() {
     script.extend([Ok(()), Err(Errno::INVAL)]);
     let run = Run::start(&script);
     run.announce();
+    let start = Instant::now();
     run.arm(Duration::from_millis(10));
     run.wait_for_thaws(21);
+    // 2, 4 and then 8 ms: a thread of real-time priority must not take the processor.
+    assert!(start.elapsed() > Duration::from_millis(100));
     assert!(run.entry().frozen(clock::monotonic()));
     run.wait_for(FreezeState::ThawedByWatchdog);
     run.release();
@@ -311,6 +324,7 @@ fn watchdog_cancels_a_scrub_only_as_long_as_fifreeze_may_wait_for_it() {
         run.arm(Duration::from_millis(10));
         // FIFREEZE has returned if a FITHAW succeeded. A stopped run records that later.
         run.wait_for_thaws(5);
+        assert_eq!(*run.kernel.cancels.lock().unwrap() > 0, may_wait);
         assert!(run.entry().frozen(clock::monotonic()));
         run.wait_for(if may_wait {
             FreezeState::ThawedByAnother
@@ -361,8 +375,10 @@ fn watchdog_revokes_after_einval_when_the_run_is_gone() {
     let run = Run::start(&[Err(Errno::INVAL)]);
     run.arm(LIMIT);
     run.announce();
-    let (ledger, _) = run.die();
+    let (ledger, kernel) = run.die();
     assert_eq!(ledger.entries[0].state(), FreezeState::Revoked);
+    // The deadline is far away, so a scrub goes on.
+    assert_eq!(*kernel.cancels.lock().unwrap(), 0);
 }
 
 #[test]
@@ -377,12 +393,17 @@ fn watchdog_records_thawed_by_another_when_fithaw_of_a_frozen_filesystem_is_einv
 
 #[test]
 fn watchdog_retries_a_fithaw_that_fails() {
-    let run = Run::start(&[Err(Errno::IO), Err(Errno::IO), Ok(())]);
+    let mut script = vec![Err(Errno::IO); 7];
+    script.push(Ok(()));
+    let run = Run::start(&script);
     run.arm(LIMIT);
     run.freeze();
+    let start = Instant::now();
     let (ledger, kernel) = run.die();
     assert_eq!(ledger.entries[0].state(), FreezeState::ThawedByWatchdog);
-    assert_eq!(kernel.thaws(), 3);
+    assert_eq!(kernel.thaws(), 8);
+    // The pauses grow from 2 to 128 ms.
+    assert!(start.elapsed() > Duration::from_millis(200));
 }
 
 #[test]
@@ -398,6 +419,7 @@ fn watchdog_never_thaws_what_another_program_froze() {
     let (ledger, kernel) = run.die();
     assert_eq!(kernel.thaws(), 0);
     assert_eq!(ledger.entries[0].state(), FreezeState::Refused);
+    assert!(!ledger.entries[0].undid_another());
 }
 
 #[test]
@@ -406,7 +428,42 @@ fn watchdog_revokes_what_was_not_announced_and_does_not_thaw_it() {
     run.arm(LIMIT);
     let (ledger, kernel) = run.die();
     assert_eq!(kernel.thaws(), 0);
+    assert_eq!(ledger.header.fired(), Some(FireReason::ParentGone));
     assert!(!ledger.entries[0].announce(clock::monotonic()));
+}
+
+#[test]
+fn watchdog_puts_back_the_setting_of_rcu_that_a_dead_run_left() {
+    for previous in [0, 1] {
+        let setting = memfd_create("rcu_expedited", MemfdFlags::CLOEXEC).unwrap();
+        rustix::io::pwrite(&setting, b"x", 0).unwrap();
+        let lock = File::open("/dev/null").unwrap();
+        let run = Run::start_with(&[Ok(())], lock.as_fd(), Some(setting.as_fd()));
+        run.arm(LIMIT);
+        run.ledger.header.rcu_switched_on(previous);
+        run.freeze();
+        let (ledger, _) = run.die();
+        let mut text = [0; 1];
+        rustix::io::pread(&setting, &mut text, 0).unwrap();
+        assert_eq!(u32::from(text[0]), u32::from(b'0') + previous);
+        assert_eq!(ledger.header.rcu_owed(), None);
+    }
+}
+
+#[test]
+fn watchdog_leaves_the_lock_to_a_run_that_has_dismissed_it() {
+    for is_armed in [false, true] {
+        let lock = memfd_create("lock", MemfdFlags::CLOEXEC).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        let run = Run::start_with(&[Ok(())], lock.as_fd(), None);
+        if is_armed {
+            run.arm(LIMIT);
+        }
+        run.release();
+        let other = File::open(format!("/proc/self/fd/{}", lock.as_raw_fd())).unwrap();
+        let is_free = flock(&other, FlockOperation::NonBlockingLockExclusive).is_ok();
+        assert_eq!(is_free, is_armed);
+    }
 }
 
 #[test]

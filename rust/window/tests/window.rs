@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use support::Stage;
-use vmsnapshot_core::ledger::FreezeState;
+use vmsnapshot_core::ledger::{FireReason, FreezeState};
 use vmsnapshot_sys::kernel::Kernel;
 use vmsnapshot_sys::Errno;
 use vmsnapshot_window::quiet::Quiet;
@@ -75,6 +75,27 @@ fn nothing_is_asked_when_a_freeze_fails_and_what_was_frozen_is_thawed() {
     assert_eq!(record.answers, None::<()>);
     assert_eq!(stage.ledger.entries[0].state(), FreezeState::ThawedByRun);
     assert_eq!(stage.ledger.entries[1].state(), FreezeState::Refused);
+    assert!(stage.end());
+}
+
+#[test]
+fn nothing_is_asked_if_everything_is_frozen_too_late_or_the_watchdog_has_fired() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap();
+    // A run that was stopped while FIFREEZE was under way goes on here: everything is frozen when it
+    // looks, so it does not notice that `freeze_by` has passed.
+    let stage = Stage::new(Answers::of(&[Ok(())]), &[0]);
+    let mut late = stage.prepared();
+    late.deadlines.call_by = late.deadlines.start;
+    let record = window::open(&late, |_| panic!("nothing is to be asked"));
+    assert_eq!(record.answers, None::<()>);
+    assert_eq!(stage.ledger.entries[0].state(), FreezeState::ThawedByRun);
+    assert!(stage.end());
+
+    let stage = Stage::new(Answers::of(&[Ok(())]), &[0]);
+    stage.ledger.header.fire(FireReason::Deadline);
+    let record = window::open(&stage.prepared(), |_| panic!("nothing is to be asked"));
+    assert_eq!(record.answers, None::<()>);
+    assert_eq!(stage.ledger.entries[0].state(), FreezeState::ThawedByRun);
     assert!(stage.end());
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct Stage {
     pub(crate) deadlines: Deadlines,
     watchdog: ArmedWatchdog,
     freezers: Freezers,
-    rcu: Rcu,
+    pub(crate) rcu: Rcu,
     peer: JoinHandle<bool>,
 }
 
