@@ -215,7 +215,15 @@ fn threads_of_a_session_that_never_freezes_hold_nothing_open_after_its_end() {
     let directories: Arc<[OwnedFd]> = Arc::new([open(), open()]);
     let held = Arc::downgrade(&directories);
     let kernel = Arc::new(Slow::default());
-    let freezers = Freezers::start(Arc::clone(&ledger), kernel, directories, &[0, 1]).unwrap();
+    let freezers = Freezers::start(
+        Arc::clone(&ledger),
+        kernel,
+        directories,
+        // No count is wanted.
+        [None, None].into(),
+        &[0, 1],
+    )
+    .unwrap();
     drop(freezers);
     assert!(held.upgrade().is_none());
     assert!(!ledger.entries[0].announce(clock::monotonic()));
