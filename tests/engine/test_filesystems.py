@@ -310,10 +310,26 @@ def test_a_mount_that_vanished_since_the_plan_is_refused(scratch: ScratchFilesys
 def test_a_mount_point_with_another_filesystem_since_the_plan_is_refused(scratch: ScratchFilesystems) -> None:
     planned, other = make_all(scratch, ["ext4", "ext4"])
     code, status = run_between(
-        f'subprocess.run(["mount", "--bind", {str(other.mount_point)!r}, mount_point], check=True)',
+        f"""
+        subprocess.run(["umount", mount_point], check=True)
+        subprocess.run(["mount", "--bind", {str(other.mount_point)!r}, mount_point], check=True)
+        """,
         planned.mount_point,
     )
     assert code == "mount-changed"
+    command("umount", planned.mount_point)
+    assert status["frozen"] == []
+
+
+def test_a_filesystem_that_was_covered_since_the_plan_is_opened_below_the_cover(
+    scratch: ScratchFilesystems,
+) -> None:
+    planned, other = make_all(scratch, ["ext4", "ext4"])
+    code, status = run_between(
+        f'subprocess.run(["mount", "--bind", {str(other.mount_point)!r}, mount_point], check=True)',
+        planned.mount_point,
+    )
+    assert code == "prepared"
     command("umount", planned.mount_point)
     assert status["frozen"] == []
 
