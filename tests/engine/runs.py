@@ -28,20 +28,25 @@ def kill(pid: int) -> int:
     return now_ns
 
 
+def kill_with_watchdog(run: SnapshotRun) -> str:
+    """Kills a run in its window together with its watchdog. Returns the run's id."""
+    run_id = run.run_id()
+    watchdog_pid: int = run_of(read_status(), run_id)["watchdog_pid"]
+    # Stop the run first. Otherwise it would notice the end of its watchdog, and thaw.
+    run.send(signal.SIGSTOP)
+    kill(watchdog_pid)
+    run.send(signal.SIGKILL)
+    run.finish()
+    wait_until_gone(watchdog_pid)
+    return run_id
+
+
 def leave_frozen(mount_point: Path, server: FaultServer) -> str:
     """Freezes a filesystem with a run that is killed together with its watchdog. Returns the run's id."""
     server.script("disk", Creates(after_ms=5000))
     with SnapshotRun([mount_point], [server.uri("disk")]) as run:
         run.wait_until_open(server)
-        run_id = run.run_id()
-        watchdog_pid = run_of(read_status(), run_id)["watchdog_pid"]
-        # Stop the run first. Otherwise it would notice the end of its watchdog, and thaw.
-        run.send(signal.SIGSTOP)
-        kill(watchdog_pid)
-        run.send(signal.SIGKILL)
-        run.finish()
-    wait_until_gone(watchdog_pid)
-    return run_id
+        return kill_with_watchdog(run)
 
 
 def start_program(machine: Machine, program: str) -> subprocess.Popen[bytes]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,15 +17,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ArmRescue, StartFaultServer
-from tests.engine.runs import kill
+from tests.engine.runs import kill_with_watchdog
 from tests.support import freezing, processes
 from tests.support.command import (
     SnapshotRun,
-    read_status,
     run_command,
-    run_of,
     take_snapshot,
-    wait_until_gone,
 )
 from tests.support.fault_server import NeverAnswers
 from tests.support.filesystems import ScratchFilesystem, ScratchFilesystems
@@ -234,13 +230,7 @@ def test_thaw_reaches_a_filesystem_that_was_covered_after_a_killed_run_left_it_f
     server = fault_server(default=NeverAnswers())
     with SnapshotRun([disk.mount_point], [server.uri("disk")]) as run:
         run.wait_until_open(server)
-        watchdog_pid = run_of(read_status(), run.run_id())["watchdog_pid"]
-        # Stop the run first. Otherwise it would notice the end of its watchdog, and thaw.
-        run.send(signal.SIGSTOP)
-        kill(watchdog_pid)
-        run.send(signal.SIGKILL)
-        run.finish()
-    wait_until_gone(watchdog_pid)
+        kill_with_watchdog(run)
     assert freezing.is_frozen(disk.mount_point)
     cover(disk.mount_point)
     thaw = run_command("thaw", "--json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 
 from tests.conftest import ArmRescue, StartFaultServer
 from tests.engine.conftest import Machine, held_ms, read_rcu
-from tests.engine.runs import kill, leave_frozen, outcomes
+from tests.engine.runs import kill_with_watchdog, leave_frozen, outcomes
 from tests.support import freezing
 from tests.support.command import (
     SnapshotRun,
@@ -20,7 +19,6 @@ from tests.support.command import (
     run_command,
     run_of,
     take_snapshot,
-    wait_until_gone,
 )
 from tests.support.fault_server import Creates
 from tests.support.filesystems import ScratchFilesystems
@@ -30,14 +28,7 @@ from tests.support.rescue import RescueThaw
 
 def test_status_shows_and_thaw_thaws_what_a_killed_run_and_its_watchdog_left_frozen(machine: Machine) -> None:
     with machine.open_window() as run:
-        run_id = run.run_id()
-        watchdog_pid = run_of(read_status(), run_id)["watchdog_pid"]
-        # Stop the run first. Otherwise it would notice the end of its watchdog, and thaw.
-        run.send(signal.SIGSTOP)
-        kill(watchdog_pid)
-        run.send(signal.SIGKILL)
-        run.finish()
-    wait_until_gone(watchdog_pid)
+        run_id = kill_with_watchdog(run)
     assert read_rcu() == "1\n"
     for mount_point in machine.mount_points:
         assert freezing.is_frozen(mount_point)

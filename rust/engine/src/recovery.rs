@@ -173,7 +173,7 @@ fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> 
                 let mounts = mounts_of(known.device(), &namespaces);
                 if is_final && kept.is_of_this_version() {
                     entry.thawing(clock::monotonic());
-                    // If this fails, the next thaw takes it for one that nobody tried to thaw.
+                    // If this write fails, the next thaw does not know that FITHAW was already called.
                     let _ = kept.ledger.write_entry(index);
                 }
                 let thaw = Arc::new(move || {

@@ -1,9 +1,9 @@
 //! Keeps a watchdog alive whose ledger is truncated.
 //!
 //! The kernel answers an access to a mapping whose file was truncated with SIGBUS, which ends a
-//! process. A watchdog that holds frozen filesystems must not end so. Its handler puts other memory,
-//! made beforehand, in the ledger's place, and the access is made again. Only the watchdog has this
-//! handler. A run is a part of somebody else's program, and has no business with its signals.
+//! process. That must not end a watchdog that holds frozen filesystems. Its handler replaces the
+//! mapping with memory that was prepared before, and the access is repeated. Only the watchdog installs
+//! this handler. A run is part of the caller's process, whose signal handlers belong to the caller.
 
 use std::ffi::c_void;
 use std::io;
