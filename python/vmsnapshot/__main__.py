@@ -43,7 +43,7 @@ def _fail(code: str, message: str, hint: str, status: int) -> int:
         try:
             os.write(descriptor, text.encode())
         except OSError:
-            # Nobody can be told.
+            # The stream is closed or full, and there is no other to report that on.
             continue
     return status
 

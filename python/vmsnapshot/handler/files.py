@@ -1,8 +1,8 @@
 """Opens, reads and writes the small files of the handler: settings, configuration, status, state, logs.
 
 Every file that the handler opens by its name is opened here, except those in /proc and /sys. The handler
-runs as root, and something else than a file may have that name. These rules keep a command from waiting for
-ever, from filling the memory, and from changing what it does not mean:
+runs as root, and that name may belong to something that is not a file. These rules prevent a command from
+waiting forever, from filling the memory and from writing to the target of somebody's link:
 
 * Only a regular file is opened. A named pipe, a socket and a device are refused before they are opened: an
   open may wait, and for some devices it has an effect.
