@@ -11,7 +11,7 @@ use crate::names::{json, name};
 #[pyfunction]
 #[pyo3(name = "status")]
 pub(crate) fn read(py: Python<'_>) -> PyResult<Status> {
-    py.detach(recovery::status)
+    py.detach(recovery::status::status)
         .map(|status| Status { status })
         .map_err(|error| errors::state_error(py, error))
 }

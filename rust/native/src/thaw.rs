@@ -10,7 +10,7 @@ use crate::names::json;
 /// Thaws what earlier runs left frozen and can no longer thaw themselves.
 #[pyfunction]
 pub(crate) fn thaw(py: Python<'_>) -> PyResult<ThawResult> {
-    py.detach(recovery::thaw)
+    py.detach(recovery::thaw::thaw)
         .map(|result| ThawResult { result })
         .map_err(|error| errors::thaw_error(py, &error))
 }
