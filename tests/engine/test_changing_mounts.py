@@ -207,4 +207,4 @@ assert took < 6.0, took
 print(report, flush=True)
 """
     report = json.loads(processes.run_bounded([sys.executable, "-c", program], limit_seconds=40.0))
-    assert outcomes(report) == {"stays": "thawed", "goes": "not-opened"}
+    assert outcomes(report) == {"stays": "thawed", "goes": "freeze-would-wait"}

@@ -167,18 +167,22 @@ def test_a_btrfs_that_does_not_answer_is_left_out_and_the_run_stays_killable(
     processes.run_bounded(["sync", "--file-system", silent.mount_point])
     server = fault_server()
     rescue([healthy.mount_point, silent.mount_point, lower.mount_point], after_seconds=20.0)
+    # As long as the question of one run has no answer, no other run asks. And a trim does nothing twice.
+    other = scratch.make_on_loop("other", "btrfs", size_mib=256, inside=lower)
+    processes.run_bounded(["sync", "--file-system", other.mount_point])
+    with devices_locked(other, lower):
+        run = SnapshotRun([other.mount_point], [server.uri("other")], "--sync-timeout=15")
+        with run:
+            time.sleep(1.0)
+            assert run.process.poll() is None
+            run.send(signal.SIGKILL)
+            assert run.process.wait(timeout=2.0) == -signal.SIGKILL
     with devices_locked(silent, lower):
         started = time.monotonic()
         finished = take_snapshot(
             [healthy.mount_point, scratch.directory / "silen*"], [server.uri("disk")], "--sync-timeout=0.5"
         )
         assert time.monotonic() - started < 5.0
-        run = SnapshotRun([silent.mount_point], [server.uri("other")], "--sync-timeout=15")
-        with run:
-            time.sleep(1.0)
-            assert run.process.poll() is None
-            run.send(signal.SIGKILL)
-            assert run.process.wait(timeout=2.0) == -signal.SIGKILL
     report = finished.document
     outcomes = {item["mount_point"]: item["outcome"] for item in report["filesystems"]}
     assert outcomes == {

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+import vmsnapshot
 from tests.conftest import ArmRescue, StartFaultServer
 from tests.engine.conftest import THAW_LIMIT_MS, Machine
 from tests.engine.runs import kill, outcomes, start_program
 from tests.support import freezing
 from tests.support.command import SnapshotRun, is_running, read_status, run_of, take_snapshot, wait_until_gone
 from tests.support.control_groups import ENTER, control_group
-from tests.support.fault_server import Creates
+from tests.support.fault_server import Creates, CreatesWhenTold
 from tests.support.filesystems import ScratchFilesystems
 
 # The run.
@@ -190,15 +191,22 @@ def test_a_watchdog_that_has_not_answered_the_release_keeps_the_lock(machine: Ma
 @contextlib.contextmanager
 def thawed_run_with_a_stopped_watchdog(machine: Machine) -> Iterator[tuple[SnapshotRun, int]]:
     """Yields a run that has thawed and waits for its watchdog, which is stopped, and the watchdog's pid."""
-    machine.server.script("disk", Creates(after_ms=500))
-    with SnapshotRun(machine.mount_points, [machine.server.uri("disk")]) as run:
+    # The window stays open until the watchdog is stopped. The status is read in this process: the start of
+    # another one can take as long as the run waits.
+    machine.server.script("disk", CreatesWhenTold())
+    with SnapshotRun(machine.mount_points, [machine.server.uri("disk")], thaw_timeout=8.0) as run:
         run.wait_until_open(machine.server)
-        watchdog_pid = int(run_of(read_status(), run.run_id())["watchdog_pid"])
+        (status,) = (other for other in vmsnapshot.status().runs if other.pid == run.process.pid)
+        watchdog_pid = status.watchdog_pid
+        assert watchdog_pid is not None
         os.kill(watchdog_pid, signal.SIGSTOP)
         try:
+            machine.server.answer_waiting()
+            machine.server.script("disk", Creates())
             until = time.monotonic() + 5.0
-            while read_status()["frozen"]:
+            while vmsnapshot.status().frozen:
                 assert time.monotonic() < until, "the run does not thaw"
+                time.sleep(0.001)
             yield run, watchdog_pid
         finally:
             os.kill(watchdog_pid, signal.SIGCONT)

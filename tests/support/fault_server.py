@@ -35,6 +35,11 @@ class Creates:
 
 
 @dataclass(frozen=True)
+class CreatesWhenTold:
+    """Answers 201 with a snapshot's time once `FaultServer.answer_waiting` is called."""
+
+
+@dataclass(frozen=True)
 class Refuses:
     """Answers with an error as the blob service writes it: header, XML body, storage error code."""
 
@@ -69,7 +74,7 @@ class Resets:
     """Receives the request and resets the connection (RST) instead of answering."""
 
 
-Behaviour = Union[Creates, Refuses, AnswersByteByByte, Answers, NeverAnswers, Resets]
+Behaviour = Union[Creates, CreatesWhenTold, Refuses, AnswersByteByByte, Answers, NeverAnswers, Resets]
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,10 @@ class FaultServer:
         """Forgets the recorded requests."""
         self._ask("forget")
 
+    def answer_waiting(self) -> None:
+        """Answers each request that waits for this; see `CreatesWhenTold`."""
+        self._ask("answer-waiting")
+
     def connections(self) -> int:
         """Returns the number of connections so far (over HTTPS, of finished handshakes)."""
         return int(self._ask("connections"))
@@ -189,6 +198,7 @@ class _State:
         self.requests: list[RecordedRequest] = []
         self.connections = 0
         self.open: set[_Connection] = set()
+        self.waiting: list[_Connection] = []
         self.snapshots = 0
 
     def next_behaviour(self, blob: str) -> Behaviour:
@@ -244,6 +254,8 @@ class _Connection(asyncio.Protocol):
     def react(self, behaviour: Behaviour) -> None:
         if isinstance(behaviour, Creates):
             self.answer_after(behaviour.after_ms, self.state.created)
+        elif isinstance(behaviour, CreatesWhenTold):
+            self.state.waiting.append(self)
         elif isinstance(behaviour, Refuses):
             self.answer_after(behaviour.after_ms, functools.partial(_refusal, behaviour))
         elif isinstance(behaviour, AnswersByteByByte):
@@ -335,6 +347,11 @@ def _obey(state: _State, command: Sequence[Any]) -> object:
         return list(state.requests)
     elif command[0] == "forget":
         state.requests.clear()
+    elif command[0] == "answer-waiting":
+        for connection in state.waiting:
+            connection.transport.write(state.created())
+            connection.wait_for_request()
+        state.waiting.clear()
     elif command[0] == "connections":
         return state.connections
     elif command[0] == "close-idle":

@@ -52,8 +52,15 @@ pub enum Frame {
     Answer {
         /// The index of the directory.
         index: u32,
-        /// What it answered: 0 is no, or not known.
+        /// What it answered: 0 is no.
         value: u32,
+    },
+    /// Companion to run: the kernel refused to answer a question about a directory.
+    Refused {
+        /// The index of the directory.
+        index: u32,
+        /// The error number.
+        errno: u32,
     },
     /// Companion to run: the companion could not begin.
     Failed {
@@ -88,6 +95,7 @@ impl Frame {
             Frame::Synced { index, errno } => (8, index, errno),
             Frame::Failed { errno } => (9, errno, 0),
             Frame::Answer { index, value } => (10, index, value),
+            Frame::Refused { index, errno } => (11, index, errno),
         };
         let mut bytes = [0; FRAME_BYTES];
         let words = [kind, first, second].map(u32::to_le_bytes);
@@ -123,6 +131,7 @@ impl Frame {
             (8, index, errno) => Some(Frame::Synced { index, errno }),
             (9, errno, 0) => Some(Frame::Failed { errno }),
             (10, index, value) => Some(Frame::Answer { index, value }),
+            (11, index, errno) => Some(Frame::Refused { index, errno }),
             _ => None,
         }
     }
@@ -151,6 +160,7 @@ mod tests {
             any::<u32>().prop_map(|peak_memory_kib| Frame::Released { peak_memory_kib }),
             (any::<u32>(), any::<u32>()).prop_map(|(index, errno)| Frame::Synced { index, errno }),
             (any::<u32>(), any::<u32>()).prop_map(|(index, value)| Frame::Answer { index, value }),
+            (any::<u32>(), any::<u32>()).prop_map(|(index, errno)| Frame::Refused { index, errno }),
         ]
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 use std::{fs, io};
 
-use rustix::fs::{fstat, major, minor, open, FileType, Mode, OFlags};
+use rustix::fs::{fstat, major, minor, open, stat, FileType, Mode, OFlags};
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_sys::clock;
 
@@ -17,31 +17,55 @@ use crate::observer::Silent;
 /// How long the open of a device may take.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// Returns whether it is certain that no filesystem uses a block device, because the device does
-/// not exist or can be opened exclusively. A filesystem that was unmounted while frozen keeps its
-/// device (EBUSY).
-///
-/// It is never certain if the number is not that of a block device (btrfs), or if the device does not
-/// answer. A process of its own opens it.
+/// Whether a filesystem uses a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// It is certain that none does: the device does not exist or could be opened exclusively. A
+    /// filesystem that was unmounted while frozen keeps its device (EBUSY).
+    Free,
+    /// One may use it.
+    MayBeUsed,
+    /// The device has not answered in time. The process that opens it may wait on.
+    Silent,
+}
+
+/// Returns whether a filesystem uses a block device. A process of its own opens it.
 ///
 /// *Blocking*: some milliseconds, a second if the device does not answer.
-pub(crate) fn is_free(device: DeviceNumber) -> bool {
+pub(crate) fn use_of(device: DeviceNumber) -> Use {
+    // The number of a btrfs is not that of a block device.
     if device.major == 0 {
-        return false;
+        return Use::MayBeUsed;
     }
     let name = match fs::read_link(format!("/sys/dev/block/{device}")) {
         Ok(link) => link.file_name().map(OsStr::to_owned),
-        Err(error) => return error.kind() == io::ErrorKind::NotFound,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Use::Free,
+        Err(_) => return Use::MayBeUsed,
     };
-    let Some(path) = name.map(|name| Path::new("/dev").join(name)) else {
-        return false;
-    };
-    let Some(node) = node(&path, device) else {
-        return false;
+    let Some(node) = name.and_then(|name| node(&Path::new("/dev").join(name), device)) else {
+        return Use::MayBeUsed;
     };
     let deadline = clock::monotonic().plus(LIMIT);
-    ask(Role::Free, &[node.as_fd()], deadline, &mut Silent)
-        .is_ok_and(|answers| matches!(answers[..], [Answer::Yes(_)]))
+    let answers = ask(Role::Free, &[node.as_fd()], deadline, &mut Silent).unwrap_or_default();
+    match answers.first() {
+        Some(Answer::Yes(_)) => Use::Free,
+        Some(Answer::Late | Answer::Lost(_)) => Use::Silent,
+        Some(Answer::No | Answer::Refused(_) | Answer::Ended) | None => Use::MayBeUsed,
+    }
+}
+
+/// Returns the block device that the source of a mount names, if it names one in `/dev`.
+///
+/// Only root can make links there. Any other path may lead to whatever a local user wants.
+pub(crate) fn of_source(source: &str) -> Option<DeviceNumber> {
+    if !source.starts_with("/dev/") || source.contains("/../") {
+        return None;
+    }
+    let found = stat(source).ok()?;
+    Some(DeviceNumber {
+        major: major(found.st_rdev),
+        minor: minor(found.st_rdev),
+    })
 }
 
 /// Opens the node of a block device with `O_PATH`, which the device does not notice. Returns `None`

@@ -11,6 +11,7 @@ use vmsnapshot_sys::channel::Channel;
 use vmsnapshot_sys::Errno;
 
 pub(crate) mod ask;
+mod replies;
 pub(crate) mod sync;
 
 /// The program of all companions, built by `build.rs`.

@@ -24,9 +24,10 @@ use vmsnapshot_core::text::path_text;
 use vmsnapshot_sys::errno::errno_text;
 use vmsnapshot_sys::Errno;
 
+use crate::block_device::{self, Use};
+use crate::covers;
 use crate::scan::{self, Roots};
 use crate::walk::{self, Refusal};
-use crate::{block_device, covers};
 
 /// Why a directory cannot be opened, or is not one of the planned filesystem.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -223,13 +224,16 @@ impl LeftOut {
             DirectoryError::WouldWait { job, .. } => {
                 (FilesystemResult::FreezeWouldWait, job.clone())
             }
-            DirectoryError::Changed { .. } | DirectoryError::Vanished { .. }
-                if is_unmounted(planned) =>
-            {
-                (FilesystemResult::Unmounted, error.to_string())
-            }
             DirectoryError::Changed { .. } | DirectoryError::Vanished { .. } => {
-                (FilesystemResult::NotOpened, error.to_string())
+                match use_of_device(planned) {
+                    Some(Use::Free) => (FilesystemResult::Unmounted, error.to_string()),
+                    // Our open of it may still wait. If it is mounted again, it must not be frozen.
+                    Some(Use::Silent) => (
+                        FilesystemResult::FreezeWouldWait,
+                        format!("{error}, and its device does not answer"),
+                    ),
+                    Some(Use::MayBeUsed) | None => (FilesystemResult::NotOpened, error.to_string()),
+                }
             }
         };
         Ok(LeftOut {
@@ -331,23 +335,18 @@ fn refused(planned: &PlannedFilesystem, refusal: Refusal) -> DirectoryError {
     }
 }
 
-/// Returns whether it is certain that the filesystem is not mounted any more, also not lazily and not
-/// in a namespace that this process cannot see.
-fn is_unmounted(planned: &PlannedFilesystem) -> bool {
-    if planned.device.major != 0 {
-        return block_device::is_free(planned.device);
-    }
-    // The number is not that of a device (btrfs), but the source names one. Only root can make links in
-    // `/dev`; any other path may lead to whatever a local user wants.
-    if !planned.source.starts_with("/dev/") || planned.source.contains("/../") {
-        return false;
-    }
-    rustix::fs::stat(planned.source.as_str()).is_ok_and(|source| {
-        block_device::is_free(DeviceNumber {
-            major: rustix::fs::major(source.st_rdev),
-            minor: rustix::fs::minor(source.st_rdev),
-        })
-    })
+/// Returns what uses the block device of a filesystem that was not found where it was mounted. `None` if
+/// it has none that is known.
+///
+/// If the device is free, the filesystem is not mounted any more, also not lazily and not in a namespace
+/// that this process cannot see.
+fn use_of_device(planned: &PlannedFilesystem) -> Option<Use> {
+    let device = match planned.device.major {
+        // The number is not that of a device (btrfs), but the source names one.
+        0 => block_device::of_source(&planned.source)?,
+        _ => planned.device,
+    };
+    Some(block_device::use_of(device))
 }
 
 fn not_writable(planned: &PlannedFilesystem, why: &'static str) -> DirectoryError {

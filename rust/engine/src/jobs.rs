@@ -8,15 +8,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{major, minor};
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::plan::PlannedFilesystem;
 use vmsnapshot_core::text::bytes_text;
 use vmsnapshot_sys::clock;
+use vmsnapshot_sys::errno::{errno_text, number_text};
 
+use crate::block_device;
 use crate::companion::ask::{ask, Answer, NotAsked};
 use crate::companion::Role;
 use crate::error::PrepareError;
+use crate::leftovers::leftovers;
 use crate::observer::Observer;
 use crate::scan::{devices_in, Roots};
 
@@ -35,9 +37,16 @@ pub(crate) fn jobs_on(
     observer: &mut dyn Observer,
 ) -> Result<Vec<Option<String>>, PrepareError> {
     let roots = Roots::default();
+    let leftovers = leftovers(&roots.proc);
     let mut jobs: Vec<Option<String>> = filesystems
         .iter()
-        .map(|planned| job_in_sysfs(planned, &roots))
+        .map(|planned| {
+            let mut calls = leftovers.iter();
+            calls
+                .find(|leftover| leftover.device == planned.device)
+                .map(|leftover| leftover.call.clone())
+                .or_else(|| job_in_sysfs(planned, &roots))
+        })
         .collect();
     // Not every kernel shows a scrub as an exclusive operation.
     let (asked, places): (Vec<_>, Vec<_>) = filesystems
@@ -64,9 +73,20 @@ pub(crate) fn jobs_on(
                 "the kernel has not answered within {:.2} s whether a btrfs scrub is under way",
                 limit.as_secs_f64()
             )),
+            // A scrub holds FIFREEZE for hours, so it must be known that there is none.
+            Answer::Refused(errno) => Some(unknown_scrub(&number_text(errno))),
+            Answer::Ended => Some(unknown_scrub("the process that asks has ended")),
+            Answer::Lost(errno) => Some(unknown_scrub(&format!(
+                "the process that asks cannot be reached: {}",
+                errno_text(errno)
+            ))),
         };
     }
     Ok(jobs)
+}
+
+fn unknown_scrub(why: &str) -> String {
+    format!("it is not known whether a btrfs scrub is under way: {why}")
 }
 
 /// Returns the job that sysfs shows. These files wait for no disk.
@@ -85,12 +105,7 @@ fn job_in_sysfs(planned: &PlannedFilesystem, roots: &Roots) -> Option<String> {
 /// BTRFS_IOC_FS_INFO has the UUID, which is the name of the directory, but earlier kernels answer it
 /// only when no commit holds the devices.
 fn btrfs_of(planned: &PlannedFilesystem, roots: &Roots) -> Vec<PathBuf> {
-    let named = rustix::fs::stat(planned.source.as_str())
-        .ok()
-        .map(|source| DeviceNumber {
-            major: major(source.st_rdev),
-            minor: minor(source.st_rdev),
-        });
+    let named = block_device::of_source(&planned.source);
     let all: Vec<PathBuf> = std::fs::read_dir(roots.sys.join("fs/btrfs"))
         .into_iter()
         .flatten()
@@ -218,10 +233,15 @@ mod tests {
         data.filesystem_type = "btrfs".to_owned();
         data.source = "/dev/null".to_owned();
         assert_eq!(btrfs_of(&data, &machine.roots()), [directory("12-34")]);
-        data.source = "/dev/root/of/no/machine".to_owned();
-        let mut any = btrfs_of(&data, &machine.roots());
-        any.sort();
-        assert_eq!(any, [directory("12-34"), directory("56-78")]);
+        // A user may have made the second and the third.
+        machine.link("source", "/dev/null");
+        let link = machine.0.join("source").to_str().unwrap().to_owned();
+        for source in ["/dev/root/of/no/machine", &link, "/dev/../dev/null"] {
+            data.source = source.to_owned();
+            let mut any = btrfs_of(&data, &machine.roots());
+            any.sort();
+            assert_eq!(any, [directory("12-34"), directory("56-78")]);
+        }
         machine.file("sys/devices/virtual/block/sdb/dm/suspended", "1\n");
         assert!(job_in_sysfs(&data, &machine.roots()).is_some());
         data.source = "/dev/null".to_owned();

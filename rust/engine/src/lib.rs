@@ -17,6 +17,7 @@ pub mod directories;
 pub mod error;
 mod identity;
 mod jobs;
+mod leftovers;
 mod look;
 pub mod observer;
 mod rcu;

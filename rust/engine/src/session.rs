@@ -17,6 +17,7 @@ use vmsnapshot_core::phase::Phase;
 use vmsnapshot_core::plan::{Plan, PlannedFilesystem};
 use vmsnapshot_core::report::Report;
 use vmsnapshot_core::secret::SecretText;
+use vmsnapshot_sys::errno::errno_text;
 use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::{clock, process, Errno};
 use vmsnapshot_window::quiet::Quiet;
@@ -428,7 +429,14 @@ fn unfit_after_sync(
                 mount_point: planned.mount_point.clone(),
                 why: "syncfs answered that it is read-only",
             }),
-            Synced::Done | Synced::Failed(_) | Synced::Unknown => None,
+            // It may hold the lock as well.
+            Synced::Lost(errno) => {
+                let why = errno_text(*errno);
+                let job = format!("the process that called syncfs cannot be reached: {why}");
+                Some(would_wait(planned, job))
+            }
+            // No syncfs is under way. FIFREEZE writes out what is still dirty.
+            Synced::Done | Synced::Failed(_) | Synced::Ended => None,
         })
         .collect()
 }

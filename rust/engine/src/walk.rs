@@ -104,7 +104,11 @@ pub(crate) fn by_descriptor(place: BorrowedFd<'_>) -> PathBuf {
 ///
 /// `statx` has it only since Linux 5.8.
 pub(crate) fn mount_id(proc: &Path, place: BorrowedFd<'_>) -> Result<u32, Errno> {
-    let file = proc.join(format!("self/fdinfo/{}", place.as_raw_fd()));
+    mount_id_in(&proc.join(format!("self/fdinfo/{}", place.as_raw_fd())))
+}
+
+/// Returns the id of the mount in a file `/proc/PID/fdinfo/DESCRIPTOR`.
+pub(crate) fn mount_id_in(file: &Path) -> Result<u32, Errno> {
     let fdinfo =
         std::fs::read(file).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
     bytes_text(&fdinfo)

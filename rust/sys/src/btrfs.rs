@@ -19,17 +19,20 @@ const FS_INFO: Opcode = opcode::read::<Arguments>(0x94, 31);
 /// The most device ids that are asked for a scrub.
 const DEVICE_IDS_MAX: u64 = 4096;
 
-/// Returns whether a scrub or a replace reads a device of the btrfs of `directory`. Not if it is
-/// another filesystem.
+/// Returns whether a scrub or a replace reads a device of the btrfs of `directory`.
 ///
 /// *Blocking*: while a commit or a trim holds the list of the devices (fs/btrfs/volumes.c,
 /// `device_list_mutex`), in state D. On a dead disk that has no end.
-#[must_use]
-pub fn is_scrubbing(directory: BorrowedFd<'_>) -> bool {
-    max_device_id(directory).is_ok_and(|max| {
-        let mut ids = 1..=max.min(DEVICE_IDS_MAX);
-        ids.any(|id| is_scrubbing_device(directory, id))
-    })
+///
+/// # Errors
+/// The kernel's error: ENOTTY for another filesystem. It is then not known.
+pub fn is_scrubbing(directory: BorrowedFd<'_>) -> Result<bool, Errno> {
+    for id in 1..=max_device_id(directory)?.min(DEVICE_IDS_MAX) {
+        if is_scrubbing_device(directory, id)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Returns the largest id of the devices. The ids begin with 1 and may have gaps.
@@ -46,7 +49,7 @@ fn max_device_id(directory: BorrowedFd<'_>) -> Result<u64, Errno> {
     arguments.first().copied().ok_or(Errno::INVAL)
 }
 
-fn is_scrubbing_device(directory: BorrowedFd<'_>, device_id: u64) -> bool {
+fn is_scrubbing_device(directory: BorrowedFd<'_>, device_id: u64) -> Result<bool, Errno> {
     let mut arguments: Arguments = [0; 128];
     if let Some(first) = arguments.first_mut() {
         *first = device_id;
@@ -59,8 +62,12 @@ fn is_scrubbing_device(directory: BorrowedFd<'_>, device_id: u64) -> bool {
             Updater::<SCRUB_PROGRESS, Arguments>::new(&mut arguments),
         )
     };
-    // ENOTCONN: there is none. ENODEV: there is no such device.
-    answer.is_ok()
+    match answer {
+        Ok(()) => Ok(true),
+        // ENOTCONN: there is none. ENODEV: there is no such device.
+        Err(Errno::NOTCONN | Errno::NODEV) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Ends the scrub of the btrfs of `directory`. `btrfs scrub resume` continues it.
@@ -72,4 +79,18 @@ fn is_scrubbing_device(directory: BorrowedFd<'_>, device_id: u64) -> bool {
 pub fn cancel_scrub(directory: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: SCRUB_CANCEL has no argument.
     unsafe { ioctl(directory, NoArg::<SCRUB_CANCEL>::new()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_btrfs_gives_an_error_and_not_no() {
+        let proc = File::open("/proc").expect("every machine has /proc");
+        assert_eq!(is_scrubbing(proc.as_fd()), Err(Errno::NOTTY));
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::frames::Frame;
 use vmsnapshot_sys::channel::Channel;
-use vmsnapshot_sys::{block_device, btrfs, loop_device};
+use vmsnapshot_sys::{block_device, btrfs, loop_device, Errno};
 
 use crate::sync::call_for_each;
 
@@ -19,9 +19,8 @@ use crate::sync::call_for_each;
 /// # Errors
 /// If the run does not send the directories.
 pub fn look_for_scrubs(channel: &Arc<Channel>) -> io::Result<()> {
-    call_for_each(channel, |index, directory| Frame::Answer {
-        index,
-        value: btrfs::is_scrubbing(directory.as_fd()).into(),
+    call_for_each(channel, |index, directory| {
+        answer(index, btrfs::is_scrubbing(directory.as_fd()).map(u32::from))
     })
 }
 
@@ -48,8 +47,20 @@ pub fn look_for_free_devices(channel: &Arc<Channel>) -> io::Result<()> {
 /// # Errors
 /// If the run does not send the nodes.
 pub fn look_for_backing_files(channel: &Arc<Channel>) -> io::Result<()> {
-    call_for_each(channel, |index, node| Frame::Answer {
-        index,
-        value: loop_device::file_lies_on(node.as_fd()).map_or(0, DeviceNumber::to_word),
+    call_for_each(channel, |index, node| {
+        answer(
+            index,
+            loop_device::file_lies_on(node.as_fd()).map(DeviceNumber::to_word),
+        )
     })
+}
+
+fn answer(index: u32, answer: Result<u32, Errno>) -> Frame {
+    match answer {
+        Ok(value) => Frame::Answer { index, value },
+        Err(errno) => Frame::Refused {
+            index,
+            errno: errno.raw_os_error().unsigned_abs(),
+        },
+    }
 }

@@ -5,21 +5,27 @@ use std::os::fd::BorrowedFd;
 
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::frames::Frame;
-use vmsnapshot_sys::channel::Received;
-use vmsnapshot_sys::{clock, Errno};
+use vmsnapshot_sys::Errno;
 
+use super::replies::{receive, Interrupted, Reply};
 use super::Role;
-use crate::observer::{Observer, INTERRUPTION_TICK};
+use crate::observer::Observer;
 
-/// What the kernel answered.
+/// What is known after a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// Yes, with a value that is not 0.
     Yes(u32),
-    /// No, or it is not known.
+    /// No.
     No,
+    /// The kernel refused to answer, with this error number.
+    Refused(u32),
     /// It has not answered in time.
     Late,
+    /// The process that asked has ended without an answer. It does not wait for the kernel any more.
+    Ended,
+    /// What that process sent could not be received. It may still wait.
+    Lost(Errno),
 }
 
 /// Why there are no answers.
@@ -45,34 +51,23 @@ pub(crate) fn ask(
     deadline: Monotonic,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Answer>, NotAsked> {
-    let mut answers = vec![Answer::Late; directories.len()];
     if directories.is_empty() {
-        return Ok(answers);
+        return Ok(Vec::new());
     }
     let channel = super::start_for(role, directories).map_err(NotAsked::Start)?;
-    while answers.contains(&Answer::Late) && clock::monotonic() < deadline {
-        let tick = clock::monotonic().plus(INTERRUPTION_TICK).min(deadline);
-        match channel.receive(tick) {
-            Ok(Received::Frame(Frame::Answer { index, value }, _)) => {
-                let place = usize::try_from(index).ok();
-                if let Some(place) = place.and_then(|index| answers.get_mut(index)) {
-                    *place = match value {
-                        0 => Answer::No,
-                        value => Answer::Yes(value),
-                    };
-                }
-            }
-            Err(Errno::TIMEDOUT) if observer.is_interrupted() => return Err(NotAsked::Interrupted),
-            Err(Errno::TIMEDOUT) => {}
-            // The process is gone, so none of its questions waits for the kernel.
-            Ok(_) | Err(_) => {
-                for answer in &mut answers {
-                    if *answer == Answer::Late {
-                        *answer = Answer::No;
-                    }
-                }
-            }
-        }
-    }
-    Ok(answers)
+    let answer = |frame| match frame {
+        Frame::Answer { index, value: 0 } => Some((index, Answer::No)),
+        Frame::Answer { index, value } => Some((index, Answer::Yes(value))),
+        Frame::Refused { index, errno } => Some((index, Answer::Refused(errno))),
+        _ => None,
+    };
+    let replies = receive(&channel, directories.len(), deadline, observer, answer)
+        .map_err(|Interrupted| NotAsked::Interrupted)?;
+    let answers = replies.into_iter().map(|reply| match reply {
+        Reply::Returned(answer) => answer,
+        Reply::Late => Answer::Late,
+        Reply::Ended => Answer::Ended,
+        Reply::Lost(errno) => Answer::Lost(errno),
+    });
+    Ok(answers.collect())
 }

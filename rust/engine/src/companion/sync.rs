@@ -5,12 +5,12 @@ use std::os::fd::BorrowedFd;
 
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::frames::Frame;
-use vmsnapshot_sys::channel::Received;
-use vmsnapshot_sys::{clock, Errno};
+use vmsnapshot_sys::Errno;
 
+use super::replies::{receive, Interrupted, Reply};
 use super::Role;
 use crate::error::PrepareError;
-use crate::observer::{Observer, INTERRUPTION_TICK};
+use crate::observer::Observer;
 
 /// The result of a `syncfs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,9 @@ pub(crate) enum Synced {
     /// It failed, with this error number.
     Failed(u32),
     /// The process that called it has ended, and with it every `syncfs` that was under way.
-    Unknown,
+    Ended,
+    /// What that process sent could not be received. The `syncfs` may still be under way.
+    Lost(Errno),
 }
 
 /// Calls `syncfs` on every directory, in parallel, in a process of its own. Returns the results
@@ -39,40 +41,23 @@ pub(crate) fn sync(
     deadline: Monotonic,
     observer: &mut dyn Observer,
 ) -> Result<Vec<Synced>, PrepareError> {
-    let mut synced = vec![Synced::Late; directories.len()];
     let failed = |cause: io::Error| PrepareError::Resources {
         step: "start the process that writes out dirty data",
         cause,
     };
     let channel = super::start_for(Role::Sync, directories).map_err(failed)?;
-    let mut answers = 0;
-    while answers < directories.len() && clock::monotonic() < deadline {
-        let tick = clock::monotonic().plus(INTERRUPTION_TICK).min(deadline);
-        match channel.receive(tick) {
-            Ok(Received::Frame(Frame::Synced { index, errno }, _)) => {
-                answers += 1;
-                let place = usize::try_from(index).ok();
-                if let Some(place) = place.and_then(|index| synced.get_mut(index)) {
-                    *place = match errno {
-                        0 => Synced::Done,
-                        errno => Synced::Failed(errno),
-                    };
-                }
-            }
-            Err(Errno::TIMEDOUT) if observer.is_interrupted() => {
-                return Err(PrepareError::Interrupted)
-            }
-            Err(Errno::TIMEDOUT) => {}
-            // The last thread is gone, so no `syncfs` holds the lock of a superblock any more.
-            Ok(Received::Closed) => {
-                for late in synced.iter_mut().filter(|synced| **synced == Synced::Late) {
-                    *late = Synced::Unknown;
-                }
-                break;
-            }
-            // Directories without an answer are not known to be synced.
-            Ok(Received::Frame(..)) | Err(_) => break,
-        }
-    }
-    Ok(synced)
+    let result = |frame| match frame {
+        Frame::Synced { index, errno: 0 } => Some((index, Synced::Done)),
+        Frame::Synced { index, errno } => Some((index, Synced::Failed(errno))),
+        _ => None,
+    };
+    let replies = receive(&channel, directories.len(), deadline, observer, result)
+        .map_err(|Interrupted| PrepareError::Interrupted)?;
+    let synced = replies.into_iter().map(|reply| match reply {
+        Reply::Returned(synced) => synced,
+        Reply::Late => Synced::Late,
+        Reply::Ended => Synced::Ended,
+        Reply::Lost(errno) => Synced::Lost(errno),
+    });
+    Ok(synced.collect())
 }

@@ -16,7 +16,7 @@ use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::{clock, Errno};
 
 use super::run_state::why_left_alone;
-use crate::block_device;
+use crate::block_device::{self, Use};
 use crate::directories;
 use crate::error::ThawError;
 use crate::identity::Known;
@@ -217,7 +217,7 @@ fn thaw_device(known: Known, mounts: &[PlannedFilesystem]) -> Answer {
     }
     match failure {
         Some(failure) => Answer::Failed(failure),
-        None if block_device::is_free(known.device()) => Answer::Gone,
+        None if block_device::use_of(known.device()) == Use::Free => Answer::Gone,
         None => Answer::Failed(format!(
             "it is not mounted any more: mount its device again, then thaw; if the device is gone \
              for good, remove the run's ledger in `{DIRECTORY}`"

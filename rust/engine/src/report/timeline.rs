@@ -3,7 +3,7 @@
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::report::{milliseconds, TimelineEvent, TimelineEventKind};
 use vmsnapshot_core::text::path_text;
-use vmsnapshot_sys::errno::number_text;
+use vmsnapshot_sys::errno::{errno_text, number_text};
 
 use super::facts::Facts;
 use crate::calls::Call;
@@ -35,9 +35,18 @@ pub(super) fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
                     ..event(start, SyncFailed, subject)
                 });
             }
-            Synced::Unknown => {
+            Synced::Ended => {
                 events.push(TimelineEvent {
                     detail: Some("the process that called it has ended".to_owned()),
+                    ..event(start, SyncFailed, subject)
+                });
+            }
+            Synced::Lost(errno) => {
+                events.push(TimelineEvent {
+                    detail: Some(format!(
+                        "the process that called it cannot be reached: {}",
+                        errno_text(*errno)
+                    )),
                     ..event(start, SyncFailed, subject)
                 });
             }

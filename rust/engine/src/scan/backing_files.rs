@@ -67,7 +67,9 @@ fn ask_all(machine: &Machine) -> BTreeMap<DeviceNumber, DeviceNumber> {
         .zip(answers)
         .filter_map(|(number, answer)| match answer {
             Answer::Yes(word) => Some((number, DeviceNumber::from_word(word))),
-            Answer::No | Answer::Late => None,
+            Answer::No | Answer::Refused(_) | Answer::Late | Answer::Ended | Answer::Lost(_) => {
+                None
+            }
         })
         .collect()
 }
