@@ -40,12 +40,12 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 EXTENSION := dist/VMSnapshotLinux-$(VERSION).zip
 EXTENSION_SOURCES := LICENSE Cargo.toml $(shell find handler python -name __pycache__ -prune -o -type f ! -name '*.so' -print)
 
-.PHONY: help build extension release demo test check bench mutants clean system-packages-build system-packages-test
+.PHONY: help build extension release demo test check bench mutants mutants-handler clean system-packages-build system-packages-test
 
 build: $(BUILD_STAMP) ## build the command .venv/bin/vmsnapshot (the default)
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 extension: $(EXTENSION) ## build the extension package for Azure, in dist/
 
@@ -88,6 +88,19 @@ mutants: $(MUTANTS_STAMP) ## change the Rust rules one by one, and list what no 
 	cd target/mutants/source && export CARGO_TARGET_DIR=$(abspath target/mutants/build) && \
 		nice $(if $(filter 0,$(shell id -u)),setpriv --bounding-set=-all --inh-caps=-all) \
 		$(abspath target/mutants/bin/cargo-mutants) mutants --in-place --output .. $(MUTANTS_FLAGS)
+
+# In a copy whose package lies in `src`, because mutmut takes the names of modules from there.
+mutants-handler: $(BUILD_STAMP) ## change the handler's rules one by one, and list what no test of them notices
+	rm -rf target/mutants/handler
+	mkdir -p target/mutants/handler/tests target/mutants/handler/tmp
+	$(PYTHON) -m pip install --quiet --upgrade --target target/mutants/mutmut --no-deps --requirement requirements-mutants.txt
+	cp -r python target/mutants/handler/src
+	cp -r tests/__init__.py tests/conftest.py tests/handler tests/support target/mutants/handler/tests
+	cp pyproject.toml Cargo.toml target/mutants/handler
+	cp tests/handler/mutmut.cfg target/mutants/handler/setup.cfg
+	cd target/mutants/handler && export PYTHONPATH=$(abspath target/mutants/mutmut) PYTEST_DEBUG_TEMPROOT=$(abspath target/mutants/handler/tmp) && \
+		nice $(abspath $(PYTHON)) -m mutmut run --max-children 2 $(MUTANTS_FLAGS) && \
+		$(abspath $(PYTHON)) -m mutmut results
 
 clean: ## remove everything that was built or installed in this directory
 	rm -rf $(VENV) target dist .work/waagent $(AZURITE)/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

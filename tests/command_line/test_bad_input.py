@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable
@@ -136,6 +137,32 @@ def test_an_unusable_ca_file_is_refused(
     finished = refuse(disk, server, f"--ca-file={path}", uris=[uri])
     assert finished.error_code == "bad-ca-file"
     assert str(path) in finished.errors
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        ("named pipe", "it is not a regular file"),
+        ("/dev/zero", "it is not a regular file"),
+        ("directory", "it is a directory"),
+        ("sparse file", "it is longer than 4194304 bytes"),
+    ],
+)
+def test_a_ca_file_without_an_end_is_refused_at_once(
+    disk: ScratchFilesystem, server: FaultServer, tmp_path: Path, kind: str, cause: str
+) -> None:
+    path = Path(kind) if kind.startswith("/") else tmp_path / "ca.pem"
+    if kind == "named pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "sparse file":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    # The limit of memory ends a command that reads on.
+    finished = refuse(disk, server, f"--ca-file={path}", before=("prlimit", f"--as={1 << 30}"))
+    assert finished.error_code == "bad-ca-file"
+    assert f"`{path}`: {cause}" in finished.errors
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "3600.5", "1e99", "ten", ""])

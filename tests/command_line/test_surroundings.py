@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import StartFaultServer, require
 from tests.support.command import COMMAND, Finished, run_command
+from tests.support.control_groups import ENTER
+from tests.support.filesystems import ScratchFilesystem
+from tests.support.freezing import is_frozen
+from tests.support.mounts import read_mounts
 
 URI = "http://127.0.0.1:9/a/b?sig=c2lnbmF0dXJl"
 NO_UTF8 = os.fsdecode(b"/missing\xff")
@@ -108,16 +115,83 @@ def test_command_without_memory_ends_with_an_error_or_its_result() -> None:
 
 
 @pytest.mark.usefixtures("compiled_engine")
-@pytest.mark.parametrize("kind", ["link", "named pipe"])
-def test_report_replaces_no_link_and_no_pipe(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "code"), [("/", "blob-list-unreadable"), ("/dev/zero", "blob-list-too-long")]
+)
+def test_list_of_blobs_without_an_end_is_refused(path: str, code: str) -> None:
+    finished = refused("snapshot", f"--blobs-from={path}", "--mount=/missing")
+    assert finished.error_code == code
+
+
+@pytest.mark.usefixtures("compiled_engine")
+@pytest.mark.parametrize("kind", ["link", "named pipe", "directory", "socket"])
+def test_report_replaces_only_a_regular_file(tmp_path: Path, kind: str) -> None:
     report = tmp_path / "report"
     (tmp_path / "target").write_text("target")
     if kind == "link":
         report.symlink_to(tmp_path / "target")
+    elif kind == "directory":
+        report.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(report))
     else:
         os.mkfifo(report)
+    before = report.lstat().st_mode
     finished = refused("snapshot", f"--blob={URI}", "--mount=/missing", f"--report={report}")
     assert finished.error_code == "report-unwritable"
-    assert "it is not a regular file" in finished.errors
+    assert "it is a directory" in finished.errors or "it is not a regular file" in finished.errors
     assert (tmp_path / "target").read_text() == "target"
-    assert report.is_symlink() or report.is_fifo()
+    assert report.lstat().st_mode == before
+
+
+@pytest.fixture
+def group_of_few_tasks(root: None) -> Iterator[Path]:  # noqa: ARG001 (requested for its effect)
+    """A control group that limits the number of processes and threads in it."""
+    mounts = read_mounts()
+    roots = [
+        mount.mount_point
+        for mount in mounts
+        if (mount.filesystem_type == "cgroup" and mount.mount_point.name == "pids")
+        or (
+            mount.filesystem_type == "cgroup2"
+            and "pids" in (mount.mount_point / "cgroup.subtree_control").read_text().split()
+        )
+    ]
+    require(bool(roots), "needs a hierarchy with the controller `pids`")
+    group = roots[0] / f"vmsnapshot-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.usefixtures("compiled_engine")
+@pytest.mark.parametrize("as_json", [True, False])
+@pytest.mark.parametrize("tasks", [1, 2, 3, 4])
+def test_snapshot_without_a_thread_to_be_had_ends_with_an_error(
+    group_of_few_tasks: Path,
+    fault_server: StartFaultServer,
+    disk: ScratchFilesystem,
+    tasks: int,
+    as_json: bool,
+) -> None:
+    (group_of_few_tasks / "pids.max").write_text(str(tasks))
+    server = fault_server()
+    arguments = ["snapshot", f"--mount={disk.mount_point}", f"--blob={server.uri('disk')}", "--no-proxy"]
+    finished = run_command(
+        *arguments, *(["--json"] if as_json else []), before=(*ENTER, str(group_of_few_tasks))
+    )
+    assert finished.status not in (0, -6), finished
+    assert "Traceback" not in finished.errors
+    assert "panicked" not in finished.errors
+    assert finished.errors.count("vmsnapshot: error: ") == 1
+    # With four, the watchdog is started and cannot start its own threads.
+    cause = "could not start the watchdog" if tasks == 4 else "resource temporarily unavailable"
+    assert cause in finished.errors.lower()
+    if as_json:
+        assert finished.document["error"]["code"]
+        assert cause in finished.document["error"]["message"]
+    assert not is_frozen(disk.mount_point)
+    assert server.requests() == []

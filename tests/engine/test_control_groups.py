@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import require
+from tests.conftest import StartFaultServer, require
+from tests.support.command import run_command
+from tests.support.filesystems import ScratchFilesystem
 from tests.support.mounts import read_mounts
 from vmsnapshot import _native
 
@@ -61,6 +63,56 @@ def test_the_control_group_of_a_killed_process_is_removed(child: subprocess.Pope
     assert groups() != []
     _native.leave_control_group()
     assert groups() == []
+
+
+def hierarchies() -> list[Path]:
+    """The hierarchies by which a service manager may end processes."""
+    mounts = read_mounts()
+    found = [mount.mount_point for mount in mounts if mount.filesystem_type == "cgroup2"]
+    by_name = [mount.mount_point for mount in mounts if mount.mount_point.name == "systemd"]
+    require(bool(found) and bool(by_name), "needs a hybrid of cgroup v1 and v2")
+    return found + by_name
+
+
+def closed(hierarchy: Path) -> tuple[str, ...]:
+    """Words that go before a command: it runs where this hierarchy is read-only."""
+    return ("unshare", "--mount", "sh", "-c", 'mount -o remount,bind,ro "$0" && exec "$@"', str(hierarchy))
+
+
+@pytest.mark.usefixtures("root")
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_move_that_fails_in_one_hierarchy_is_reported_and_leaves_no_group(number: int) -> None:
+    # The child ends by itself, and is the process that a worker is: it leaves its groups at its end.
+    leave = "import sys; from vmsnapshot import _native; sys.stdin.read(); _native.leave_control_group()"
+    program = f"""if True:
+        import subprocess, sys
+        from vmsnapshot import _native
+        with subprocess.Popen([sys.executable, "-c", {leave!r}], stdin=subprocess.PIPE) as child:
+            print(_native.give_control_group(child.pid, "{ROLE}"))
+            child.communicate(timeout=20)
+    """
+    before = closed(hierarchies()[number])
+    ran = subprocess.run(
+        [*before, sys.executable, "-c", program], capture_output=True, text=True, timeout=40, check=False
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "False\n", "")
+    assert groups() == []
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_watchdog_whose_move_fails_in_one_hierarchy_goes_back(
+    disk: ScratchFilesystem, fault_server: StartFaultServer, number: int
+) -> None:
+    def left() -> set[Path]:
+        return {path for root in hierarchies() for path in root.glob("vmsnapshot-watchdog-*")}
+
+    before = left()
+    finished = run_command(
+        "snapshot", "--json", "--no-proxy", "--blobs-from=-", f"--mount={disk.mount_point}",
+        standard_input=fault_server().uri("disk"), before=closed(hierarchies()[number]),
+    )  # fmt: skip
+    assert finished.document["watchdog"]["own_control_group"] is False
+    assert left() - before == set()
 
 
 @pytest.mark.parametrize("role", ["", "a/b", "..", "a\0b", "\u00e4", "a-b", "A"])

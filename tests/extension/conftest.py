@@ -171,11 +171,19 @@ def worker_of(vm: Vm) -> int:
     """Returns the process id of the worker, as it is outside of the sandbox."""
     until = time.monotonic() + 10.0
     while time.monotonic() < until:
-        for pid in vm.extension.sandbox.process_ids():
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"worker" in words:
-                return pid
+        for pid in workers_of(vm):
+            return pid
     raise AssertionError("there is no worker")
+
+
+def workers_of(vm: Vm, verb: bytes = b"worker") -> list[int]:
+    """Returns the process ids of all processes that do what `verb` says."""
+    found = []
+    for pid in vm.extension.sandbox.process_ids():
+        with contextlib.suppress(FileNotFoundError):
+            if verb in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.append(pid)
+    return found
 
 
 def host_item(is_successful: object, **more: object) -> dict[str, Any]:

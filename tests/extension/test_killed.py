@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.extension.conftest import OTHER_VM, Job, Vm, final, message, worker_of
+from tests.extension.conftest import OTHER_VM, Job, Vm, final, message, worker_of, workers_of
 from tests.support.control_groups import ENTER, control_group
 from tests.support.freezing import is_frozen
 from tests.support.host_service import NEVER_MS, USUAL, Answer, Usual
 from tests.support.mounts import read_mounts
 from tests.support.protected_settings import settings_file_text
+from vmsnapshot.handler.workers import MENDING_LIMIT_SECONDS
 
 NEVER = Answer(after_ms=NEVER_MS)
 LATE = Usual(after_ms=1500.0)
 ROUNDS = 20
+SLOW_MS = 200.0
 
 
 def kill_worker(vm: Vm) -> None:
@@ -31,8 +36,10 @@ def killed_in_its_window(vm: Vm) -> Job:
     """Returns a job whose worker was killed while everything was frozen."""
     vm.service.script("dosnapshot", NEVER)
     job = vm.job(vm.new_number(), mode="onlyHost")
+    # An earlier job of the same test has made such a request as well.
+    earlier = len(vm.service.requests("dosnapshot"))
     job.enable()
-    vm.service.wait_for("dosnapshot")
+    vm.service.wait_for("dosnapshot", earlier + 1)
     kill_worker(vm)
     assert not any(is_frozen(filesystem.mount_point) for filesystem in vm.filesystems)
     assert final(job.blob_report()) == ("success", "4", 1)
@@ -44,8 +51,9 @@ def killed_before_it_reported_anything(vm: Vm) -> Job:
     """Returns a job whose worker was killed before the host answered PreSnapshot."""
     vm.service.script("presnapshot", NEVER)
     job = vm.job(vm.new_number(), mode="onlyHost")
+    earlier = len(vm.service.requests("presnapshot"))
     job.enable()
-    vm.service.wait_for("presnapshot")
+    vm.service.wait_for("presnapshot", earlier + 1)
     kill_worker(vm)
     assert vm.service.content(job.status_blob) == b""
     vm.service.script("presnapshot", USUAL)
@@ -273,8 +281,13 @@ def test_command_removes_the_control_group_of_a_killed_worker(vm: Vm) -> None:
 def killed_with_settings(vm: Vm) -> Job:
     """Returns a killed job whose settings the agent has written again, so that they name its status blob."""
     job = killed_in_its_window(vm)
-    vm.extension.write_settings(job.number, settings_file_text(job.settings(), job.protected))
+    write_settings_again(vm, job)
     return job
+
+
+def write_settings_again(vm: Vm, job: Job) -> None:
+    """Writes the settings that the worker has scrubbed, as the agent does."""
+    vm.extension.write_settings(job.number, settings_file_text(job.settings(), job.protected))
 
 
 @pytest.mark.parametrize("verb", ["disable", "uninstall"])
@@ -284,6 +297,111 @@ def test_disable_waits_until_the_report_of_a_killed_job_is_mended(vm: Vm, verb: 
     assert vm.extension.run(verb).status == 0
     assert vm.extension.sandbox.process_ids() == []
     assert final(job.blob_report()) == ("error", "2", 2)
+
+
+def killed_together(vm: Vm, count: int) -> list[Job]:
+    """Returns jobs whose workers were killed at the same time, and whose settings name their status blobs."""
+    vm.service.script("presnapshot", NEVER)
+    jobs = [vm.job(vm.new_number(), disks=1, mode="onlyHost") for _ in range(count)]
+    for job in jobs:
+        job.enable()
+    vm.service.wait_for("presnapshot", count)
+    for pid in workers_of(vm):
+        os.kill(pid, signal.SIGKILL)
+    vm.extension.finish()
+    vm.service.script("presnapshot", USUAL)
+    vm.service.forget_requests()
+    for job in jobs:
+        assert vm.service.content(job.status_blob) == b""
+        write_settings_again(vm, job)
+    return jobs
+
+
+def assert_each_reported_as_killed(vm: Vm, jobs: list[Job]) -> None:
+    """Checks that each job has a report of its own, in its own status file and status blob."""
+    for job in jobs:
+        assert_reported_as_killed(vm, job, job.number)
+        assert (
+            job.blob_report()["taskId"] == vm.extension.report(job.number)["taskId"] == job.public["taskId"]
+        )
+
+
+def test_two_jobs_killed_in_turn_are_both_reported(vm: Vm) -> None:
+    jobs = [killed_with_settings(vm), killed_with_settings(vm)]
+    assert vm.extension.run("disable").status == 0
+    for job in jobs:
+        assert final(job.blob_report()) == ("error", "2", 2)
+        assert job.blob_report()["taskId"] == job.public["taskId"]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("count", [2, 5])
+def test_jobs_killed_together_are_mended_in_turn_whatever_commands_come_at_once(vm: Vm, count: int) -> None:
+    jobs = killed_together(vm, count)
+    for job in jobs:
+        vm.service.script(job.status_blob, Usual(after_ms=SLOW_MS), operation="PUT")
+    # The first one starts two processes: one for its own job, and one for the others.
+    commands = [vm.extension.popen("enable", jobs[-1].number) for _ in range(4)]
+    for command in commands:
+        assert command.wait(timeout=30) == 0
+    vm.extension.finish()
+    assert_each_reported_as_killed(vm, jobs)
+    requests = [request for request in vm.service.requests() if request.blob]
+    assert len({request.blob for request in requests}) == count
+    for earlier, later in zip(requests, requests[1:]):
+        if earlier.blob != later.blob:
+            # The next one begins after the answer to the last request of the one before.
+            assert earlier.method == "PUT"
+            assert later.at_ns - earlier.at_ns >= SLOW_MS * 1e6, "two processes mended at the same time"
+
+
+def test_mending_waits_while_another_process_mends(vm: Vm) -> None:
+    (job,) = killed_together(vm, 1)
+    lock = os.open(vm.extension.sandbox.path(vm.extension.base_directory / "workers"), os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        job.enable()
+        (mending,) = workers_of(vm, b"mend")
+        until_waiting_for(mending, Path(f"/proc/self/fd/{lock}").stat())
+        assert vm.service.requests() == []
+    finally:
+        os.close(lock)
+    vm.extension.finish()
+    assert_each_reported_as_killed(vm, [job])
+
+
+def until_waiting_for(pid: int, lock: os.stat_result) -> None:
+    """Waits until a process has opened the file of a lock that it cannot get."""
+    until = time.monotonic() + 10.0
+    while True:
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(descriptor.stat(), lock):
+                    return
+        assert time.monotonic() < until, "the process does not wait for the lock"
+        time.sleep(0.01)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("verb", ["disable", "uninstall"])
+def test_disable_ends_a_mending_process_whose_status_blobs_never_answer(vm: Vm, verb: str) -> None:
+    # Each one costs 10 s, so together they take longer than disable waits.
+    jobs = killed_together(vm, 5)
+    for job in jobs:
+        vm.service.script(job.status_blob, NEVER)
+    began = time.monotonic()
+    assert vm.extension.run(verb).status == 0
+    took_seconds = time.monotonic() - began
+    assert vm.extension.sandbox.process_ids() == []
+    assert MENDING_LIMIT_SECONDS <= took_seconds < MENDING_LIMIT_SECONDS + 10.0
+    assert own_groups() == set()
+    # The next command completes what is left.
+    for job in jobs:
+        vm.service.script(job.status_blob, USUAL)
+        write_settings_again(vm, job)
+    jobs[-1].enable()
+    vm.extension.finish()
+    assert_each_reported_as_killed(vm, jobs[-1:])
 
 
 def own_groups() -> set[Path]:

@@ -276,3 +276,33 @@ def test_file_that_is_too_long_is_not_read(status: Path) -> None:
     os.truncate(status, 1 << 40)
     with pytest.raises(OSError, match=f"longer than {LIMIT_BYTES} bytes"):
         read_text(status)
+
+
+def test_a_file_that_is_opened_or_created_is_new_and_private_or_the_old_one(status: Path) -> None:
+    for text in (b"first", b"second"):
+        descriptor = open_or_create(status, os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(descriptor, text)
+        finally:
+            os.close(descriptor)
+    assert status.read_bytes() == b"firstsecond"
+    assert status.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_that_another_process_creates_first_is_opened_as_it_is(
+    status: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual_open = os.open
+
+    def open_late(path: object, flags: int, *more: int) -> int:
+        if flags & os.O_CREAT:
+            status.write_bytes(b"of another process")
+        return usual_open(path, flags, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", open_late)
+    descriptor = open_or_create(status, os.O_RDONLY)
+    monkeypatch.undo()
+    try:
+        assert os.read(descriptor, 100) == b"of another process"
+    finally:
+        os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 import zipfile
 from collections.abc import Mapping
@@ -90,12 +91,17 @@ class Extension:
             self.base_directory / "bin/handler",
             verb,
             directory=self.base_directory,
-            environment={
-                "ConfigSequenceNumber": str(number),
-                "AZURE_GUEST_AGENT_EXTENSION_PATH": str(self.base_directory),
-                **environment,
-            },
+            environment={**self._environment(number), **environment},
             limit_seconds=60.0,
+        )
+
+    def popen(self, verb: str, number: int) -> subprocess.Popen[bytes]:
+        """Starts a command. Wait for it with a limit."""
+        return self.sandbox.popen(
+            [self.base_directory / "bin/handler", verb],
+            directory=self.base_directory,
+            environment=self._environment(number),
+            stdin=subprocess.DEVNULL,
         )
 
     def enable(
@@ -140,3 +146,9 @@ class Extension:
         """Returns the handler's log."""
         path = self.sandbox.path(LOG_FOLDER / "extension.log")
         return path.read_text() if path.exists() else ""
+
+    def _environment(self, number: int) -> dict[str, str]:
+        return {
+            "ConfigSequenceNumber": str(number),
+            "AZURE_GUEST_AGENT_EXTENSION_PATH": str(self.base_directory),
+        }

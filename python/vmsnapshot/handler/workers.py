@@ -109,6 +109,8 @@ def end_mending(context: Context, numbers: set[int]) -> None:
         if is_late and record.process is not None:
             # A mending process freezes nothing.
             record.process.kill()
+            # It is a child of this command. Its control group can be removed as soon as it is no zombie.
+            record.process.reap()
 
 
 def start_worker(context: Context, number: int, task_id: str | None) -> bool:

@@ -10,6 +10,7 @@
 //! caller says.
 
 mod answer;
+mod ca_file;
 mod connection;
 mod destination;
 mod dial;

@@ -32,20 +32,21 @@ struct OwnGroup {
 /// process is gone, whatever its role. Dropping the result leaves the process in its groups.
 #[must_use]
 pub fn enter(role: &str) -> Option<OwnGroups> {
-    let hierarchies = hierarchies()?;
-    let groups: Option<Vec<OwnGroup>> = hierarchies
-        .into_iter()
-        .map(|Hierarchy { root, own_path }| {
-            let group = move_below(&root, role, std::process::id())?;
-            let came_from = root.join(own_path);
-            Some(OwnGroup {
-                root,
-                group,
-                came_from,
-            })
-        })
-        .collect();
-    groups.filter(|groups| !groups.is_empty()).map(OwnGroups)
+    let mut moved = OwnGroups(Vec::new());
+    for Hierarchy { root, own_path } in hierarchies()? {
+        let Some(group) = move_below(&root, role, std::process::id()) else {
+            // Half moved, it would protect from nothing that its report could name.
+            moved.leave();
+            return None;
+        };
+        let came_from = root.join(own_path);
+        moved.0.push(OwnGroup {
+            root,
+            group,
+            came_from,
+        });
+    }
+    (!moved.0.is_empty()).then_some(moved)
 }
 
 /// Moves another process into groups of its own, as [`enter`] does with this one.

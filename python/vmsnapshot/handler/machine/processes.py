@@ -55,6 +55,16 @@ class ProcessName:
         self._signal(signal.SIGKILL)
         self.wait(_KILL_LIMIT_SECONDS)
 
+    def reap(self) -> None:
+        """Removes the zombie of a child of this process that was killed, as soon as its last thread is gone.
+
+        Blocking: a few seconds, if a thread of it waits for a disk.
+        """
+        until = time.monotonic() + _KILL_LIMIT_SECONDS
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(self.pid, os.WNOHANG) == (0, 0) and time.monotonic() < until:
+                time.sleep(_POLL_SECONDS)
+
     def wait(self, limit_seconds: float) -> bool:
         """Waits until the process has ended. Returns False at the limit."""
         until = time.monotonic() + limit_seconds

@@ -4,13 +4,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_native_certs::ErrorKind;
 use tokio_rustls::TlsConnector;
 use vmsnapshot_sys::errno::cause_text;
 
+use super::ca_file;
 use super::error::ConnectError;
 use super::explain;
 
@@ -69,12 +69,12 @@ impl std::fmt::Debug for Tls {
 /// [`ConnectError::BadCaFile`] or [`ConnectError::NoTrustRoots`].
 pub fn trust_roots(ca_file: Option<&Path>) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
     let mut roots = match ca_file {
-        Some(path) => of_file(path)?,
+        Some(path) => ca_file::read(path)?,
         None => Vec::new(),
     };
     let system = rustls_native_certs::load_native_certs();
     // Systems have some roots that no library can read. Only the lack of any root is an error.
-    roots.extend(system.certs.into_iter().filter(is_readable));
+    roots.extend(system.certs.into_iter().filter(ca_file::is_readable));
     if roots.is_empty() {
         let cause = match system.errors.first().map(|error| &error.kind) {
             Some(ErrorKind::Io { inner, path }) => {
@@ -86,36 +86,4 @@ pub fn trust_roots(ca_file: Option<&Path>) -> Result<Vec<CertificateDer<'static>
         return Err(ConnectError::NoTrustRoots { cause });
     }
     Ok(roots)
-}
-
-/// Whether TLS can use `certificate` as a trust root.
-fn is_readable(certificate: &CertificateDer<'_>) -> bool {
-    webpki::anchor_from_trusted_cert(certificate).is_ok()
-}
-
-fn of_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
-    let bad = |cause: String| ConnectError::BadCaFile {
-        path: path.to_owned(),
-        cause,
-    };
-    let explain = |error: pem::Error| {
-        bad(match error {
-            pem::Error::Io(error) => cause_text(&error),
-            // The library's text repeats the file, which may be a private key given by mistake.
-            _ => "it is not well-formed PEM".to_owned(),
-        })
-    };
-    let mut certificates = Vec::new();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(explain)? {
-        let certificate = certificate.map_err(explain)?;
-        if !is_readable(&certificate) {
-            let number = certificates.len() + 1;
-            return Err(bad(format!("certificate {number} is malformed")));
-        }
-        certificates.push(certificate);
-    }
-    if certificates.is_empty() {
-        return Err(bad("it holds no certificate".to_owned()));
-    }
-    Ok(certificates)
 }
