@@ -25,7 +25,9 @@ use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_sys::clock;
 use vmsnapshot_window::alarm::Over;
 
-use crate::connect::{Connection, PreparedRequest, RawAnswer, SendFailure, WarmConnection};
+use crate::connect::{
+    notice_closes, Connection, PreparedRequest, RawAnswer, SendFailure, WarmConnection,
+};
 
 /// How long after `call_by` an answer is still read, if the limit of its call allows it.
 ///
@@ -220,12 +222,15 @@ impl SendWindow {
     }
 
     /// Sends `request` unless the window is over, and waits for its answer until `answer_by`.
+    ///
+    /// What has arrived before is no answer to it, and closes the connection.
     async fn send(
         &self,
         connection: &mut Connection,
         request: PreparedRequest,
         answer_by: Instant,
     ) -> Result<RawAnswer, SendFailure> {
+        notice_closes().await;
         connection.ready(self.call_by.min(answer_by)).await?;
         if self.is_over() {
             let cause = "the window was over".to_owned();
@@ -321,7 +326,10 @@ fn leaves_open(result: &Result<RawAnswer, SendFailure>) -> bool {
         }
         Err(SendFailure::NotSent { .. }) => false,
         Err(
-            SendFailure::Lost { .. } | SendFailure::BadAnswer { .. } | SendFailure::NoAnswer { .. },
+            SendFailure::Lost { .. }
+            | SendFailure::BadAnswer { .. }
+            | SendFailure::TooLong
+            | SendFailure::NoAnswer { .. },
         ) => true,
     }
 }
@@ -338,7 +346,7 @@ mod tests {
     use vmsnapshot_core::host_call::HostCall;
 
     use super::*;
-    use crate::connect::{connect_all, notice_closes, ConnectOptions, Destination};
+    use crate::connect::{connect_all, ConnectOptions, Destination};
 
     const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
     const BUSY: &str = "HTTP/1.1 503 x\r\nContent-Length: 4\r\n\r\nbusy";
