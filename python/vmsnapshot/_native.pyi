@@ -368,7 +368,8 @@ class HostCallOutcome:
 
     ``answered``: the head of an answer came, and ``http_status`` is its status. ``not-sent``: no part of the
     call was written. ``unknown``: the call was written at least in part, and no answer came in time. There
-    may be snapshots, and ``error_code`` is ``NoAnswer``, ``ConnectionLost`` or ``BadAnswer``.
+    may be snapshots, and ``error_code`` is ``NoAnswer``, ``ConnectionLost``, ``BadAnswer`` or
+    ``AnswerTooLong``.
     """
 
     @property

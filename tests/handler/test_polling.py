@@ -245,6 +245,7 @@ def test_nothing_to_freeze_is_as_good_as_frozen() -> None:
         (Report(host_call=Call(http_status=201)), "STARTSNAP_UNEXPECTED_STATUS_201"),
         (Report(host_call=Call("unknown", None, "NoAnswer", "no answer", None)), "STARTSNAP_HTTP_ERR"),
         (Report(host_call=Call("unknown", None, "BadAnswer", "no HTTP", 3.0)), "STARTSNAP_UNEXPECTED_EXC"),
+        (Report(host_call=Call("unknown", None, "AnswerTooLong", "long", 3.0)), "STARTSNAP_UNEXPECTED_EXC"),
         (Report(host_call=Call("not-sent", None, "NotSent", "it was closed", 3.0)), "STARTSNAP_HTTP_ERR"),
         (Report(host_call=Call(answer_ms=8999.0)), None),
         (Report(host_call=Call(answer_ms=9000.0)), "SNAPSHOT_TOOK_TOO_LONG"),

@@ -354,7 +354,7 @@ def failure_of(report: Report) -> Failure | None:
     call = report.host_call
     if call is None or call.outcome != "answered":
         why = redacted(call.message) if call is not None and call.message else "the host did not answer"
-        is_garbled = call is not None and call.error_code == "BadAnswer"
+        is_garbled = call is not None and call.error_code in ("BadAnswer", "AnswerTooLong")
         return Failure(UNEXPECTED_START if is_garbled else START_NOT_ANSWERED, why)
     if call.http_status != 200:
         return Failure(

@@ -170,7 +170,7 @@ pub struct BlobOutcome {
     /// The HTTP status, when there was an answer.
     pub http_status: Option<u16>,
     /// The storage error code (`SnapshotCountExceeded`) or ours: `NotSent`, `NoAnswer`,
-    /// `ConnectionLost`, `BadAnswer`, or the code of the error that made the blob unusable.
+    /// `ConnectionLost`, `BadAnswer`, `AnswerTooLong`, or the code of the error that made the blob unusable.
     pub error_code: Option<String>,
     /// The service's message, or ours.
     pub message: Option<String>,
@@ -215,7 +215,8 @@ pub struct HostCallOutcome {
     pub body: SecretBytes,
     /// Whether `body` is the whole body.
     pub body_is_complete: bool,
-    /// Why there is no answer: `NotSent`, `NoAnswer`, `ConnectionLost`, `BadAnswer`.
+    /// Why there is no answer: `NotSent`, `NoAnswer`, `ConnectionLost`, `BadAnswer`,
+    /// `AnswerTooLong`.
     pub error_code: Option<String>,
     /// The same reason as a sentence.
     pub message: Option<String>,

@@ -149,8 +149,12 @@ fn filesystem_doubt(
         FilesystemResult::ThawedByWatchdog => Some((2, FreezeDoubt::ThawedByWatchdog)),
         FilesystemResult::ThawedByAnother => Some((3, FreezeDoubt::ThawedByAnother)),
         FilesystemResult::FrozenByAnother => Some((4, FreezeDoubt::FrozenByAnother)),
-        // Its turn did not come because of another one, which the end of the window names.
-        FilesystemResult::NotFrozen if window.is_some_and(|window| window.slow.is_some()) => None,
+        // Its turn did not come because of what the end of the window names.
+        FilesystemResult::NotFrozen
+            if window.is_some_and(|window| window.slow.is_some() || window.watchdog_lost) =>
+        {
+            None
+        }
         FilesystemResult::NotFrozen if window.is_some() => Some((5, FreezeDoubt::FreezeLate)),
         FilesystemResult::NotFrozen => Some((5, FreezeDoubt::WindowBrokeOff)),
         FilesystemResult::Thawed

@@ -4,6 +4,9 @@
 //! This is the only network code inside the window. It opens no file and resolves no name. A second
 //! attempt may open a socket to an address that is already known.
 //!
+//! The thread that runs this does not look for the deadline or for the watchdog's end: whatever a
+//! server sends may keep it busy. The window's alarm does, on a thread of its own, and tells it.
+//!
 //! The thaw does not wait for a call that outlasts the window. Its answer is read after the thaw,
 //! for a limited time, because it says whether there is a snapshot. No request is handed to a
 //! connection then.
@@ -11,18 +14,20 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_macros)]
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::UnixStream;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout;
 use vmsnapshot_core::blob;
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_sys::clock;
+use vmsnapshot_window::alarm::Over;
 
-use crate::connect::{Connection, PreparedRequest, RawAnswer, SendFailure, WarmConnection};
+use crate::connect::{
+    notice_closes, Connection, PreparedRequest, RawAnswer, SendFailure, WarmConnection,
+};
 
 /// How long after `call_by` an answer is still read, if the limit of its call allows it.
 ///
@@ -71,15 +76,6 @@ pub(crate) struct CallRecord {
     _connection: Connection,
 }
 
-/// How the waiting for the answers ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waiting {
-    /// Every call has ended, or `call_by` has passed.
-    Over,
-    /// The watchdog is gone. The window must end, because only one process is left that can thaw.
-    WatchdogLost,
-}
-
 impl Call {
     /// Makes the call that sends `request` on `connection`. Both of its attempts together may take
     /// `time_limit`.
@@ -117,22 +113,28 @@ impl Call {
 pub(crate) struct CallsUnderWay {
     running: JoinSet<(usize, CallRecord)>,
     /// Whether the window is over. Nothing is sent from then on.
-    is_over: Arc<AtomicBool>,
-    /// When it was.
-    over_at: Option<Monotonic>,
+    over: Arc<Over>,
+    /// Ends the waiting for answers.
+    stop: Arc<Notify>,
 }
 
 impl CallsUnderWay {
-    /// Sends every call at once. Waits until all have ended, `call_by` has passed or the watchdog
-    /// is gone. Leaves its result in each call that has ended.
+    /// Returns what the alarm sets when the window is over.
+    pub(crate) fn over(&self) -> Arc<Over> {
+        Arc::clone(&self.over)
+    }
+
+    /// Returns what the alarm calls to end the waiting for answers.
+    pub(crate) fn stopper(&self) -> impl Fn() + Send + 'static {
+        let stop = Arc::clone(&self.stop);
+        move || stop.notify_one()
+    }
+
+    /// Sends every call at once. Waits until all have ended or the alarm says that the window is
+    /// over, at `call_by` at the latest. Leaves its result in each call that has ended.
     ///
     /// *In the window*: only there.
-    pub(crate) async fn send_all(
-        &mut self,
-        calls: &mut [&mut Call],
-        watchdog_end: &UnixStream,
-        call_by: Monotonic,
-    ) -> Waiting {
+    pub(crate) async fn send_all(&mut self, calls: &mut [&mut Call], call_by: Monotonic) {
         let call_by = Instant::now() + call_by.since(clock::monotonic());
         for (index, call) in calls.iter_mut().enumerate() {
             match std::mem::replace(*call, Call::Sent) {
@@ -140,7 +142,7 @@ impl CallsUnderWay {
                     let window = SendWindow {
                         call_by,
                         answer_by: call_by + LATE_LIMIT,
-                        is_over: Arc::clone(&self.is_over),
+                        over: Arc::clone(&self.over),
                     };
                     self.running
                         .spawn(async move { (index, prepared.send(&window).await) });
@@ -148,24 +150,8 @@ impl CallsUnderWay {
                 other => **call = other,
             }
         }
-        let answered_or_late = async {
-            let _ = timeout_at(call_by.into(), self.collect(calls)).await;
-        };
-        let watchdog_lost = async {
-            // An armed watchdog sends nothing before it is released. What becomes readable is its
-            // end.
-            if watchdog_end.readable().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        };
-        let waiting = if first_of(answered_or_late, watchdog_lost).await {
-            Waiting::WatchdogLost
-        } else {
-            Waiting::Over
-        };
-        self.is_over.store(true, Ordering::SeqCst);
-        self.over_at = Some(clock::monotonic());
-        waiting
+        let stop = Arc::clone(&self.stop);
+        first_of(self.collect(calls), stop.notified()).await;
     }
 
     /// Waits for the calls that have outlasted the window, and sends nothing. Leaves its result in
@@ -174,8 +160,6 @@ impl CallsUnderWay {
     /// *Blocking*: until the limit of each call, and at most [`LATE_LIMIT`] and 100 ms. *In the
     /// window*: no.
     pub(crate) async fn read_late(&mut self, calls: &mut [&mut Call]) {
-        // A panic may have ended the window.
-        self.is_over.store(true, Ordering::SeqCst);
         // After a whole window, every call ends by itself before this. The watchdog's end may have
         // ended the window much earlier.
         let _ = timeout(LATE_LIMIT + LATE_GRACE, self.collect(calls)).await;
@@ -185,10 +169,8 @@ impl CallsUnderWay {
     async fn collect(&mut self, calls: &mut [&mut Call]) {
         while let Some(ended) = self.running.join_next().await {
             if let Ok((index, mut record)) = ended {
-                // No call makes progress between the end of the waiting and the thaw. One that has
-                // ended before may be collected afterwards.
-                record.outlasted_window = self.is_over.load(Ordering::SeqCst)
-                    && self.over_at.is_none_or(|over_at| record.ended_at > over_at);
+                // One that has ended before may be collected afterwards.
+                record.outlasted_window = self.over.at().is_some_and(|at| record.ended_at > at);
                 if let Some(call) = calls.get_mut(index) {
                     **call = Call::Ended(Box::new(record));
                 }
@@ -211,17 +193,17 @@ pub(crate) async fn read_bodies(calls: &mut [&mut Call], limit: Duration) {
     }
 }
 
-/// Waits for `work` or for `end`, and returns whether `end` came first.
-async fn first_of(work: impl Future<Output = ()>, end: impl Future<Output = ()>) -> bool {
+/// Waits for `work` or for `end`, whichever comes first.
+async fn first_of(work: impl Future<Output = ()>, end: impl Future<Output = ()>) {
     let (mut work, mut end) = (std::pin::pin!(work), std::pin::pin!(end));
     std::future::poll_fn(|context| {
         if work.as_mut().poll(context).is_ready() {
-            std::task::Poll::Ready(false)
+            std::task::Poll::Ready(())
         } else {
-            end.as_mut().poll(context).map(|()| true)
+            end.as_mut().poll(context)
         }
     })
-    .await
+    .await;
 }
 
 /// When a request may be sent and an answer read, the same for all calls.
@@ -231,21 +213,24 @@ struct SendWindow {
     /// Until when an answer is read, thawed or not.
     answer_by: Instant,
     /// Whether the window is over, perhaps before `call_by`.
-    is_over: Arc<AtomicBool>,
+    over: Arc<Over>,
 }
 
 impl SendWindow {
     fn is_over(&self) -> bool {
-        self.is_over.load(Ordering::SeqCst) || Instant::now() >= self.call_by
+        self.over.is_over() || Instant::now() >= self.call_by
     }
 
     /// Sends `request` unless the window is over, and waits for its answer until `answer_by`.
+    ///
+    /// What has arrived before is no answer to it, and closes the connection.
     async fn send(
         &self,
         connection: &mut Connection,
         request: PreparedRequest,
         answer_by: Instant,
     ) -> Result<RawAnswer, SendFailure> {
+        notice_closes().await;
         connection.ready(self.call_by.min(answer_by)).await?;
         if self.is_over() {
             let cause = "the window was over".to_owned();
@@ -341,7 +326,10 @@ fn leaves_open(result: &Result<RawAnswer, SendFailure>) -> bool {
         }
         Err(SendFailure::NotSent { .. }) => false,
         Err(
-            SendFailure::Lost { .. } | SendFailure::BadAnswer { .. } | SendFailure::NoAnswer { .. },
+            SendFailure::Lost { .. }
+            | SendFailure::BadAnswer { .. }
+            | SendFailure::TooLong
+            | SendFailure::NoAnswer { .. },
         ) => true,
     }
 }
@@ -350,7 +338,7 @@ fn leaves_open(result: &Result<RawAnswer, SendFailure>) -> bool {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
-    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
@@ -358,7 +346,7 @@ mod tests {
     use vmsnapshot_core::host_call::HostCall;
 
     use super::*;
-    use crate::connect::{connect_all, notice_closes, ConnectOptions, Destination};
+    use crate::connect::{connect_all, ConnectOptions, Destination};
 
     const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
     const BUSY: &str = "HTTP/1.1 503 x\r\nContent-Length: 4\r\n\r\nbusy";
@@ -454,7 +442,7 @@ mod tests {
         let window = SendWindow {
             call_by,
             answer_by: call_by,
-            is_over: Arc::default(),
+            over: Arc::default(),
         };
         call.send(&window).await
     }
@@ -574,13 +562,16 @@ mod tests {
                     }
                 });
                 let mut call = Call::Prepared(Box::new(call));
-                let (watchdog_end, _watchdog) = UnixStream::pair().unwrap();
                 let mut under_way = CallsUnderWay::default();
-                let call_by = clock::monotonic().plus(Duration::from_millis(100));
-                let waiting = under_way
-                    .send_all(&mut [&mut call], &watchdog_end, call_by)
-                    .await;
-                assert_eq!(waiting, Waiting::Over);
+                let limit = Duration::from_millis(100);
+                let (over, stop) = (under_way.over(), under_way.stopper());
+                tokio::spawn(async move {
+                    tokio::time::sleep(limit).await;
+                    over.begin();
+                    stop();
+                });
+                let call_by = clock::monotonic().plus(limit);
+                under_way.send_all(&mut [&mut call], call_by).await;
                 assert!(matches!(call, Call::Sent));
                 window_is_over.send(()).unwrap();
                 under_way.read_late(&mut [&mut call]).await;
@@ -601,12 +592,10 @@ mod tests {
             serve(listener, &[GOOD]);
             let call = blob_call(address, Duration::from_secs(10)).await;
             let mut call = Call::Prepared(Box::new(call));
-            let (watchdog_end, _watchdog) = UnixStream::pair().unwrap();
             let mut under_way = CallsUnderWay::default();
             let call_by = clock::monotonic().plus(Duration::from_secs(10));
-            under_way
-                .send_all(&mut [&mut call], &watchdog_end, call_by)
-                .await;
+            under_way.send_all(&mut [&mut call], call_by).await;
+            under_way.over().begin();
             under_way.read_late(&mut [&mut call]).await;
             let Call::Ended(record) = call else {
                 panic!("it has ended");
@@ -621,10 +610,14 @@ mod tests {
             for is_over in [false, true] {
                 let (listener, address) = listen().await;
                 let count = serve(listener, &[GOOD]);
+                let over = Arc::new(Over::default());
+                if is_over {
+                    over.begin();
+                }
                 let window = SendWindow {
                     call_by: if is_over { soon() } else { Instant::now() },
                     answer_by: soon(),
-                    is_over: Arc::new(AtomicBool::new(is_over)),
+                    over,
                 };
                 let call = blob_call(address, Duration::from_secs(10)).await;
                 let record = call.send(&window).await;

@@ -16,6 +16,7 @@ mod destination;
 mod dial;
 mod error;
 mod explain;
+mod metered;
 mod proxy;
 mod request;
 mod tls;
@@ -283,9 +284,10 @@ pub async fn refresh(
 }
 
 /// Makes the runtime look at its sockets, so that [`Connection::is_open`] returns the present
-/// state.
+/// state. A connection on which something has arrived before its request is closed then: that can
+/// be no answer.
 ///
-/// *In the window*: allowed, but of no use.
+/// *In the window*: allowed.
 pub async fn notice_closes() {
     // The runtime polls the kernel when a task yields and nothing else is ready. The connection's
     // own task then runs after this one, once to read the end and, under TLS, once more to act on

@@ -7,7 +7,7 @@ use vmsnapshot_core::error_kind::{ErrorCode, ErrorKind, ErrorSubject};
 use vmsnapshot_core::host_call::HostCallError;
 use vmsnapshot_core::ledger::FILESYSTEMS_MAX;
 use vmsnapshot_core::plan::PlanError;
-use vmsnapshot_sys::errno::cause_text;
+use vmsnapshot_sys::errno::{cause_text, open_files_hint};
 
 use crate::connect::ConnectError;
 use crate::directories::DirectoryError;
@@ -157,6 +157,9 @@ impl PrepareError {
             {
                 Some("the kernel may forbid programs in memory: see `vm.memfd_noexec`".to_owned())
             }
+            PrepareError::Watchdog { cause, .. } | PrepareError::Resources { cause, .. } => {
+                open_files_hint(cause).map(str::to_owned)
+            }
             PrepareError::TooManyFilesystems(_) => {
                 Some("choose fewer with include or exclude patterns".to_owned())
             }
@@ -165,8 +168,6 @@ impl PrepareError {
             | PrepareError::BlobMetadataCount { .. }
             | PrepareError::HostCall(_)
             | PrepareError::TimeLimit { .. }
-            | PrepareError::Watchdog { .. }
-            | PrepareError::Resources { .. }
             | PrepareError::Interrupted => None,
         }
     }

@@ -12,7 +12,6 @@ use vmsnapshot_core::report::{milliseconds, utc_text, Consistency, Mode, Report,
 use vmsnapshot_core::text::path_text;
 use vmsnapshot_core::verdict::{self, Slow, Verdict, WindowEnd};
 
-use crate::calls::Waiting;
 use filesystems::filesystem_outcomes;
 use requests::{blob_outcomes, host_outcome};
 use timeline::timeline;
@@ -25,7 +24,7 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
     let slow = slow_filesystem(&facts);
     let window = facts.record.as_ref().map(|record| WindowEnd {
         froze_all: record.answers.is_some(),
-        watchdog_lost: record.answers == Some(Waiting::WatchdogLost),
+        watchdog_lost: facts.watchdog_lost,
         slow: slow.as_deref().map(|mount_point| Slow {
             mount_point,
             limit: facts.deadlines.freeze_by.since(facts.deadlines.start),

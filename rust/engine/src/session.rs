@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use vmsnapshot_core::blob::{Metadata, OnUnusable};
 use vmsnapshot_core::deadlines::{
@@ -20,6 +19,7 @@ use vmsnapshot_core::secret::SecretText;
 use vmsnapshot_sys::errno::errno_text;
 use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::{clock, process, Errno};
+use vmsnapshot_window::alarm::Alarm;
 use vmsnapshot_window::quiet::Quiet;
 use vmsnapshot_window::window;
 
@@ -257,13 +257,23 @@ impl Session {
         ledger
             .header
             .start(start, clock::realtime_ns(), deadlines.guard_by);
-        let armed = watchdog.arm().and_then(|watchdog| {
-            let _entered = runtime.enter();
-            let end = UnixStream::from_std(watchdog.end()?)?;
-            Ok((watchdog, end))
-        });
-        let (watchdog, watchdog_end) = match armed {
-            Ok(armed) => armed,
+        let mut under_way = CallsUnderWay::default();
+        let alarm = Alarm::set(
+            &freezers,
+            &watchdog,
+            deadlines.call_by,
+            under_way.over(),
+            under_way.stopper(),
+        );
+        let alarm = match alarm {
+            Ok(alarm) => alarm,
+            Err(cause) => {
+                quiet.end(&ledger);
+                return Err(resources("start the alarm of the window", cause));
+            }
+        };
+        let watchdog = match watchdog.arm() {
+            Ok(watchdog) => watchdog,
             Err(cause) => {
                 quiet.end(&ledger);
                 return Err(PrepareError::Watchdog { step: "arm", cause });
@@ -271,18 +281,19 @@ impl Session {
         };
         let prepared = window::Prepared {
             watchdog: &watchdog,
+            alarm: &alarm,
             deadlines,
             ledger: &ledger,
             freezers: &freezers,
             rcu: &rcu,
         };
         let mut calls = callees.calls_mut();
-        let mut under_way = CallsUnderWay::default();
         let record = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             window::open(&prepared, |call_by| {
-                runtime.block_on(under_way.send_all(&mut calls, &watchdog_end, call_by))
+                runtime.block_on(under_way.send_all(&mut calls, call_by));
             })
         }));
+        drop(alarm);
 
         // A watchdog that has something left to thaw does not answer before it has thawed it.
         let patience = if ledger.may_be_frozen() {
@@ -314,6 +325,7 @@ impl Session {
             synced: &synced,
             rcu: &rcu,
             record: record.ok(),
+            watchdog_lost: under_way.over().watchdog_lost(),
             watchdog,
         });
         // If the run went as planned, its report says everything and the ledger is not needed.

@@ -18,7 +18,7 @@ use rustix::mount::{mount, MountFlags};
 use vmsnapshot_core::error_kind::{ErrorCode, ErrorKind};
 use vmsnapshot_core::ledger::{Entry, Layout, Place};
 use vmsnapshot_core::text::bytes_text;
-use vmsnapshot_sys::errno::cause_text;
+use vmsnapshot_sys::errno::{cause_text, open_files_hint};
 use vmsnapshot_sys::ledger_file::{self, Holder, LedgerCopy, LedgerFile, TMPFS_MAGIC};
 use vmsnapshot_sys::{clock, place, process, Errno};
 
@@ -81,7 +81,7 @@ impl StateError {
             Self::Unusable(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
                 Some("runs are kept on tmpfs: mount one there, or let this process do it")
             }
-            Self::Unusable(_) => None,
+            Self::Unusable(cause) => open_files_hint(cause),
         }
     }
 }

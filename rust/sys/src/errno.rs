@@ -19,6 +19,18 @@ pub fn cause_text(error: &io::Error) -> String {
     }
 }
 
+/// Returns what the reader can do about `error` if a limit on open files was reached.
+#[must_use]
+pub fn open_files_hint(error: &io::Error) -> Option<&'static str> {
+    match Errno::from_io_error(error) {
+        Some(Errno::MFILE) => Some(
+            "allow this process more open files: `ulimit -n`, or `LimitNOFILE=` of its service",
+        ),
+        Some(Errno::NFILE) => Some("allow the machine more open files: `sysctl fs.file-max`"),
+        _ => None,
+    }
+}
+
 /// Returns the system's words for `errno`: `device or resource busy`.
 #[must_use]
 pub fn errno_text(errno: Errno) -> String {
@@ -34,6 +46,18 @@ pub fn number_text(number: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_limit_on_open_files_has_a_hint() {
+        for (errno, has_hint) in [
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::NOMEM, false),
+        ] {
+            assert_eq!(open_files_hint(&io::Error::from(errno)).is_some(), has_hint);
+        }
+        assert_eq!(open_files_hint(&io::Error::other("x")), None);
+    }
 
     #[test]
     fn words_have_no_number_and_begin_in_lower_case() {

@@ -33,6 +33,12 @@ impl Signal {
         self.wake_all();
     }
 
+    /// Sets the value unless it is higher already, and wakes all waiting threads.
+    pub fn raise(&self, value: u32) {
+        self.0.fetch_max(value, Ordering::SeqCst);
+        self.wake_all();
+    }
+
     /// Adds one and returns the sum. Wakes no thread.
     pub fn add_one(&self) -> u32 {
         self.0.fetch_add(1, Ordering::SeqCst) + 1

@@ -49,13 +49,30 @@ pub struct Freezers {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// The order to thaw, for a thread that is not the window's.
+pub(crate) struct ThawOrder {
+    shared: Arc<Shared>,
+    all_levels: u32,
+}
+
+impl ThawOrder {
+    /// Has the freeze threads thaw all levels, and freeze no other one. Waits for nothing.
+    ///
+    /// *In the window*: allowed. It allocates nothing.
+    pub(crate) fn give(&self) {
+        self.shared.ledger.revoke_planned();
+        self.shared.order.raise(THAW + self.all_levels);
+    }
+}
+
 struct Shared {
     ledger: Arc<LedgerFile>,
     kernel: Arc<dyn Kernel>,
     directories: Arc<[OwnedFd]>,
     /// How much is written to the device of each filesystem, where that says something.
     write_counts: Box<[Option<WriteCount>]>,
-    /// `n` below [`THAW`]: levels 0 to n-1 freeze. `THAW + n`: the last n levels thaw.
+    /// `n` below [`THAW`]: levels 0 to n-1 freeze. `THAW + n`: the last n levels thaw. It only rises,
+    /// so that no freeze follows a thaw, whoever gave the order.
     order: Signal,
     /// How many threads are done with FIFREEZE.
     freezes_done: Signal,
@@ -118,6 +135,14 @@ impl Freezers {
         Ok(freezers)
     }
 
+    /// Returns what another thread needs to thaw at once.
+    pub(crate) fn thaw_order(&self) -> ThawOrder {
+        ThawOrder {
+            shared: Arc::clone(&self.shared),
+            all_levels: u32::try_from(self.level_sizes.len()).unwrap_or(OVER - THAW),
+        }
+    }
+
     /// Freezes level by level, in parallel within a level, until `deadline`.
     ///
     /// Returns whether everything is frozen that FIFREEZE can freeze. A filesystem on which FIFREEZE
@@ -132,7 +157,7 @@ impl Freezers {
         for (order, size) in (1..).zip(&self.level_sizes) {
             expected += size;
             shared.freezes_awaited.store(expected, Ordering::SeqCst);
-            shared.order.set(order);
+            shared.order.raise(order);
             let is_done = |done| done >= expected || has_failed();
             if !shared.freezes_done.wait_until(Some(deadline), is_done) || has_failed() {
                 return false;
@@ -163,7 +188,7 @@ impl Freezers {
                 deadline.min(clock::monotonic().plus(LEVEL_THAW_LIMIT))
             };
             shared.thaws_awaited.store(expected, Ordering::SeqCst);
-            shared.order.set(THAW + turn);
+            shared.order.raise(THAW + turn);
             shared
                 .thaws_done
                 .wait_until(Some(limit), |done| done >= expected);
@@ -174,7 +199,7 @@ impl Freezers {
 impl Drop for Freezers {
     fn drop(&mut self) {
         self.shared.ledger.revoke_planned();
-        self.shared.order.set(OVER);
+        self.shared.order.raise(OVER);
         if self.shared.ledger.may_be_frozen() {
             return;
         }

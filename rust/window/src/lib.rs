@@ -2,7 +2,8 @@
 //! last FITHAW.
 //!
 //! [`window`] is the sequence, and [`freezers`] makes its two calls on each filesystem. [`watchdog`]
-//! introduces, arms and releases the second process. [`rcu`] hurries the grace periods. [`quiet`]
+//! introduces, arms and releases the second process. [`alarm`] ends the window when the window's own
+//! thread does not. [`rcu`] hurries the grace periods. [`quiet`]
 //! blocks signals and silences panics during the window.
 //!
 //! This is a crate of its own so that its promises are facts of the build. It depends on `core` and
@@ -12,6 +13,7 @@
 #![forbid(unsafe_code)]
 #![deny(clippy::disallowed_methods, clippy::disallowed_macros)]
 
+pub mod alarm;
 pub mod freezers;
 pub mod quiet;
 pub mod rcu;

@@ -5,8 +5,7 @@
 //! asks for. Freezing without an armed watchdog does not compile.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use vmsnapshot_core::deadlines::Monotonic;
@@ -89,6 +88,15 @@ impl Watchdog {
         }
     }
 
+    /// Returns a descriptor of the channel, which hangs up when the watchdog is gone. Only the
+    /// hang-up is for the caller; it must read nothing.
+    ///
+    /// # Errors
+    /// The kernel's error if the descriptor cannot be duplicated.
+    pub(crate) fn end(&self) -> io::Result<OwnedFd> {
+        self.channel.descriptor().try_clone_to_owned()
+    }
+
     /// Arms it. The ledger must hold the deadline.
     ///
     /// *Blocking*: two process switches; 2 s at most.
@@ -106,17 +114,6 @@ impl Watchdog {
 }
 
 impl ArmedWatchdog {
-    /// Returns a non-blocking socket that becomes readable when the watchdog is gone. An armed
-    /// watchdog sends nothing before it is released.
-    ///
-    /// # Errors
-    /// The kernel's error if the descriptor cannot be duplicated.
-    pub fn end(&self) -> io::Result<UnixStream> {
-        let end = UnixStream::from(self.0.channel.descriptor().try_clone_to_owned()?);
-        end.set_nonblocking(true)?;
-        Ok(end)
-    }
-
     /// Tells the watchdog that the window is over, and waits for its last word until `deadline`.
     ///
     /// Without that word, it is still at work on something that it does not know to be thawed.

@@ -9,6 +9,7 @@ use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
 use vmsnapshot_sys::clock;
 use vmsnapshot_sys::ledger_file::LedgerFile;
 
+use crate::alarm::{Alarm, Over};
 use crate::freezers::Freezers;
 use crate::rcu::Rcu;
 use crate::watchdog::ArmedWatchdog;
@@ -17,6 +18,8 @@ use crate::watchdog::ArmedWatchdog;
 pub struct Prepared<'a> {
     /// The permission to freeze: a second process that thaws when this one does not.
     pub watchdog: &'a ArmedWatchdog,
+    /// Ends the window when this thread does not.
+    pub alarm: &'a Alarm,
     /// When to stop waiting, when to have thawed, and when the watchdog thaws.
     pub deadlines: Deadlines,
     /// What this run and its watchdog know of each filesystem.
@@ -39,32 +42,37 @@ pub struct WindowRecord<Answers> {
 
 /// Freezes everything, asks for the snapshots while it is frozen, and thaws.
 ///
-/// `ask` is called once everything is frozen. It has to return by the instant that it is given.
+/// `ask` is called once everything is frozen. It has to return by the instant that it is given. The
+/// alarm thaws at that instant, and when the watchdog is gone, whatever `ask` does.
 ///
-/// *Blocking*: until `thaw_by`, whatever hangs, if `ask` keeps to its instant. If it does not, the
-/// watchdog thaws.
+/// *Blocking*: until `thaw_by`, whatever hangs, if `ask` keeps to its instant.
 pub fn open<Answers>(
     prepared: &Prepared<'_>,
     ask: impl FnOnce(Monotonic) -> Answers,
 ) -> WindowRecord<Answers> {
     let Prepared {
         watchdog: _,
+        alarm,
         deadlines,
         ledger,
         freezers,
         rcu,
     } = prepared;
     let _expedited = rcu.expedite(ledger);
+    let over = alarm.over();
     let thaw_on_return = ThawOnReturn {
+        over,
         freezers,
         thaw_by: deadlines.thaw_by,
     };
 
     // If the run was stopped meanwhile, or the last freeze came too late, there is no time left for
-    // an answer, and the watchdog may have thawed. Then nothing is asked.
+    // an answer, and the watchdog may have thawed. The alarm thaws if the watchdog is gone. Then
+    // nothing is asked.
     let froze_all = freezers.freeze(deadlines.freeze_by)
         && clock::monotonic() < deadlines.call_by
-        && ledger.header.fired().is_none();
+        && ledger.header.fired().is_none()
+        && !over.is_over();
     let answers = froze_all.then(|| ask(deadlines.call_by));
     thaw_on_return.thaw(froze_all);
 
@@ -76,12 +84,14 @@ pub fn open<Answers>(
 
 /// Thaws when the window ends, also when a panic ends it.
 struct ThawOnReturn<'a> {
+    over: &'a Over,
     freezers: &'a Freezers,
     thaw_by: Monotonic,
 }
 
 impl ThawOnReturn<'_> {
     fn thaw(self, in_order: bool) {
+        self.over.begin();
         self.freezers.thaw(in_order, self.thaw_by);
         std::mem::forget(self);
     }
@@ -89,6 +99,7 @@ impl ThawOnReturn<'_> {
 
 impl Drop for ThawOnReturn<'_> {
     fn drop(&mut self) {
+        self.over.begin();
         self.freezers.thaw(false, self.thaw_by);
     }
 }

@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use support::Stage;
-use vmsnapshot_core::ledger::FreezeState;
+use support::{Last, Stage};
+use vmsnapshot_core::ledger::{Entry, FreezeState};
 use vmsnapshot_sys::kernel::Kernel;
 use vmsnapshot_sys::Errno;
 use vmsnapshot_window::window;
@@ -88,15 +88,29 @@ impl Kernel for Quick {
 
 #[test]
 fn window_allocates_nothing_between_armed_and_thawed() {
+    assert_nothing_is_allocated(|_| ());
+    // The alarm thaws while the window's own thread is busy.
+    assert_nothing_is_allocated(|stage| {
+        let is_thawed = |entry: &Entry| entry.state() == FreezeState::ThawedByRun;
+        while !stage.ledger.entries.iter().all(is_thawed) {
+            std::hint::spin_loop();
+        }
+    });
+}
+
+fn assert_nothing_is_allocated(ask: fn(&Stage)) {
     let kernel = Arc::new(Quick {
         thaws: Default::default(),
     });
-    let stage = Stage::new(Arc::clone(&kernel) as Arc<dyn Kernel>, &[0, 0, 1]);
+    let timeout = Duration::from_millis(500);
+    let shared = Arc::clone(&kernel) as Arc<dyn Kernel>;
+    let stage = Stage::with(shared, &[0, 0, 1], Last::Releases, timeout);
     let prepared = stage.prepared();
     wait_until_all_threads_sleep();
 
+    COUNT.store(0, Ordering::SeqCst);
     IS_COUNTING.store(true, Ordering::SeqCst);
-    let record = window::open(&prepared, |_| ());
+    let record = window::open(&prepared, |_| ask(&stage));
     IS_COUNTING.store(false, Ordering::SeqCst);
 
     assert_eq!(record.answers, Some(()));

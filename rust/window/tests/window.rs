@@ -8,8 +8,9 @@ use std::os::fd::BorrowedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use support::Stage;
+use support::{Last, Stage};
 use vmsnapshot_core::ledger::{FireReason, FreezeState};
 use vmsnapshot_sys::kernel::Kernel;
 use vmsnapshot_sys::Errno;
@@ -97,6 +98,77 @@ fn nothing_is_asked_if_everything_is_frozen_too_late_or_the_watchdog_has_fired()
     assert_eq!(record.answers, None::<()>);
     assert_eq!(stage.ledger.entries[0].state(), FreezeState::ThawedByRun);
     assert!(stage.end());
+}
+
+/// Keeps the window's own thread busy until everything is thawed. Returns whether it was.
+fn until_thawed(stage: &Stage) -> bool {
+    let limit = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < limit {
+        let mut entries = stage.ledger.entries.iter();
+        if entries.all(|entry| entry.state() == FreezeState::ThawedByRun) {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn alarm_thaws_at_the_deadline_although_the_windows_own_thread_is_busy() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap();
+    let timeout = Duration::from_millis(300);
+    let stage = Stage::with(Answers::of(&[Ok(())]), &[0, 1], Last::Releases, timeout);
+    let record = window::open(&stage.prepared(), |_| until_thawed(&stage));
+    assert_eq!(record.answers, Some(true));
+    for entry in &stage.ledger.entries {
+        assert!(entry.thawed_at().unwrap() >= stage.deadlines.call_by);
+    }
+    let prepared = stage.prepared();
+    assert!(!prepared.alarm.over().watchdog_lost());
+    assert_eq!(stage.rings.load(Ordering::SeqCst), 1);
+    assert!(stage.end());
+}
+
+#[test]
+fn alarm_thaws_when_the_watchdog_is_gone_although_the_windows_own_thread_is_busy() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap();
+    let (last, timeout) = (
+        Last::Dies(Duration::from_millis(50)),
+        Duration::from_secs(60),
+    );
+    let stage = Stage::with(Answers::of(&[Ok(())]), &[0, 1], last, timeout);
+    let record = window::open(&stage.prepared(), |_| until_thawed(&stage));
+    assert_eq!(record.answers, Some(true));
+    assert!(stage.prepared().alarm.over().watchdog_lost());
+    assert!(!stage.end());
+}
+
+#[test]
+fn nothing_is_frozen_or_asked_after_the_alarm() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap();
+    let (last, timeout) = (Last::Dies(Duration::ZERO), Duration::from_secs(60));
+    let stage = Stage::with(Answers::of(&[Ok(())]), &[0, 1], last, timeout);
+    while stage.rings.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    let record = window::open(&stage.prepared(), |_| panic!("nothing is to be asked"));
+    assert_eq!(record.answers, None::<()>);
+    for entry in &stage.ledger.entries {
+        assert_eq!(entry.state(), FreezeState::Revoked);
+    }
+    assert!(!stage.end());
+}
+
+#[test]
+fn alarm_does_not_ring_for_a_window_that_ends_by_itself() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap();
+    let stage = Stage::new(Answers::of(&[Ok(())]), &[0]);
+    window::open(&stage.prepared(), |_| {
+        assert!(!stage.prepared().alarm.over().is_over());
+    });
+    assert!(stage.prepared().alarm.over().is_over());
+    let rings = Arc::clone(&stage.rings);
+    assert!(stage.end());
+    assert_eq!(rings.load(Ordering::SeqCst), 0);
 }
 
 #[test]

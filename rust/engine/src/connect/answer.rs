@@ -14,6 +14,12 @@ pub const BODY_LIMIT_BYTES: usize = 64 * 1024;
 /// How much of the host's answer is kept. It describes every snapshot in less than 1 KiB.
 pub const HOST_BODY_LIMIT_BYTES: usize = 1024 * 1024;
 
+/// How many bytes may arrive from the request to the end of the answer's head, TLS and interim
+/// answers included. The service's heads are smaller than 1 KiB.
+pub(super) const HEAD_LIMIT_BYTES: usize = 64 * 1024;
+/// By how much the bytes of a body on the wire may exceed what is kept of it: TLS, chunks.
+pub(super) const BODY_SLACK_BYTES: usize = 64 * 1024;
+
 const SNAPSHOT: HeaderName = HeaderName::from_static("x-ms-snapshot");
 const ERROR_CODE: HeaderName = HeaderName::from_static("x-ms-error-code");
 
@@ -54,6 +60,9 @@ pub enum SendFailure {
         /// What is wrong with it.
         cause: String,
     },
+    /// The request was written, and the head of the answer has no end within the limit.
+    #[error("the head of the answer, with interim answers, is longer than {} KiB", HEAD_LIMIT_BYTES / 1024)]
+    TooLong,
     /// The request was written, and there was no answer in time.
     #[error("there was no answer within {:.2} s", .waited.as_secs_f64())]
     NoAnswer {

@@ -11,8 +11,9 @@ use hyper::rt::{Read, Write};
 use tokio::task::AbortHandle;
 use tokio::time::timeout_at;
 
-use super::answer::{RawAnswer, SendFailure};
+use super::answer::{RawAnswer, SendFailure, BODY_SLACK_BYTES, HEAD_LIMIT_BYTES};
 use super::explain::{self, Cause};
+use super::metered::Meter;
 use super::request::PreparedRequest;
 
 /// An open HTTP/1.1 connection. A task on the runtime that dialled it reads and writes it. Dropping
@@ -22,11 +23,13 @@ pub struct Connection {
     task: AbortHandle,
     /// Why it ended, if that was an error. hyper tells only a request that waits for its answer.
     end: Arc<OnceLock<Cause>>,
+    meter: Arc<Meter>,
 }
 
 impl Connection {
-    /// Begins HTTP/1.1 on `stream`, on the current tokio runtime. Sends nothing.
-    pub(super) async fn begin<Stream>(stream: Stream) -> hyper::Result<Self>
+    /// Begins HTTP/1.1 on `stream`, on the current tokio runtime. Sends nothing. `meter` is that of
+    /// the TCP connection below.
+    pub(super) async fn begin<Stream>(stream: Stream, meter: Arc<Meter>) -> hyper::Result<Self>
     where
         Stream: Read + Write + Unpin + Send + 'static,
     {
@@ -35,13 +38,14 @@ impl Connection {
         let kept = Arc::clone(&end);
         let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
-                let _ = kept.set(explain::connection(&error));
+                let _ = kept.set(explain::idle(&error));
             }
         });
         Ok(Self {
             sender,
             task: task.abort_handle(),
             end,
+            meter,
         })
     }
 
@@ -97,6 +101,7 @@ impl Connection {
         self.ready(call_by).await?;
         let call_by = tokio::time::Instant::from_std(call_by);
         let PreparedRequest { request, purpose } = request;
+        self.meter.allow(HEAD_LIMIT_BYTES);
         let response = match timeout_at(call_by, self.sender.try_send_request(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(mut failure)) => {
@@ -104,6 +109,7 @@ impl Connection {
                 // hyper gives the request back if and only if it has not begun to write it.
                 return Err(match failure.take_message() {
                     Some(_) => SendFailure::NotSent { cause },
+                    None if self.meter.is_exceeded() => SendFailure::TooLong,
                     None if failure.error().is_parse() => SendFailure::BadAnswer { cause },
                     None => SendFailure::Lost { cause },
                 });
@@ -114,6 +120,7 @@ impl Connection {
             }
         };
         let limit_bytes = purpose.body_limit_bytes(response.status().as_u16());
+        self.meter.allow(limit_bytes + BODY_SLACK_BYTES);
         Ok(RawAnswer::new(response, limit_bytes))
     }
 

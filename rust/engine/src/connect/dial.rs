@@ -13,12 +13,13 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 use vmsnapshot_core::uri::Scheme;
-use vmsnapshot_sys::errno::cause_text;
+use vmsnapshot_sys::errno::{cause_text, open_files_hint};
 
 use super::connection::Connection;
 use super::destination::Destination;
 use super::error::ConnectError;
 use super::explain;
+use super::metered::Metered;
 use super::tls::Tls;
 
 /// Everything needed to connect to one server: addresses, TLS, proxy. Clones share it.
@@ -86,7 +87,8 @@ impl Dialer {
     /// or [`ConnectError::ConnectTimeout`].
     pub async fn dial(&self, deadline: Instant) -> Result<Connection, ConnectError> {
         let route = &*self.0;
-        let mut stream = route.connect(deadline).await?;
+        let mut stream = Metered::new(route.connect(deadline).await?);
+        let meter = stream.meter();
         let destination = &route.destination;
         let host_and_port = destination.uri().host_and_port();
         if let (Some(proxy), Some(_)) = (destination.proxy(), &route.tls) {
@@ -114,12 +116,14 @@ impl Dialer {
                         let cause = explain::handshake(&error);
                         route.tls_failed(cause.text, cause.hint)
                     })?;
-                Connection::begin(TokioIo::new(stream)).await
+                Connection::begin(TokioIo::new(stream), meter).await
             }
-            None => Connection::begin(TokioIo::new(stream)).await,
+            None => Connection::begin(TokioIo::new(stream), meter).await,
         };
-        begun
-            .map_err(|error| route.connect_failed(&host_and_port, explain::connection(&error).text))
+        begun.map_err(|error| {
+            let cause = explain::connection(&error);
+            route.connect_failed(&host_and_port, cause.text, cause.hint)
+        })
     }
 
     /// Returns the error of a server that ended TLS after the handshake, because of `cause`.
@@ -163,7 +167,7 @@ impl Route {
                 if count > 1 {
                     text.push_str(&format!(" (the last of {count} addresses to fail)"));
                 }
-                Err(self.connect_failed(&text, cause_text(&error)))
+                Err(self.connect_failed(&text, cause_text(&error), open_files_hint(&error)))
             }
             None => Err(self.late(&format!("the connection to {}", self.first_hop_text()))),
         }
@@ -187,11 +191,17 @@ impl Route {
         }
     }
 
-    fn connect_failed(&self, address: &str, cause: String) -> ConnectError {
+    fn connect_failed(
+        &self,
+        address: &str,
+        cause: String,
+        hint: Option<&'static str>,
+    ) -> ConnectError {
         ConnectError::ConnectFailed {
             destination: self.destination.to_string(),
             address: address.to_owned(),
             cause,
+            hint,
         }
     }
 

@@ -64,6 +64,8 @@ pub enum ConnectError {
         address: String,
         /// What the system answered.
         cause: String,
+        /// What the reader can do, if it is not the network's fault.
+        hint: Option<&'static str>,
     },
     /// The TLS handshake failed.
     #[error("could not set up TLS with {server} for {destination}: {cause}")]
@@ -187,9 +189,9 @@ impl ConnectError {
             }
             Self::TlsFailed { hint, .. } | Self::ProxyFailed { hint, .. } => *hint,
             Self::ResolveFailed { .. } => Some("check the name, and the name servers of this machine"),
-            Self::ConnectFailed { .. } => Some(
+            Self::ConnectFailed { hint, .. } => hint.or(Some(
                 "check host and port, this machine's routes, and the firewalls in between",
-            ),
+            )),
             Self::ConnectTimeout { .. } => Some(
                 "a firewall or a network security group in between may drop the packets; otherwise \
                  allow more time",

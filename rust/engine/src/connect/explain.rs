@@ -13,6 +13,8 @@ use time::format_description::well_known::Rfc3339;
 use time::OffsetDateTime;
 use vmsnapshot_sys::errno::cause_text;
 
+use super::metered::Exceeded;
+
 /// Why something failed: a part of a sentence, and what the reader can do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Cause {
@@ -66,7 +68,23 @@ pub(super) fn handshake(error: &io::Error) -> Cause {
             "the server reset the connection during the handshake",
             IN_BETWEEN,
         ),
-        None => only(cause_text(error)),
+        None => of_system(error),
+    }
+}
+
+/// Explains why a connection ended that no request was waiting on.
+pub(super) fn idle(error: &hyper::Error) -> Cause {
+    // hyper has no name for the last case. Its own text says that a message was unexpected.
+    let is_named = error.source().is_some()
+        || error.is_incomplete_message()
+        || error.is_canceled()
+        || error.is_closed()
+        || error.is_timeout()
+        || error.is_parse();
+    if is_named {
+        connection(error)
+    } else {
+        because("the server sent an answer before the request", IN_BETWEEN)
     }
 }
 
@@ -81,7 +99,7 @@ pub(super) fn connection(error: &hyper::Error) -> Cause {
                 None if error.kind() == io::ErrorKind::UnexpectedEof => {
                     only("the server closed the connection")
                 }
-                None => only(cause_text(error)),
+                None => of_system(error),
             };
         }
         source = inner.source();
@@ -97,6 +115,14 @@ pub(super) fn connection(error: &hyper::Error) -> Cause {
         ))
     } else {
         only(error.to_string())
+    }
+}
+
+/// Explains an error that is not of TLS: the system's, or ours if the server sent too much.
+fn of_system(error: &io::Error) -> Cause {
+    match error.get_ref() {
+        Some(inner) if inner.is::<Exceeded>() => because(inner.to_string(), IN_BETWEEN),
+        _ => only(cause_text(error)),
     }
 }
 

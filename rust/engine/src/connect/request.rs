@@ -168,7 +168,14 @@ impl PreparedRequest {
     pub fn may_follow(&self, first: &Result<RawAnswer, SendFailure>) -> bool {
         match (self.purpose, first) {
             (_, Err(SendFailure::NotSent { .. })) => true,
-            (_, Err(SendFailure::BadAnswer { .. } | SendFailure::NoAnswer { .. })) => false,
+            (
+                _,
+                Err(
+                    SendFailure::BadAnswer { .. }
+                    | SendFailure::TooLong
+                    | SendFailure::NoAnswer { .. },
+                ),
+            ) => false,
             (Purpose::Snapshot, Err(SendFailure::Lost { .. })) => true,
             (Purpose::Snapshot, Ok(answer)) => blob::may_retry_in_window(answer.status),
             (Purpose::HostCall, Err(SendFailure::Lost { .. })) => false,

@@ -12,7 +12,6 @@ use vmsnapshot_window::rcu::Rcu;
 use vmsnapshot_window::window::WindowRecord;
 
 use crate::callees::Callees;
-use crate::calls::Waiting;
 use crate::companion::sync::Synced;
 use crate::directories::LeftOut;
 
@@ -33,7 +32,9 @@ pub(crate) struct Facts<'a> {
     pub(crate) synced: &'a [(PlannedFilesystem, Synced)],
     pub(crate) rcu: &'a Rcu,
     /// `None` if a panic ended the window.
-    pub(crate) record: Option<WindowRecord<Waiting>>,
+    pub(crate) record: Option<WindowRecord<()>>,
+    /// Whether the window ended because the watchdog was gone.
+    pub(crate) watchdog_lost: bool,
     pub(crate) watchdog: WatchdogOutcome,
 }
 

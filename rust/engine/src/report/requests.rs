@@ -166,6 +166,7 @@ fn judge_failure(failure: &SendFailure) -> (bool, &'static str) {
         SendFailure::NotSent { .. } => (false, "NotSent"),
         SendFailure::Lost { .. } => (true, "ConnectionLost"),
         SendFailure::BadAnswer { .. } => (true, "BadAnswer"),
+        SendFailure::TooLong => (true, "AnswerTooLong"),
         SendFailure::NoAnswer { .. } => (true, "NoAnswer"),
     }
 }
@@ -282,6 +283,7 @@ mod tests {
                 destination: "blob `http://host/c/b`".to_owned(),
                 address: "192.0.2.1:80".to_owned(),
                 cause: "connection refused".to_owned(),
+                hint: None,
             },
         );
         assert_eq!(unreachable.outcome, BlobResult::Refused);

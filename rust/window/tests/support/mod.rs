@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use vmsnapshot_sys::channel::{Channel, Received};
 use vmsnapshot_sys::kernel::Kernel;
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_sys::{clock, place, process};
+use vmsnapshot_window::alarm::{Alarm, Over};
 use vmsnapshot_window::freezers::Freezers;
 use vmsnapshot_window::rcu::Rcu;
 use vmsnapshot_window::watchdog::{ArmedWatchdog, Watchdog};
@@ -24,11 +26,25 @@ use vmsnapshot_window::window::Prepared;
 /// How long everything may take to be frozen.
 pub(crate) const FREEZE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What the watchdog's end does at last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Last {
+    /// It answers the release.
+    Releases,
+    /// It does not answer the release.
+    IsSilent,
+    /// It is gone this long after it was armed.
+    Dies(Duration),
+}
+
 /// Everything that a window needs, made and armed.
 pub(crate) struct Stage {
     pub(crate) ledger: Arc<LedgerFile>,
     pub(crate) deadlines: Deadlines,
     watchdog: ArmedWatchdog,
+    alarm: Alarm,
+    /// How often the alarm has rung.
+    pub(crate) rings: Arc<AtomicU32>,
     freezers: Freezers,
     pub(crate) rcu: Rcu,
     peer: JoinHandle<bool>,
@@ -46,6 +62,21 @@ impl Stage {
         levels: &[u32],
         answers_release: bool,
     ) -> Stage {
+        let last = if answers_release {
+            Last::Releases
+        } else {
+            Last::IsSilent
+        };
+        Stage::with(kernel, levels, last, Duration::from_secs(10))
+    }
+
+    /// The same with a watchdog's end that does something else at last, and this thaw timeout.
+    pub(crate) fn with(
+        kernel: Arc<dyn Kernel>,
+        levels: &[u32],
+        last: Last,
+        thaw_timeout: Duration,
+    ) -> Stage {
         let memory = memfd_create("ledger", MemfdFlags::CLOEXEC).unwrap();
         let ledger = Arc::new(LedgerFile::create(memory, levels.len()).unwrap());
         ledger.header.name(process::own_name(), place::here());
@@ -59,9 +90,8 @@ impl Stage {
             .collect();
         let borrowed: Vec<_> = directories.iter().map(AsFd::as_fd).collect();
         let (ours, theirs) = Channel::pair().unwrap();
-        let peer = std::thread::spawn(move || {
-            answer_as_watchdog(&Channel::from_descriptor(theirs), answers_release)
-        });
+        let peer =
+            std::thread::spawn(move || answer_as_watchdog(&Channel::from_descriptor(theirs), last));
         let anything = File::open("/dev/null").unwrap();
         let lock = Some(anything.as_fd());
         let watchdog = Watchdog::introduce(ours, &ledger, lock, None, &borrowed).unwrap();
@@ -83,14 +113,27 @@ impl Stage {
         )
         .unwrap();
         let start = clock::monotonic();
-        let deadlines = Deadlines::new(start, Duration::from_secs(10), FREEZE_TIMEOUT);
+        let deadlines = Deadlines::new(start, thaw_timeout, FREEZE_TIMEOUT);
         ledger
             .header
             .start(start, clock::realtime_ns(), deadlines.guard_by);
+        let rings = Arc::new(AtomicU32::new(0));
+        let ringing = Arc::clone(&rings);
+        let alarm = Alarm::set(
+            &freezers,
+            &watchdog,
+            deadlines.call_by,
+            Arc::new(Over::default()),
+            move || {
+                ringing.fetch_add(1, Ordering::SeqCst);
+            },
+        );
         Stage {
             ledger,
             deadlines,
             watchdog: watchdog.arm().unwrap(),
+            alarm: alarm.unwrap(),
+            rings,
             freezers,
             rcu: Rcu::Available(setting),
             peer,
@@ -101,6 +144,7 @@ impl Stage {
     pub(crate) fn prepared(&self) -> Prepared<'_> {
         Prepared {
             watchdog: &self.watchdog,
+            alarm: &self.alarm,
             deadlines: self.deadlines,
             ledger: &self.ledger,
             freezers: &self.freezers,
@@ -124,6 +168,7 @@ impl Stage {
     /// Waits for the answer to the release until `deadline`. Returns whether it came, and whether the
     /// watchdog found the channel closed a second after that.
     pub(crate) fn end_by(self, deadline: Monotonic) -> (bool, bool) {
+        drop(self.alarm);
         let outcome = self.watchdog.release(deadline, &self.ledger);
         drop(self.freezers);
         (outcome.released, self.peer.join().unwrap())
@@ -132,15 +177,22 @@ impl Stage {
 
 /// The other end of the channel: a watchdog that has nothing to do. Returns whether the channel was
 /// closed.
-fn answer_as_watchdog(channel: &Channel, answers_release: bool) -> bool {
+fn answer_as_watchdog(channel: &Channel, last: Last) -> bool {
     let mut patience = Duration::from_secs(10);
     loop {
         let answer = match channel.receive(clock::monotonic().plus(patience)) {
             Ok(Received::Frame(Frame::Directories { .. }, _)) => Frame::Ready {
                 own_control_group: false,
             },
-            Ok(Received::Frame(Frame::Arm, _)) => Frame::Armed,
-            Ok(Received::Frame(Frame::Release, _)) if answers_release => {
+            Ok(Received::Frame(Frame::Arm, _)) => {
+                if let Last::Dies(after) = last {
+                    channel.send(Frame::Armed, &[]).unwrap();
+                    std::thread::sleep(after);
+                    return false;
+                }
+                Frame::Armed
+            }
+            Ok(Received::Frame(Frame::Release, _)) if last == Last::Releases => {
                 Frame::Released { peak_memory_kib: 1 }
             }
             Ok(Received::Frame(Frame::Release, _)) => {
