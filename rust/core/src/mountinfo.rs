@@ -1,14 +1,15 @@
-//! The content of `/proc/PID/mountinfo`: one entry per mount, and the mount that a path leads to.
+//! The content of `/proc/PID/mountinfo`: one entry per mount, and what covers a mount.
 //!
 //! This file works only on the bytes that the kernel wrote. It never accesses a mount point,
 //! because a stat of a dead network mount can hang forever.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use crate::device_number::DeviceNumber;
+use crate::mount_tree::MountTree;
 use crate::text::bytes_text;
 
 /// One line of mountinfo, with the octal escapes decoded.
@@ -82,11 +83,21 @@ impl MountNamespace {
         let tree = MountTree::new(self);
         let mounts = self.mounts.iter().filter(|mount| mount.device == device);
         mounts
-            .map(|mount| {
-                let way = tree.way_to(&mount.mount_point);
-                (mount, tree.may_hang(&way))
-            })
+            .map(|mount| (mount, tree.way_may_hang(mount)))
             .collect()
+    }
+
+    /// Returns the mounts of the superblocks that `wanted` selects, and those on the way to them. How
+    /// well each of the former can be opened is the same as in the whole namespace.
+    #[must_use]
+    pub fn reduced_to(self, wanted: impl Fn(&MountEntry) -> bool) -> Self {
+        let tree = MountTree::new(&self);
+        let ways = self.mounts.iter().filter(|mount| wanted(mount));
+        let mut kept: HashSet<u32> = tree.ways_to(ways.clone());
+        kept.extend(ways.map(|mount| mount.mount_id));
+        let mut mounts = self.mounts;
+        mounts.retain(|mount| kept.contains(&mount.mount_id));
+        Self { mounts, ..self }
     }
 
     /// Returns the first mount that hides the one of `device` at `mount_point`. `None` if nothing
@@ -102,13 +113,11 @@ impl MountNamespace {
             .map(|mount| (mount.mount_id, mount.parent_id))
             .collect();
         // The mounts that it is mounted on. A way that leads to it passes no others.
-        let mut below = vec![hidden.mount_id];
-        while let Some(parent) = below.last().and_then(|id| parents.get(id)) {
-            // An initial root filesystem is its own parent.
-            if below.contains(parent) {
-                break;
-            }
-            below.push(*parent);
+        let mut below = HashSet::new();
+        let mut next = Some(hidden.mount_id);
+        // An initial root filesystem is its own parent.
+        while let Some(id) = next.filter(|id| below.insert(*id)) {
+            next = parents.get(&id).copied();
         }
         MountTree::new(self)
             .way_to(mount_point)
@@ -250,92 +259,6 @@ const ANSWERED_BY_THE_KERNEL: [&str; 11] = [
     "cgroup2", "zfs",
 ];
 
-/// How well a mount can be opened. An earlier variant is better.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Reach {
-    Open,
-    /// The way to it leads through a network or FUSE filesystem, which may hang or refuse.
-    BehindAnother,
-    Covered,
-}
-
-/// The mounts of one namespace as a tree, to find the mount that a path leads to.
-pub(crate) struct MountTree<'a> {
-    /// Whether it is the namespace of our own process.
-    is_ours: bool,
-    /// The mount at a path of a parent mount. The parent is `None` if the process cannot see it.
-    children: HashMap<(Option<u32>, &'a Path), &'a MountEntry>,
-}
-
-impl<'a> MountTree<'a> {
-    pub(crate) fn new(namespace: &'a MountNamespace) -> Self {
-        let mounts = &namespace.mounts;
-        let ids: std::collections::HashSet<u32> =
-            mounts.iter().map(|mount| mount.mount_id).collect();
-        let children = mounts.iter().map(|mount| {
-            // An initial root filesystem is its own parent.
-            let parent =
-                Some(mount.parent_id).filter(|id| *id != mount.mount_id && ids.contains(id));
-            ((parent, mount.mount_point.as_path()), mount)
-        });
-        Self {
-            is_ours: namespace.pid.is_none(),
-            children: children.collect(),
-        }
-    }
-
-    /// Returns how well `mount` can be opened in this namespace.
-    pub(crate) fn reach(&self, mount: &MountEntry) -> Reach {
-        let way = self.way_to(&mount.mount_point);
-        let Some((end, before)) = way.split_last() else {
-            return Reach::Covered;
-        };
-        if !std::ptr::eq(*end, mount) {
-            return Reach::Covered;
-        }
-        if self.may_hang(before) {
-            Reach::BehindAnother
-        } else {
-            Reach::Open
-        }
-    }
-
-    /// Returns whether a path that leads through the mounts of `way` may hang or be refused.
-    fn may_hang(&self, way: &[&MountEntry]) -> bool {
-        // Our own root filesystem does not count, because every path of ours leads through it. The
-        // root of another namespace may be the FUSE mount of an ordinary user, which refuses root.
-        way.iter()
-            .skip(usize::from(self.is_ours))
-            .any(|passed| !passed.is_answered_by_the_kernel())
-    }
-
-    /// Follows `path` from the root directory as the kernel does, and returns the mounts that it
-    /// passes. `path` lies on the last of them.
-    ///
-    /// A mount is hidden if and only if the way to its own mount point does not end on it. This one
-    /// rule covers a mount stacked on the same mount point, a mount on a directory further up, and
-    /// everything below either.
-    pub(crate) fn way_to(&self, path: &Path) -> Vec<&'a MountEntry> {
-        let mut way: Vec<&MountEntry> = Vec::new();
-        let mut prefixes: Vec<&Path> = path.ancestors().collect();
-        prefixes.reverse();
-        for prefix in prefixes {
-            // Mounts can be stacked on one mount point, and the kernel goes to the topmost. A way
-            // is longer than the number of mounts only if the parents in a bad input form a cycle.
-            while let Some(mount) = self
-                .children
-                .get(&(way.last().map(|mount| mount.mount_id), prefix))
-            {
-                if way.len() > self.children.len() {
-                    break;
-                }
-                way.push(mount);
-            }
-        }
-        way
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStrExt;
@@ -468,22 +391,6 @@ mod tests {
     }
 
     #[test]
-    fn a_path_leads_through_every_mount_on_its_way() {
-        let namespace = ours(
-            b"1 1 8:1 / / rw - ext4 a rw\n2 1 8:2 / /srv rw - ext4 b rw\n3 2 8:3 / /srv rw - ext4 c rw\n",
-        );
-        let way = |path: &str| -> Vec<u32> {
-            MountTree::new(&namespace)
-                .way_to(Path::new(path))
-                .iter()
-                .map(|mount| mount.mount_id)
-                .collect()
-        };
-        assert_eq!(way("/srv/x"), [1, 2, 3]);
-        assert_eq!(way("/srvx"), [1]);
-    }
-
-    #[test]
     fn cover_is_the_first_mount_on_the_way_that_the_hidden_one_is_not_mounted_on() {
         let namespace = ours(
             b"1 1 8:1 / / rw - ext4 a rw\n2 1 8:2 / /a rw - ext4 b rw\n3 2 8:3 / /a/b rw - ext4 c rw\n\
@@ -518,12 +425,5 @@ mod tests {
         assert!(!asked(&namespace, 9, false) && asked(&namespace, 9, true));
         namespace.pid = Some(7);
         assert!(!asked(&namespace, 1, true));
-    }
-
-    #[test]
-    fn way_to_ends_when_the_parents_form_a_cycle() {
-        let namespace = ours(b"1 2 8:1 / / rw - ext4 a rw\n2 1 8:2 / / rw - ext4 b rw\n");
-        let tree = MountTree::new(&namespace);
-        assert!(tree.way_to(Path::new("/a")).len() <= 4);
     }
 }
