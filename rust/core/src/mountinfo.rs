@@ -165,20 +165,32 @@ pub struct BadLine {
 pub fn parse(mountinfo: &[u8]) -> Mountinfo {
     let mut parsed = Mountinfo::default();
     for (line, number) in mountinfo.split(|byte| *byte == b'\n').zip(1..) {
-        match parse_line(line) {
-            _ if line.is_empty() => {}
-            Ok(mount) => parsed.mounts.push(mount),
-            Err(cause) => parsed.bad_lines.push(BadLine {
-                line: number,
-                cause,
-            }),
+        if !line.is_empty() {
+            parsed.add_line(number, line);
         }
     }
     parsed
 }
 
-/// Fails only if a field is wrong that decides what is frozen.
-fn parse_line(line: &[u8]) -> Result<MountEntry, &'static str> {
+impl Mountinfo {
+    /// Adds the line with this number.
+    pub fn add_line(&mut self, number: usize, line: &[u8]) {
+        match parse_line(line) {
+            Ok(mount) => self.mounts.push(mount),
+            Err(cause) => self.bad_lines.push(BadLine {
+                line: number,
+                cause,
+            }),
+        }
+    }
+}
+
+/// Parses one line of a mountinfo file.
+///
+/// # Errors
+///
+/// What is wrong with it, if a field is wrong that decides what is frozen.
+pub fn parse_line(line: &[u8]) -> Result<MountEntry, &'static str> {
     // Exactly one space separates two fields, because the source of a mount may be empty.
     let mut fields = line.split(|byte| *byte == b' ');
     let mut next = |missing: &'static str| fields.next().ok_or(missing);
@@ -233,6 +245,9 @@ fn text(field: &[u8]) -> String {
 /// The kernel escapes a backslash in a path (`\134`). A filesystem may write its own options without
 /// escapes (9p: `path=C:\Program Files`), so a backslash without three octal digits after it stays.
 fn unescape(field: &[u8]) -> Vec<u8> {
+    if !field.contains(&b'\\') {
+        return field.to_vec();
+    }
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, after @ ..] = rest {
