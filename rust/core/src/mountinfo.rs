@@ -1,15 +1,13 @@
-//! The content of `/proc/PID/mountinfo`: one entry per mount, and what covers a mount.
+//! The content of `/proc/PID/mountinfo`: one entry per mount.
 //!
 //! This file works only on the bytes that the kernel wrote. It never accesses a mount point,
 //! because a stat of a dead network mount can hang forever.
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::device_number::DeviceNumber;
-use crate::mount_tree::MountTree;
 use crate::text::bytes_text;
 
 /// One line of mountinfo, with the octal escapes decoded.
@@ -76,55 +74,6 @@ pub struct MountNamespace {
 }
 
 impl MountNamespace {
-    /// Returns every mount of the superblock `device`, and whether opening it may hang because a
-    /// network or FUSE filesystem is on the way.
-    #[must_use]
-    pub fn mounts_of(&self, device: DeviceNumber) -> Vec<(&MountEntry, bool)> {
-        let tree = MountTree::new(self);
-        let mounts = self.mounts.iter().filter(|mount| mount.device == device);
-        mounts
-            .map(|mount| (mount, tree.way_may_hang(mount)))
-            .collect()
-    }
-
-    /// Returns the mounts of the superblocks that `wanted` selects, and those on the way to them. How
-    /// well each of the former can be opened is the same as in the whole namespace.
-    #[must_use]
-    pub fn reduced_to(self, wanted: impl Fn(&MountEntry) -> bool) -> Self {
-        let tree = MountTree::new(&self);
-        let ways = self.mounts.iter().filter(|mount| wanted(mount));
-        let mut kept: HashSet<u32> = tree.ways_to(ways.clone());
-        kept.extend(ways.map(|mount| mount.mount_id));
-        let mut mounts = self.mounts;
-        mounts.retain(|mount| kept.contains(&mount.mount_id));
-        Self { mounts, ..self }
-    }
-
-    /// Returns the first mount that hides the one of `device` at `mount_point`. `None` if nothing
-    /// hides it, or if there is no such mount.
-    #[must_use]
-    pub fn cover_at(&self, device: DeviceNumber, mount_point: &Path) -> Option<&MountEntry> {
-        let is_it =
-            |mount: &&MountEntry| mount.device == device && mount.mount_point == mount_point;
-        let hidden = self.mounts.iter().find(is_it)?;
-        let parents: HashMap<u32, u32> = self
-            .mounts
-            .iter()
-            .map(|mount| (mount.mount_id, mount.parent_id))
-            .collect();
-        // The mounts that it is mounted on. A way that leads to it passes no others.
-        let mut below = HashSet::new();
-        let mut next = Some(hidden.mount_id);
-        // An initial root filesystem is its own parent.
-        while let Some(id) = next.filter(|id| below.insert(*id)) {
-            next = parents.get(&id).copied();
-        }
-        MountTree::new(self)
-            .way_to(mount_point)
-            .into_iter()
-            .find(|passed| !below.contains(&passed.mount_id))
-    }
-
     /// Returns whether a name may be looked up in the mount with this id, without a risk of waiting
     /// for a server or a program. `is_root` says that the root directory lies on it.
     ///
@@ -277,6 +226,7 @@ const ANSWERED_BY_THE_KERNEL: [&str; 11] = [
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
 
     use super::*;
 
@@ -403,31 +353,6 @@ mod tests {
     fn only_the_first_superblock_option_makes_it_read_only() {
         assert!(entry(b"1 0 8:1 / / rw - ext4 /dev/sda1 ro,x=rw").superblock_is_read_only());
         assert!(!entry(b"1 0 8:1 / / ro - ext4 /dev/sda1 rw,x,ro").superblock_is_read_only());
-    }
-
-    #[test]
-    fn cover_is_the_first_mount_on_the_way_that_the_hidden_one_is_not_mounted_on() {
-        let namespace = ours(
-            b"1 1 8:1 / / rw - ext4 a rw\n2 1 8:2 / /a rw - ext4 b rw\n3 2 8:3 / /a/b rw - ext4 c rw\n\
-            4 3 0:9 / /a/b rw - tmpfs d rw\n5 1 8:4 / /free rw - ext4 e rw\n",
-        );
-        let cover = |namespace: &MountNamespace, device, path: &str| {
-            let device = DeviceNumber {
-                major: 8,
-                minor: device,
-            };
-            let cover = namespace.cover_at(device, Path::new(path));
-            cover.map(|cover| cover.mount_id)
-        };
-        assert_eq!(cover(&namespace, 3, "/a/b"), Some(4));
-        assert_eq!(cover(&namespace, 4, "/free"), None);
-        assert_eq!(cover(&namespace, 9, "/free"), None);
-        // A mount on the directory above hides both.
-        let mut mounts = namespace.mounts.clone();
-        mounts.push(entry(b"6 2 0:10 / /a rw - tmpfs f rw"));
-        let covered_above = MountNamespace { pid: None, mounts };
-        assert_eq!(cover(&covered_above, 3, "/a/b"), Some(6));
-        assert_eq!(cover(&covered_above, 2, "/a"), Some(6));
     }
 
     #[test]

@@ -6,16 +6,15 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use vmsnapshot_core::device_number::DeviceNumber;
 use vmsnapshot_core::devices::{BlockDevice, DeviceGraph};
 use vmsnapshot_core::machine::Machine;
 use vmsnapshot_core::plan::PlanError;
 use vmsnapshot_core::text::bytes_text;
-use vmsnapshot_sys::errno::cause_text;
 
 use crate::observer::Observer;
 
@@ -23,29 +22,14 @@ mod backing_files;
 #[cfg(test)]
 pub(crate) mod fake_machine;
 mod mounts;
+mod roots;
 mod table;
 
 pub(crate) use mounts::mounts_of;
 pub use mounts::{mounts, Limits, Mounts};
+use roots::names_in;
+pub use roots::Roots;
 pub use table::Limit;
-
-/// Where the kernel's tables are. Tests pass a tree of their own.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Roots {
-    /// `/proc`.
-    pub proc: PathBuf,
-    /// `/sys`.
-    pub sys: PathBuf,
-}
-
-impl Default for Roots {
-    fn default() -> Self {
-        Self {
-            proc: PathBuf::from("/proc"),
-            sys: PathBuf::from("/sys"),
-        }
-    }
-}
 
 /// Reads what is mounted on this machine, and on what.
 ///
@@ -160,22 +144,9 @@ fn without_newline(mut value: Vec<u8>) -> Vec<u8> {
     value
 }
 
-fn names_in(directory: &Path) -> Result<Vec<OsString>, PlanError> {
-    let names: io::Result<Vec<OsString>> = fs::read_dir(directory)
-        .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
-    names.map_err(|error| unreadable(directory, &error))
-}
-
-fn unreadable(path: &Path, error: &io::Error) -> PlanError {
-    PlanError::Unreadable {
-        path: path.to_owned(),
-        cause: cause_text(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+    #![expect(clippy::unwrap_used, reason = "tests")]
 
     use vmsnapshot_core::plan::Selection;
 

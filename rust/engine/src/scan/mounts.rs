@@ -18,8 +18,8 @@ use vmsnapshot_core::plan::{PlanError, UnreadableMounts};
 use vmsnapshot_core::text::path_text;
 use vmsnapshot_sys::{user_namespace, Errno};
 
+use super::roots::{names_in, unreadable, Roots};
 use super::table::{Limit, Looks, Table, TableError, Tables, MOUNTINFO, PAIRS_MAX};
-use super::{names_in, unreadable, Roots};
 use crate::observer::{Observer, Silent};
 
 /// How much of the mount namespaces other than our own is read.
