@@ -1,7 +1,7 @@
 """Plans and runs while mounts change, and a table of mounts that no two reads agree about.
 
 Nothing here can make the kernel write a table that cannot be parsed, or refuse root. Those cases are tested
-on trees of files, in rust/engine/src/scan.rs.
+on trees of files, in rust/engine/src/scan.
 """
 
 from __future__ import annotations

@@ -169,10 +169,15 @@ impl DeviceGraph {
             .iter()
             .find(|mount| mount.mount_point == Path::new("/"))
             .map(|mount| mount.device);
+        // Most superblocks lie on no device. The comparison of each with each leaves them out.
+        let on_devices: Vec<&Lying> = lying
+            .iter()
+            .filter(|lying| !lying.directly_on.is_empty())
+            .collect();
         for upper in &lying {
             let below = direct.entry(upper.superblock).or_default();
             // A filesystem that shares a device with this one is next to it, not below it.
-            let lower = lying
+            let lower = on_devices
                 .iter()
                 .filter(|lower| !lower.directly_on.is_disjoint(&upper.over));
             below.extend(lower.map(|lower| lower.superblock));

@@ -19,6 +19,7 @@ pub mod host_call;
 pub mod ledger;
 mod ledger_header;
 pub mod machine;
+mod mount_tree;
 pub mod mountinfo;
 mod names;
 pub mod pattern;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::device_number::DeviceNumber;
 use crate::devices::{BlockDevice, DeviceGraph};
-use crate::mountinfo::{MountEntry, MountNamespace, MountTree, Reach};
+use crate::mount_tree::{MountTree, Reach};
+use crate::mountinfo::{MountEntry, MountNamespace};
 use crate::plan::{Plan, PlanError, Selection, UnreadableMounts};
 
 /// The mounts of every visible namespace, and the block devices.
@@ -41,10 +42,7 @@ impl Machine {
             .iter()
             .map(|entry| Mount {
                 entry,
-                is_visible: tree
-                    .way_to(&entry.mount_point)
-                    .last()
-                    .is_some_and(|end| std::ptr::eq(*end, entry)),
+                is_visible: tree.is_visible(entry),
                 block_devices: self.devices.devices_of(entry),
             })
             .collect()
@@ -74,8 +72,8 @@ impl Machine {
         let is_safe = |device: &&BlockDevice| {
             device.backing_file.as_deref().is_some_and(|file| {
                 let mut ends = trees.iter().enumerate().filter_map(|(number, tree)| {
-                    let way = tree.way_to(file);
-                    way.last().copied().filter(|_| number == 0 || way.len() > 1)
+                    let (end, length) = tree.end_of(file)?;
+                    Some(end).filter(|_| number == 0 || length > 1)
                 });
                 ends.all(MountEntry::is_answered_by_the_kernel)
             })

@@ -1,12 +1,11 @@
-//! The content of `/proc/PID/mountinfo`: one entry per mount, and the mount that a path leads to.
+//! The content of `/proc/PID/mountinfo`: one entry per mount.
 //!
 //! This file works only on the bytes that the kernel wrote. It never accesses a mount point,
 //! because a stat of a dead network mount can hang forever.
 
-use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::device_number::DeviceNumber;
 use crate::text::bytes_text;
@@ -75,47 +74,6 @@ pub struct MountNamespace {
 }
 
 impl MountNamespace {
-    /// Returns every mount of the superblock `device`, and whether opening it may hang because a
-    /// network or FUSE filesystem is on the way.
-    #[must_use]
-    pub fn mounts_of(&self, device: DeviceNumber) -> Vec<(&MountEntry, bool)> {
-        let tree = MountTree::new(self);
-        let mounts = self.mounts.iter().filter(|mount| mount.device == device);
-        mounts
-            .map(|mount| {
-                let way = tree.way_to(&mount.mount_point);
-                (mount, tree.may_hang(&way))
-            })
-            .collect()
-    }
-
-    /// Returns the first mount that hides the one of `device` at `mount_point`. `None` if nothing
-    /// hides it, or if there is no such mount.
-    #[must_use]
-    pub fn cover_at(&self, device: DeviceNumber, mount_point: &Path) -> Option<&MountEntry> {
-        let is_it =
-            |mount: &&MountEntry| mount.device == device && mount.mount_point == mount_point;
-        let hidden = self.mounts.iter().find(is_it)?;
-        let parents: HashMap<u32, u32> = self
-            .mounts
-            .iter()
-            .map(|mount| (mount.mount_id, mount.parent_id))
-            .collect();
-        // The mounts that it is mounted on. A way that leads to it passes no others.
-        let mut below = vec![hidden.mount_id];
-        while let Some(parent) = below.last().and_then(|id| parents.get(id)) {
-            // An initial root filesystem is its own parent.
-            if below.contains(parent) {
-                break;
-            }
-            below.push(*parent);
-        }
-        MountTree::new(self)
-            .way_to(mount_point)
-            .into_iter()
-            .find(|passed| !below.contains(&passed.mount_id))
-    }
-
     /// Returns whether a name may be looked up in the mount with this id, without a risk of waiting
     /// for a server or a program. `is_root` says that the root directory lies on it.
     ///
@@ -156,20 +114,32 @@ pub struct BadLine {
 pub fn parse(mountinfo: &[u8]) -> Mountinfo {
     let mut parsed = Mountinfo::default();
     for (line, number) in mountinfo.split(|byte| *byte == b'\n').zip(1..) {
-        match parse_line(line) {
-            _ if line.is_empty() => {}
-            Ok(mount) => parsed.mounts.push(mount),
-            Err(cause) => parsed.bad_lines.push(BadLine {
-                line: number,
-                cause,
-            }),
+        if !line.is_empty() {
+            parsed.add_line(number, line);
         }
     }
     parsed
 }
 
-/// Fails only if a field is wrong that decides what is frozen.
-fn parse_line(line: &[u8]) -> Result<MountEntry, &'static str> {
+impl Mountinfo {
+    /// Adds the line with this number.
+    pub fn add_line(&mut self, number: usize, line: &[u8]) {
+        match parse_line(line) {
+            Ok(mount) => self.mounts.push(mount),
+            Err(cause) => self.bad_lines.push(BadLine {
+                line: number,
+                cause,
+            }),
+        }
+    }
+}
+
+/// Parses one line of a mountinfo file.
+///
+/// # Errors
+///
+/// What is wrong with it, if a field is wrong that decides what is frozen.
+pub fn parse_line(line: &[u8]) -> Result<MountEntry, &'static str> {
     // Exactly one space separates two fields, because the source of a mount may be empty.
     let mut fields = line.split(|byte| *byte == b' ');
     let mut next = |missing: &'static str| fields.next().ok_or(missing);
@@ -224,6 +194,9 @@ fn text(field: &[u8]) -> String {
 /// The kernel escapes a backslash in a path (`\134`). A filesystem may write its own options without
 /// escapes (9p: `path=C:\Program Files`), so a backslash without three octal digits after it stays.
 fn unescape(field: &[u8]) -> Vec<u8> {
+    if !field.contains(&b'\\') {
+        return field.to_vec();
+    }
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, after @ ..] = rest {
@@ -250,95 +223,10 @@ const ANSWERED_BY_THE_KERNEL: [&str; 11] = [
     "cgroup2", "zfs",
 ];
 
-/// How well a mount can be opened. An earlier variant is better.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Reach {
-    Open,
-    /// The way to it leads through a network or FUSE filesystem, which may hang or refuse.
-    BehindAnother,
-    Covered,
-}
-
-/// The mounts of one namespace as a tree, to find the mount that a path leads to.
-pub(crate) struct MountTree<'a> {
-    /// Whether it is the namespace of our own process.
-    is_ours: bool,
-    /// The mount at a path of a parent mount. The parent is `None` if the process cannot see it.
-    children: HashMap<(Option<u32>, &'a Path), &'a MountEntry>,
-}
-
-impl<'a> MountTree<'a> {
-    pub(crate) fn new(namespace: &'a MountNamespace) -> Self {
-        let mounts = &namespace.mounts;
-        let ids: std::collections::HashSet<u32> =
-            mounts.iter().map(|mount| mount.mount_id).collect();
-        let children = mounts.iter().map(|mount| {
-            // An initial root filesystem is its own parent.
-            let parent =
-                Some(mount.parent_id).filter(|id| *id != mount.mount_id && ids.contains(id));
-            ((parent, mount.mount_point.as_path()), mount)
-        });
-        Self {
-            is_ours: namespace.pid.is_none(),
-            children: children.collect(),
-        }
-    }
-
-    /// Returns how well `mount` can be opened in this namespace.
-    pub(crate) fn reach(&self, mount: &MountEntry) -> Reach {
-        let way = self.way_to(&mount.mount_point);
-        let Some((end, before)) = way.split_last() else {
-            return Reach::Covered;
-        };
-        if !std::ptr::eq(*end, mount) {
-            return Reach::Covered;
-        }
-        if self.may_hang(before) {
-            Reach::BehindAnother
-        } else {
-            Reach::Open
-        }
-    }
-
-    /// Returns whether a path that leads through the mounts of `way` may hang or be refused.
-    fn may_hang(&self, way: &[&MountEntry]) -> bool {
-        // Our own root filesystem does not count, because every path of ours leads through it. The
-        // root of another namespace may be the FUSE mount of an ordinary user, which refuses root.
-        way.iter()
-            .skip(usize::from(self.is_ours))
-            .any(|passed| !passed.is_answered_by_the_kernel())
-    }
-
-    /// Follows `path` from the root directory as the kernel does, and returns the mounts that it
-    /// passes. `path` lies on the last of them.
-    ///
-    /// A mount is hidden if and only if the way to its own mount point does not end on it. This one
-    /// rule covers a mount stacked on the same mount point, a mount on a directory further up, and
-    /// everything below either.
-    pub(crate) fn way_to(&self, path: &Path) -> Vec<&'a MountEntry> {
-        let mut way: Vec<&MountEntry> = Vec::new();
-        let mut prefixes: Vec<&Path> = path.ancestors().collect();
-        prefixes.reverse();
-        for prefix in prefixes {
-            // Mounts can be stacked on one mount point, and the kernel goes to the topmost. A way
-            // is longer than the number of mounts only if the parents in a bad input form a cycle.
-            while let Some(mount) = self
-                .children
-                .get(&(way.last().map(|mount| mount.mount_id), prefix))
-            {
-                if way.len() > self.children.len() {
-                    break;
-                }
-                way.push(mount);
-            }
-        }
-        way
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
 
     use super::*;
 
@@ -468,47 +356,6 @@ mod tests {
     }
 
     #[test]
-    fn a_path_leads_through_every_mount_on_its_way() {
-        let namespace = ours(
-            b"1 1 8:1 / / rw - ext4 a rw\n2 1 8:2 / /srv rw - ext4 b rw\n3 2 8:3 / /srv rw - ext4 c rw\n",
-        );
-        let way = |path: &str| -> Vec<u32> {
-            MountTree::new(&namespace)
-                .way_to(Path::new(path))
-                .iter()
-                .map(|mount| mount.mount_id)
-                .collect()
-        };
-        assert_eq!(way("/srv/x"), [1, 2, 3]);
-        assert_eq!(way("/srvx"), [1]);
-    }
-
-    #[test]
-    fn cover_is_the_first_mount_on_the_way_that_the_hidden_one_is_not_mounted_on() {
-        let namespace = ours(
-            b"1 1 8:1 / / rw - ext4 a rw\n2 1 8:2 / /a rw - ext4 b rw\n3 2 8:3 / /a/b rw - ext4 c rw\n\
-            4 3 0:9 / /a/b rw - tmpfs d rw\n5 1 8:4 / /free rw - ext4 e rw\n",
-        );
-        let cover = |namespace: &MountNamespace, device, path: &str| {
-            let device = DeviceNumber {
-                major: 8,
-                minor: device,
-            };
-            let cover = namespace.cover_at(device, Path::new(path));
-            cover.map(|cover| cover.mount_id)
-        };
-        assert_eq!(cover(&namespace, 3, "/a/b"), Some(4));
-        assert_eq!(cover(&namespace, 4, "/free"), None);
-        assert_eq!(cover(&namespace, 9, "/free"), None);
-        // A mount on the directory above hides both.
-        let mut mounts = namespace.mounts.clone();
-        mounts.push(entry(b"6 2 0:10 / /a rw - tmpfs f rw"));
-        let covered_above = MountNamespace { pid: None, mounts };
-        assert_eq!(cover(&covered_above, 3, "/a/b"), Some(6));
-        assert_eq!(cover(&covered_above, 2, "/a"), Some(6));
-    }
-
-    #[test]
     fn names_are_looked_up_only_where_the_kernel_answers_or_at_the_root() {
         let mut namespace =
             ours(b"1 1 0:5 / / rw - nfs4 a rw\n2 1 8:2 / /d rw - ext4 b rw\n3 1 0:6 / /f rw - fuse.x c rw\n");
@@ -518,12 +365,5 @@ mod tests {
         assert!(!asked(&namespace, 9, false) && asked(&namespace, 9, true));
         namespace.pid = Some(7);
         assert!(!asked(&namespace, 1, true));
-    }
-
-    #[test]
-    fn way_to_ends_when_the_parents_form_a_cycle() {
-        let namespace = ours(b"1 2 8:1 / / rw - ext4 a rw\n2 1 8:2 / / rw - ext4 b rw\n");
-        let tree = MountTree::new(&namespace);
-        assert!(tree.way_to(Path::new("/a")).len() <= 4);
     }
 }

@@ -16,7 +16,8 @@ use serde::Serialize;
 
 use crate::device_number::DeviceNumber;
 use crate::devices::DeviceGraph;
-use crate::mountinfo::{MountNamespace, MountTree};
+use crate::mount_tree::MountTree;
+use crate::mountinfo::MountNamespace;
 use crate::pattern::{Pattern, PatternError, Subject};
 use crate::text::path_text;
 use levels::levels;
@@ -335,7 +336,7 @@ fn matches_nothing(pattern: &Pattern, namespaces: &[MountNamespace]) -> PlanErro
     };
     let lies_on = namespaces.first().and_then(|own| {
         let tree = MountTree::new(own);
-        let mount = tree.way_to(path).last().copied()?;
+        let (mount, _) = tree.end_of(path)?;
         Some(path_text(&mount.mount_point))
     });
     PlanError::NoSuchMount {

@@ -97,7 +97,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     if include.is_empty() {
         return Err("without a mount point this would freeze the whole machine".into());
     }
-    let plan = scan::machine()?.plan(&Selection::parse(&include, &[])?)?;
+    let plan = scan::machine(&mut Silent)?.plan(&Selection::parse(&include, &[])?)?;
     let options = Options {
         thaw_timeout: Duration::from_secs(1),
         freeze_timeout: Duration::from_secs(1),

@@ -66,7 +66,7 @@ pub enum PrepareError {
     Connect(#[from] ConnectError),
     /// A planned filesystem could not be opened, or a different one is mounted there now.
     #[error(transparent)]
-    Directory(#[from] DirectoryError),
+    Directory(DirectoryError),
     /// The state of runs cannot be used, or does not allow another run.
     #[error(transparent)]
     State(#[from] StateError),
@@ -89,6 +89,15 @@ pub enum PrepareError {
     /// The caller ended the preparation.
     #[error("the preparation was interrupted")]
     Interrupted,
+}
+
+impl From<DirectoryError> for PrepareError {
+    fn from(error: DirectoryError) -> Self {
+        match error {
+            DirectoryError::Tables(PlanError::Interrupted) => Self::Interrupted,
+            error => Self::Directory(error),
+        }
+    }
 }
 
 impl PrepareError {

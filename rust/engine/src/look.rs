@@ -5,16 +5,17 @@ use vmsnapshot_core::plan::{Plan, PlannedFilesystem, SkippedFilesystem, Unreadab
 use vmsnapshot_core::report::FilesystemResult;
 
 use crate::directories::{DirectoryError, LeftOut, Opened};
+use crate::observer::{Observer, Silent};
 use crate::scan;
 
 /// Makes `plan` again, for what is mounted now.
 ///
-/// *Blocking*: no. It reads `/proc` and `/sys`.
+/// *Blocking*: as [`scan::machine`].
 ///
 /// # Errors
 /// [`DirectoryError::Tables`].
-fn look_again(plan: &Plan) -> Result<Plan, DirectoryError> {
-    Ok(scan::machine()?.plan_again(plan)?)
+fn look_again(plan: &Plan, observer: &mut dyn Observer) -> Result<Plan, DirectoryError> {
+    Ok(scan::machine(observer)?.plan_again(plan)?)
 }
 
 /// Returns what to open for `plan`: what it would freeze by now, and what is gone since, so that its
@@ -22,8 +23,11 @@ fn look_again(plan: &Plan) -> Result<Plan, DirectoryError> {
 ///
 /// # Errors
 /// [`DirectoryError::Tables`].
-pub(crate) fn up_to_date(plan: &Plan) -> Result<Vec<PlannedFilesystem>, DirectoryError> {
-    let now = look_again(plan)?.filesystems;
+pub(crate) fn up_to_date(
+    plan: &Plan,
+    observer: &mut dyn Observer,
+) -> Result<Vec<PlannedFilesystem>, DirectoryError> {
+    let now = look_again(plan, observer)?.filesystems;
     let is_gone = |planned: &&PlannedFilesystem| find(&now, planned.device).is_none();
     let gone: Vec<_> = plan.filesystems.iter().filter(is_gone).cloned().collect();
     let mut filesystems = now;
@@ -54,8 +58,9 @@ impl Change {
         plan: &Plan,
         ready: &[PlannedFilesystem],
         left_out: &[LeftOut],
+        observer: &mut dyn Observer,
     ) -> Result<Change, DirectoryError> {
-        let again = look_again(plan)?;
+        let again = look_again(plan, observer)?;
         let is_hidden = |skipped: &&SkippedFilesystem| {
             skipped.reason.is_out_of_reach() && find(ready, skipped.device).is_none()
         };
@@ -97,7 +102,7 @@ pub(crate) fn after_thaw(
     left_out: &mut Vec<LeftOut>,
     unreadable: &mut Vec<UnreadableMounts>,
 ) {
-    let found = Change::find(plan, frozen, left_out).and_then(|change| {
+    let found = Change::find(plan, frozen, left_out, &mut Silent).and_then(|change| {
         let added = change.added.into_iter().map(|planned| PlannedFilesystem {
             // It is too late for an error.
             is_explicit: false,

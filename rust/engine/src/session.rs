@@ -127,7 +127,7 @@ pub fn prepare_on(
         filesystems,
         directories,
         left_out,
-    } = Opened::open(&look::up_to_date(plan)?)?;
+    } = Opened::open(&look::up_to_date(plan, observer)?)?;
 
     observer.phase(Phase::Connect);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -218,7 +218,7 @@ impl Session {
             staged = staged.leave_out(errors, &mut left_out)?;
         }
         let mut callees = callees.refresh(&runtime, &options.connect, observer)?;
-        let change = Change::find(&plan, &staged.filesystems, &left_out)?;
+        let change = Change::find(&plan, &staged.filesystems, &left_out, observer)?;
         for hidden in &change.out_of_reach {
             look::update(&mut left_out, hidden.clone());
         }

@@ -10,6 +10,7 @@ use vmsnapshot_core::{devices, machine};
 use vmsnapshot_engine::scan;
 
 use crate::errors;
+use crate::observer::PythonObserver;
 use crate::plan::Plan;
 use crate::text::{patterns, PatternText};
 
@@ -17,9 +18,11 @@ use crate::text::{patterns, PatternText};
 #[pyfunction]
 #[pyo3(name = "machine")]
 pub(crate) fn read(py: Python<'_>) -> PyResult<Machine> {
-    py.detach(scan::machine)
+    let mut observer = PythonObserver::new(None);
+    let machine = py.detach(|| scan::machine(&mut observer));
+    observer
+        .planned(py, machine)
         .map(|machine| Machine { machine })
-        .map_err(|error| errors::plan_error(py, &error))
 }
 
 #[pyclass(frozen, module = "vmsnapshot")]

@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 use vmsnapshot_core::phase::Phase;
+use vmsnapshot_core::plan::PlanError;
 use vmsnapshot_engine::error::PrepareError;
 use vmsnapshot_engine::observer::Observer;
 
@@ -36,6 +37,19 @@ impl PythonObserver {
             (Ok(output), _) => Ok(output),
             (Err(PrepareError::Interrupted), Some(raised)) => Err(raised),
             (Err(error), _) => Err(errors::prepare_error(py, &error)),
+        }
+    }
+
+    /// The same for the result of a plan.
+    pub(crate) fn planned<Output>(
+        self,
+        py: Python<'_>,
+        result: Result<Output, PlanError>,
+    ) -> PyResult<Output> {
+        match (result, self.raised) {
+            (Ok(output), _) => Ok(output),
+            (Err(PlanError::Interrupted), Some(raised)) => Err(raised),
+            (Err(error), _) => Err(errors::plan_error(py, &error)),
         }
     }
 }

@@ -4,9 +4,10 @@ use std::ffi::OsString;
 
 use pyo3::prelude::*;
 use vmsnapshot_core::plan;
+use vmsnapshot_engine::scan;
 
-use crate::errors;
 use crate::names::json;
+use crate::observer::PythonObserver;
 use crate::text::{patterns, PatternText};
 
 /// Reads what is mounted and plans what a run would freeze.
@@ -17,11 +18,10 @@ pub(crate) fn make(
     include: Vec<PatternText>,
     exclude: Vec<PatternText>,
 ) -> PyResult<Plan> {
-    let selection = plan::Selection::parse(&patterns(include), &patterns(exclude));
-    selection
-        .and_then(|selection| py.detach(|| vmsnapshot_engine::scan::machine()?.plan(&selection)))
-        .map(Plan::from)
-        .map_err(|error| errors::plan_error(py, &error))
+    let mut observer = PythonObserver::new(None);
+    let plan = plan::Selection::parse(&patterns(include), &patterns(exclude))
+        .and_then(|selection| py.detach(|| scan::machine(&mut observer)?.plan(&selection)));
+    observer.planned(py, plan).map(Plan::from)
 }
 
 #[pyclass(frozen, get_all, module = "vmsnapshot")]

@@ -17,5 +17,6 @@ pub mod mount_namespace;
 pub mod place;
 pub mod process;
 pub mod signal;
+pub mod user_namespace;
 
 pub use rustix::io::Errno;

@@ -45,6 +45,9 @@ pub enum PlanError {
         /// Why it cannot be frozen.
         reason: SkipReason,
     },
+    /// The caller does not want the plan any more.
+    #[error("the plan was interrupted")]
+    Interrupted,
 }
 
 impl PlanError {
@@ -57,6 +60,7 @@ impl PlanError {
             Self::PatternMatchesNothing { .. } => ErrorCode::PatternMatchesNothing,
             Self::NoSuchMount { .. } => ErrorCode::NoSuchMount,
             Self::NotFreezable { .. } => ErrorCode::NotFreezable,
+            Self::Interrupted => ErrorCode::Interrupted,
         }
     }
 
@@ -69,6 +73,7 @@ impl PlanError {
             | Self::PatternMatchesNothing { .. }
             | Self::NoSuchMount { .. }
             | Self::NotFreezable { .. } => ErrorKind::Arguments,
+            Self::Interrupted => ErrorKind::Interrupted,
         }
     }
 
@@ -84,7 +89,7 @@ impl PlanError {
             ),
             Self::PatternMatchesNothing { .. } => Some("`vmsnapshot plan` lists what is mounted".to_owned()),
             Self::NotFreezable { .. } => Some("leave it out, or use a glob, which skips what cannot be frozen".to_owned()),
-            Self::Unreadable { .. } | Self::NoSuchMount { lies_on: None, .. } => None,
+            Self::Unreadable { .. } | Self::NoSuchMount { lies_on: None, .. } | Self::Interrupted => None,
         }
     }
 }

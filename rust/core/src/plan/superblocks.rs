@@ -8,7 +8,8 @@ use super::filesystems::{open_path, PlannedFilesystem, SkippedFilesystem};
 use super::skip_reason::SkipReason;
 use crate::device_number::DeviceNumber;
 use crate::devices::DeviceGraph;
-use crate::mountinfo::{MountEntry, MountNamespace, MountTree, Reach};
+use crate::mount_tree::{MountTree, Reach};
+use crate::mountinfo::{MountEntry, MountNamespace};
 use crate::pattern::Subject;
 
 /// Types on a block device that the kernel cannot freeze: their super_operations have no

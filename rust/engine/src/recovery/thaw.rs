@@ -20,6 +20,7 @@ use crate::block_device::{self, Use};
 use crate::directories;
 use crate::error::ThawError;
 use crate::identity::Known;
+use crate::observer::Silent;
 use crate::scan::{self, Roots};
 use crate::state::{kept_runs, KeptRun, Lock, DIRECTORY};
 
@@ -109,7 +110,8 @@ pub fn thaw() -> Result<ThawResult, ThawError> {
 /// Calls FITHAW on everything that `runs` may have frozen, in parallel, and records the answers.
 fn thaw_all(runs: &[KeptRun], result: &mut ThawResult) -> Result<(), ThawError> {
     let scan::Mounts { namespaces, .. } =
-        scan::mounts(&Roots::default()).map_err(ThawError::Plan)?;
+        scan::mounts(&Roots::default(), scan::Limits::NONE, &mut Silent)
+            .map_err(ThawError::Plan)?;
     let (sender, receiver) = mpsc::channel();
     let mut pending = 0;
     for (run, kept) in runs.iter().enumerate() {

@@ -16,7 +16,7 @@ use vmsnapshot_sys::clock;
 use crate::block_device;
 use crate::companion::ask::{ask, Answer};
 use crate::companion::Role;
-use crate::observer::Silent;
+use crate::observer::Observer;
 use crate::walk::{find, mount_id};
 
 /// How long the answers may take. One takes about 10 µs. A device whose file lies on a dead
@@ -27,9 +27,12 @@ const LIMIT: Duration = Duration::from_secs(1);
 /// mountinfo's if it is known, otherwise the file's `st_dev`.
 ///
 /// *Blocking*: some milliseconds if there is a device to ask, and a second at most. The process that
-/// asks may wait on for a dead filesystem.
-pub(super) fn filesystems(machine: &Machine) -> BTreeMap<DeviceNumber, DeviceNumber> {
-    let mut found = ask_all(machine);
+/// asks may wait on for a dead filesystem. If the observer gives up, no device has answered.
+pub(super) fn filesystems(
+    machine: &Machine,
+    observer: &mut dyn Observer,
+) -> BTreeMap<DeviceNumber, DeviceNumber> {
+    let mut found = ask_all(machine, observer);
     // The kernel's number for a file on btrfs is that of its subvolume, which mountinfo does not
     // have. Nothing is looked at unless there is such a number.
     if found
@@ -48,7 +51,7 @@ pub(super) fn filesystems(machine: &Machine) -> BTreeMap<DeviceNumber, DeviceNum
 
 /// Asks all devices at the same time in a process of its own, which is started only if there is one
 /// to ask. If it cannot be started, no device answers.
-fn ask_all(machine: &Machine) -> BTreeMap<DeviceNumber, DeviceNumber> {
+fn ask_all(machine: &Machine, observer: &mut dyn Observer) -> BTreeMap<DeviceNumber, DeviceNumber> {
     let (numbers, nodes): (Vec<DeviceNumber>, Vec<OwnedFd>) = machine
         .loops_to_ask()
         .into_iter()
@@ -61,7 +64,7 @@ fn ask_all(machine: &Machine) -> BTreeMap<DeviceNumber, DeviceNumber> {
         .unzip();
     let nodes: Vec<_> = nodes.iter().map(AsFd::as_fd).collect();
     let deadline = clock::monotonic().plus(LIMIT);
-    let answers = ask(Role::Loop, &nodes, deadline, &mut Silent).unwrap_or_default();
+    let answers = ask(Role::Loop, &nodes, deadline, observer).unwrap_or_default();
     numbers
         .into_iter()
         .zip(answers)

@@ -1,5 +1,7 @@
 //! A window of a test's own: a ledger in memory, a scripted kernel, and a watchdog's end that answers.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
