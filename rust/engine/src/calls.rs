@@ -635,6 +635,7 @@ mod tests {
             let (rest, may_write) = tokio::sync::oneshot::channel::<()>();
             tokio::spawn(async move {
                 let (mut stream, _) = listener.accept().await.unwrap();
+                assert_ne!(stream.read(&mut [0; 1024]).await.unwrap(), 0);
                 stream
                     .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{")
                     .await
