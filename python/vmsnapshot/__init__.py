@@ -45,6 +45,7 @@ from vmsnapshot._native import (
     RunFilesystem,
     RunStatus,
     Session,
+    Signatures,
     SkippedFilesystem,
     Status,
     Thawed,
@@ -63,6 +64,7 @@ from vmsnapshot._native import (
     status,
     thaw,
     trust_roots,
+    uri_without_query,
 )
 from vmsnapshot.errors import ArgumentsError, PlanError, PrepareError, ThawError, VmsnapshotError
 
@@ -88,6 +90,7 @@ __all__ = [
     "RunFilesystem",
     "RunStatus",
     "Session",
+    "Signatures",
     "SkippedFilesystem",
     "Status",
     "ThawError",
@@ -109,4 +112,5 @@ __all__ = [
     "status",
     "thaw",
     "trust_roots",
+    "uri_without_query",
 ]

@@ -731,6 +731,27 @@ def thaw() -> ThawResult:
     Blocking: five seconds, if FITHAW calls do not return. Raises ``ThawError`` if nothing could be tried.
     """
 
+@final
+class Signatures:
+    """The signatures of SAS URIs, to keep them out of what is printed. Of more than 256 the last are kept."""
+
+    def __new__(cls) -> Signatures: ...
+    def add(self, uri: str) -> None:
+        """Adds the signature of a SAS URI, which may be malformed."""
+
+    def removed_from(self, text: str) -> str:
+        """Replaces the value of every ``sig=``, and every part of a known signature, with ``...``.
+
+        In every encoding of URIs, JSON and XML, and in several layers of them. A part has eight letters and
+        digits at least. A shorter signature is removed behind ``sig=`` only.
+        """
+
+def uri_without_query(uri: str) -> str:
+    """Returns what may be printed of a URI: all but its query.
+
+    A malformed URI, also one whose path has a ``sig=``, ends at its first unusual character.
+    """
+
 def error_codes() -> dict[ErrorCode, ErrorSubject]:
     """Returns the code of every error of the engine, with what could not be prepared.
 

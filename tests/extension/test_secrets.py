@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import urllib.parse
 from pathlib import Path
 
 import pytest
 
 from tests.extension.conftest import Job, Vm, host_item, worker_of
-from tests.support.host_service import SIGNATURE, Usual, blob_error, json_answer
+from tests.support.host_service import SIGNATURE, USUAL, Usual, blob_error, json_answer
+from tests.support.protected_settings import object_str
 
 TOKEN = "dG9rZW4tdGhhdC1ub2JvZHktbWF5LXNlZQ"  # noqa: S105
 DISK_TOKEN = "ZGlzay10b2tlbi1vZi10aGUtaG9zdA"  # noqa: S105
@@ -82,6 +84,72 @@ def test_no_file_contains_a_secret_after_a_job_that_fails_early(vm: Vm) -> None:
         vm.extension.log().encode() + vm.service.content(job.logs_blob) + vm.service.content(job.status_blob)
     )
     assert not any(secret in log for secret in secrets())
+
+
+def without_sig_mark(signature: str) -> list[str]:
+    """Returns the signature as a server may repeat it, without its ``sig=``."""
+    decoded = urllib.parse.unquote(signature)
+    return [
+        decoded,
+        signature,
+        signature.lower().replace("%2b", "%252b"),
+        decoded.replace("+", "\\u002b").replace("=", "\\u003d"),
+        decoded.replace("+", "&#43;"),
+        decoded.rstrip("="),
+    ]
+
+
+def assert_no_signature(vm: Vm, job: Job) -> None:
+    found = vm.extension.sandbox.written()
+    found["status blob"] = vm.service.content(job.status_blob)
+    found["log blob"] = vm.service.content(job.logs_blob)
+    marks = [SIGNATURE[:20], SIGNATURE[:20].lower()]
+    leaks = {
+        name: mark
+        for name, content in found.items()
+        for mark in marks
+        # The agent wrote the public settings. They have the URIs of the status blob and the log blob.
+        if mark.encode() in content and not name.endswith(".settings")
+    }
+    assert leaks == {}
+
+
+@pytest.mark.parametrize("form", range(6))
+def test_signature_that_services_repeat_reaches_no_file_and_no_report(vm: Vm, form: int) -> None:
+    echo = without_sig_mark(SIGNATURE)[form]
+    job = vm.job(vm.new_number(), mode="onlyGuest")
+    refusal = blob_error(403, "AuthenticationFailed", f"Signature {echo} did not match")
+    vm.service.script(job.disks[0], refusal, operation="PUT snapshot")
+    code = blob_error(403, echo.replace("&#43;", "+"), f"Signature {echo} did not match")
+    vm.service.script(job.disks[1], code, operation="PUT snapshot")
+    # The first write of each report fails.
+    vm.service.script(job.status_blob, code, USUAL, operation="PUT")
+    vm.service.script(job.logs_blob, code, USUAL, operation="HEAD")
+    job.run()
+    assert_no_signature(vm, job)
+    assert "did not match" in vm.extension.status_file(job.number).read_text()
+
+
+def test_signature_that_the_host_repeats_reaches_no_file_and_no_report(vm: Vm) -> None:
+    job = vm.job(vm.new_number(), mode="onlyHost")
+    items = [host_item("false", errorMessage=f"{echo} is wrong") for echo in without_sig_mark(SIGNATURE)]
+    vm.service.script("presnapshot", json_answer({"bhsVersion": SIGNATURE[:20], "result": SIGNATURE}))
+    vm.service.script("dosnapshot", json_answer({"snapshotInfo": items}))
+    job.run()
+    assert_no_signature(vm, job)
+
+
+@pytest.mark.parametrize(("mark", "layers"), [("&", 0), (";", 0), ("#", 0), ("\\", 0), ("?", 1), ("?", 3)])
+def test_blob_uri_that_lost_its_question_mark_reaches_no_file(vm: Vm, mark: str, layers: int) -> None:
+    job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")
+    path, _, query = vm.service.uri(job.disks[0]).partition("?")
+    written = mark + query
+    for _ in range(layers):
+        written = urllib.parse.quote(written, safe="")
+    uri = path + written
+    job.protected["objectStr"] = object_str({"blobSASUri": [uri]})
+    job.run()
+    assert_no_signature(vm, job)
 
 
 def test_worker_has_no_secret_in_its_arguments_or_environment(vm: Vm) -> None:

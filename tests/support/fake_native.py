@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 import types
 from collections.abc import Sequence
@@ -323,6 +324,16 @@ class Session:
         self.close()
 
 
+class Signatures:
+    """Knows no signature, and finds only a plain ``sig=``."""
+
+    def add(self, uri: str) -> None:
+        pass
+
+    def removed_from(self, text: str) -> str:
+        return re.sub(r"(sig=)[^&\s]+", r"\1...", text, flags=re.IGNORECASE)
+
+
 class FakeNative(types.ModuleType):
     """The module ``vmsnapshot._native``, as far as the Python part uses it."""
 
@@ -341,6 +352,7 @@ class FakeNative(types.ModuleType):
         self.WatchdogOutcome = WatchdogOutcome
         self.Report = Report
         self.Session = Session
+        self.Signatures = Signatures
         self.Mount = Mount
         self.BlockDevice = BlockDevice
         self.Machine = Machine
@@ -399,6 +411,9 @@ class FakeNative(types.ModuleType):
     def trust_roots(self, *, ca_file: Any = None) -> list[bytes]:
         assert ca_file is None or ca_file
         return []
+
+    def uri_without_query(self, uri: str) -> str:
+        return uri.partition("?")[0]
 
     def status(self) -> Document:
         if self.status_error is not None:

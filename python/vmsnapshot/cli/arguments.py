@@ -21,8 +21,8 @@ LONGEST_TIMEOUT_S = 3600.0
 # Below this, the kernel's scheduling decides the result. The engine refuses it too.
 SHORTEST_THAW_TIMEOUT_S = 0.01
 
-# Both also percent-encoded. The handler's `redacted` knows the same forms of a signature.
-_URI_OR_SIGNATURE = re.compile(r"://|%3a%2f%2f|sig(?:=|%3d|%253d)", re.IGNORECASE)
+# Both also percent-encoded, in any number of layers.
+_URI_OR_SIGNATURE = re.compile(r"://|%(?:25)*3a%(?:25)*2f|sig(?:=|%(?:25)*3d)", re.IGNORECASE)
 
 PATTERN_HELP = """\
 patterns:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 from typing import Any, NoReturn
 
+from vmsnapshot import Signatures, uri_without_query
 from vmsnapshot.errors import VmsnapshotError
 
 # A query that contains a signature, up to a character that can end a URI in running text. It begins at the
 # last `?`, so that a text of many `?` is scanned only once.
 _SAS_QUERY = re.compile(r"\?[^\s\"'<>\\?]*?\bsig=[^\s\"'<>\\]*", re.IGNORECASE)
-# A name and a password in front of a host.
-_CREDENTIALS = re.compile(r"//[^\s\"'<>]*@")
-_SIGNATURE = re.compile(r"(sig(?:=|%3d|%253d))[^&\s\"'<>\\]+", re.IGNORECASE)
+# What may be a URI in running text.
+_WORD = re.compile(r"[^\s\"'<>]+")
 
+# The signatures of all SAS URIs of this process. The service, a proxy or the host may repeat one without its
+# `sig=`.
+_SIGNATURES = Signatures()
 
 # Scheme, host, port and path of a URI without its query. The path begins with a slash, or is empty.
 _BLOB = re.compile(r"(https?)://([^/]*?)(?::([0-9]{1,9}))?(/.*)?", re.IGNORECASE | re.DOTALL)
@@ -49,18 +52,21 @@ class Secret:
 
 
 class SasUri(Secret):
-    """The URI of a blob. Its query, the signature, is secret. `str` returns the URI without the query."""
+    """The URI of a blob. Its query, the signature, is secret. `str` returns the URI without the query.
+
+    `redacted` removes its signature from now on.
+    """
 
     __slots__ = ()
 
     def __init__(self, text: str) -> None:
         super().__init__(text.strip())
+        _SIGNATURES.add(text)
 
     @property
     def without_query(self) -> str:
         """The URI in a form that may be printed and reported."""
-        # A malformed URI may have its signature in the path, or a name and a password before its host.
-        return _CREDENTIALS.sub("//...@", _SIGNATURE.sub(r"\1...", self._text.partition("?")[0]))
+        return uri_without_query(self._text)
 
     @property
     def blob(self) -> Secret:
@@ -81,8 +87,19 @@ class SasUri(Secret):
 
 
 def redacted(text: Any) -> str:
-    """Removes signatures and passwords from a text that may contain a URI, such as an answer or an error."""
-    return _CREDENTIALS.sub("//...@", _SIGNATURE.sub(r"\1...", _SAS_QUERY.sub("?...", str(text))))
+    """Removes signatures and passwords from a text that may contain them, such as an answer or an error.
+
+    The signatures are those behind `sig=`, and those of every `SasUri` of this process.
+    """
+    text = _SIGNATURES.removed_from(_SAS_QUERY.sub("?...", str(text)))
+    return _WORD.sub(_without_credentials, text) if "@" in text else text
+
+
+def _without_credentials(word: re.Match[str]) -> str:
+    """Removes what is between the first `//` and the last `@`: a name and a password in front of a host."""
+    before, slashes, rest = word[0].partition("//")
+    _, at, host = rest.rpartition("@")
+    return f"{before}{slashes}...{at}{host}" if at else word[0]
 
 
 def explained(error: VmsnapshotError) -> str:

@@ -11,6 +11,7 @@
 
 pub mod blob;
 pub mod deadlines;
+mod decoded;
 pub mod device_number;
 pub mod devices;
 pub mod error_kind;
@@ -27,6 +28,7 @@ pub mod phase;
 pub mod plan;
 pub mod report;
 pub mod secret;
+pub mod signatures;
 pub mod status;
 pub mod text;
 pub mod uri;

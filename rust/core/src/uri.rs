@@ -5,6 +5,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use crate::signatures::names_signature;
+
 /// The longest URI that is accepted. Services refuse longer ones too, and the HTTP library has a
 /// limit of 64 KiB.
 pub const URI_LIMIT_BYTES: usize = 16 * 1024;
@@ -38,7 +40,8 @@ impl Scheme {
     }
 }
 
-/// An absolute HTTP or HTTPS URI. It has no user name and no fragment, and only URI characters.
+/// An absolute HTTP or HTTPS URI. It has no user name and no fragment, and only URI characters. What
+/// is in front of its query has no `sig=`, in whatever encoding, and may be printed.
 ///
 /// Path and query are stored byte for byte. Neither `Display` nor `Debug` shows the query.
 #[derive(Clone)]
@@ -92,6 +95,12 @@ impl HttpUri {
         let (host, port) = split_authority(authority)?;
         let path_start = scheme_text.len() + "://".len() + authority.len();
         let path_end = text.find('?').unwrap_or(text.len());
+        if text.get(..path_end).is_some_and(names_signature) {
+            return Err(
+                "its path has a signature (`sig=`): the `?` in front of the SAS is lost or \
+                 percent-encoded",
+            );
+        }
         Ok(Self {
             text: text.to_owned(),
             scheme,
@@ -154,6 +163,43 @@ impl HttpUri {
     #[must_use]
     pub fn uri_without_query(&self) -> &str {
         self.text.get(..self.path.end).unwrap_or_default()
+    }
+}
+
+/// Returns what may be printed of a URI, which may be malformed: all but its query, or else its
+/// [`plain_start`].
+#[must_use]
+pub fn printable(text: &str) -> String {
+    match HttpUri::parse(text) {
+        Ok(uri) => uri.uri_without_query().to_owned(),
+        Err(_) => plain_start(text),
+    }
+}
+
+/// Returns the start of a URI that is refused: up to the first character that can begin a SAS, or
+/// hide one. `...` stands for the rest.
+///
+/// If there is an `@`, a password may be anywhere in front of it, and only the scheme is returned.
+#[must_use]
+pub fn plain_start(text: &str) -> String {
+    let Some((scheme, rest)) = text.trim().split_once("://") else {
+        return String::new();
+    };
+    let scheme = match scheme.to_ascii_lowercase().as_str() {
+        "http" => "http",
+        "https" => "https",
+        _ => return String::new(),
+    };
+    if rest.contains('@') {
+        return format!("{scheme}://...@");
+    }
+    let is_plain = |char: char| char.is_ascii_alphanumeric() || "-._~/:[]".contains(char);
+    match rest.find(|char| !is_plain(char)) {
+        None => format!("{scheme}://{rest}"),
+        Some(end) if rest.get(end..).is_some_and(|rest| rest.starts_with('?')) => {
+            format!("{scheme}://{}", rest.get(..end).unwrap_or_default())
+        }
+        Some(end) => format!("{scheme}://{}...", rest.get(..end).unwrap_or_default()),
     }
 }
 
@@ -240,11 +286,59 @@ mod tests {
         }
     }
 
+    #[test]
+    fn uri_that_lost_its_question_mark_is_refused_and_printed_up_to_its_sas() {
+        for (text, printed) in [
+            ("http://h/c/b&sp=rw&sig=SECRET", "http://h/c/b..."),
+            ("http://h/c/b%3Fsp=rw&sig%3DSECRET", "http://h/c/b..."),
+            ("http://h/c/b;sig=SECRET?sig=x", "http://h/c/b..."),
+            ("http://h/c/bsig=SECRET?sig=x", "http://h/c/bsig..."),
+            (
+                "http://h/c/b%253Fsp%253Drw%2526sig%253DSECRET",
+                "http://h/c/b...",
+            ),
+            (
+                "http://h/c/b%25253F%252573%252549g%25253DSECRET?sig=x",
+                "http://h/c/b...",
+            ),
+            ("http://h/c/b&SIG=SECRET", "http://h/c/b..."),
+            ("http://h/c/b&sig%20%0A=SECRET", "http://h/c/b..."),
+            ("http://h/c/b#sig=SECRET", "http://h/c/b..."),
+            ("http://h/c/b\\sig=SECRET", "http://h/c/b..."),
+            ("http://h/c/b\nsig=SECRET", "http://h/c/b..."),
+            ("http://sig=SECRET@h/c/b", "http://...@"),
+            ("http://user:SECRET@h/c/b?sig=SECRET", "http://...@"),
+            ("http://sig=SECRET/c/b", "http://sig..."),
+            ("sig=SECRET://h/c/b", ""),
+            ("h/c/b?sig=SECRET", ""),
+            ("  HTTPS://h:0/c/b?sig=SECRET", "https://h:0/c/b"),
+        ] {
+            assert!(HttpUri::parse(text).is_err(), "{text}");
+            assert_eq!(printable(text), printed, "{text}");
+        }
+        assert_eq!(printable("http://h/c/b%201?sig=x"), "http://h/c/b%201");
+    }
+
     proptest! {
         #[test]
         fn parsing_never_panics_on_any_text(text in "\\PC*") {
             let _ = HttpUri::parse(&text);
+            let _ = printable(&text);
             let _ = percent_decoded(&text);
+        }
+
+        #[test]
+        fn no_printed_form_has_a_signature(
+            before in "[a-z0-9/?&;#%:@\\\\ .=]{0,12}",
+            mark in "([sS%573][iI%649][gG%67]|%(25){0,3}73ig)(=|%(25){0,4}3[dD])",
+            after in "[a-z0-9/?&;#%:@\\\\ .=]{0,12}",
+            is_upper: bool,
+        ) {
+            let text = format!("https://h/c/b{before}{mark}SeCrEtSeCrEt{after}");
+            let text = if is_upper { text.replace("sig", "SIG") } else { text };
+            // `[sS%573]` and its like also make marks that are none.
+            prop_assume!(names_signature(&text));
+            prop_assert!(!printable(&text).contains("SeCrEtSeCrEt"), "{}", printable(&text));
         }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use vmsnapshot_core::blob::Metadata;
 use vmsnapshot_core::host_call::HostCall;
+use vmsnapshot_core::signatures::Signatures;
 
 use crate::calls::Call;
 use crate::connect::{self, ConnectError, ConnectOptions, Destination, PreparedRequest};
@@ -54,12 +55,17 @@ impl Callees {
             .chain(host.iter().map(|(_, call)| Destination::host(call)))
             .collect();
         let work = connect::connect_all(&destinations, options, blobs.on_unusable());
-        let mut connections = wait_for(runtime, observer, work)?.into_iter();
-        let mut next = || connections.next().expect("each destination has a result");
+        let signatures = blobs.signatures().clone();
+        let mut connections = wait_for(runtime, observer, &signatures, work)?.into_iter();
+        let mut next = || {
+            let result = connections.next().expect("each destination has a result");
+            result.map_err(|error| error.without(&signatures))
+        };
         let mut warnings = Vec::new();
         let blobs = blobs.then(|uri, metadata| {
             let connection = next()?;
-            warn_of(&mut warnings, connection.without_proxy.as_deref());
+            let warning = connection.without_proxy.as_deref();
+            warn_of(&mut warnings, warning, &signatures);
             // The request depends on the way that was taken: a proxy gets another form of it.
             let proxy = connection.dialer.destination().proxy();
             let request = PreparedRequest::snapshot(uri, &metadata, proxy)?;
@@ -92,6 +98,7 @@ impl Callees {
         options: &ConnectOptions,
         observer: &mut dyn Observer,
     ) -> Result<Callees, PrepareError> {
+        let signatures = self.blobs.signatures().clone();
         let on_unusable = self.blobs.on_unusable();
         let mut connections: Vec<_> = self
             .calls_mut()
@@ -99,13 +106,16 @@ impl Callees {
             .filter_map(Call::connection_mut)
             .collect();
         let work = connect::refresh(&mut connections, options.time_limit, on_unusable);
-        let mut results = wait_for(runtime, observer, work)?.into_iter();
-        let mut next = || results.next().expect("each connection has a result");
+        let mut results = wait_for(runtime, observer, &signatures, work)?.into_iter();
+        let mut next = || {
+            let result = results.next().expect("each connection has a result");
+            result.map_err(|error| error.without(&signatures))
+        };
         let mut warnings = self.warnings;
         let known = warnings.len();
         let blobs = self.blobs.then(|_, mut call| {
             if next()? {
-                warn_of(&mut warnings, call.without_proxy());
+                warn_of(&mut warnings, call.without_proxy(), &signatures);
             }
             Ok(call)
         })?;
@@ -146,25 +156,26 @@ impl Callees {
     }
 }
 
-/// Adds `warning`, if there is one, and it is a new one.
-fn warn_of(warnings: &mut Vec<String>, warning: Option<&str>) {
-    if let Some(warning) = warning.filter(|warning| !warnings.iter().any(|other| other == warning))
-    {
-        warnings.push(warning.to_owned());
+/// Adds `warning`, if there is one, and it is a new one. It can have words of a proxy.
+fn warn_of(warnings: &mut Vec<String>, warning: Option<&str>, signatures: &Signatures) {
+    let warning = warning.map(|warning| signatures.removed_from(warning));
+    if let Some(warning) = warning.filter(|warning| !warnings.contains(warning)) {
+        warnings.push(warning);
     }
 }
 
-/// Runs `work` to its end, or to the caller's interruption.
+/// Runs `work` to its end, or to the caller's interruption. Its error has none of `signatures`.
 fn wait_for<Output>(
     runtime: &Runtime,
     observer: &mut dyn Observer,
+    signatures: &Signatures,
     work: impl Future<Output = Result<Output, ConnectError>>,
 ) -> Result<Output, PrepareError> {
     runtime.block_on(async {
         let mut work = std::pin::pin!(work);
         loop {
             match tokio::time::timeout(INTERRUPTION_TICK, &mut work).await {
-                Ok(result) => return Ok(result?),
+                Ok(result) => return Ok(result.map_err(|error| error.without(signatures))?),
                 Err(_) if observer.is_interrupted() => return Err(PrepareError::Interrupted),
                 Err(_) => {}
             }

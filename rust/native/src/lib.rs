@@ -15,6 +15,7 @@ mod plan;
 mod prepare;
 mod report;
 mod session;
+mod signatures;
 mod status;
 mod text;
 mod thaw;
@@ -46,6 +47,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(trust_roots::read, module)?)?;
     module.add_class::<host_call::HostCall>()?;
     module.add_class::<session::Session>()?;
+
+    module.add_function(wrap_pyfunction!(signatures::uri_without_query, module)?)?;
+    module.add_class::<signatures::Signatures>()?;
 
     module.add_class::<report::Report>()?;
     module.add_class::<report::FilesystemOutcome>()?;

@@ -213,9 +213,10 @@ def _system_words(error: OSError) -> str:
         import os
 
         words = os.strerror(error.errno)
-    words = _printable(redacted(words))
+    words = _printable(words)
     return words[:1].lower() + words[1:] if words[1:2].islower() else words or "no reason is known"
 
 
 def _printable(text: str) -> str:
-    return "".join(letter for letter in str(text) if " " <= letter <= "~")[:100].strip()
+    # Cut last, so that no part of a signature is left that is too short to be known.
+    return redacted("".join(letter for letter in str(text) if " " <= letter <= "~"))[:100].strip()

@@ -339,7 +339,7 @@ def _item(entry: Any) -> SnapshotItem:
     if not isinstance(is_successful, (bool, str)):
         return _unreadable("the host's entry for this disk has no valid isSuccessful")
     uri = entry.get("snapshotUri")
-    uri = uri if isinstance(uri, str) and uri else None
+    uri = redacted(uri) if isinstance(uri, str) and uri else None
     message = entry.get("errorMessage")
     item = SnapshotItem(
         is_successful,

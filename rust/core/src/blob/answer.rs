@@ -1,7 +1,7 @@
 //! What the service's answer to Snapshot Blob means: a pure function of status, headers and body.
 
 use crate::report::BlobResult;
-use crate::secret::without_signatures;
+use crate::signatures::Signatures;
 
 const MESSAGE_LIMIT_CHARS: usize = 512;
 /// The service's code for an operation that it could not finish in time.
@@ -69,24 +69,26 @@ fn error_code(header: Option<&[u8]>, body: &[u8]) -> Option<String> {
 }
 
 /// Judges an answer to Snapshot Blob by its status, its headers `x-ms-snapshot` and
-/// `x-ms-error-code`, and its body. The body may be anything: truncated, empty, or not XML.
+/// `x-ms-error-code`, and its body. The body may be anything: truncated, empty, or not XML. The
+/// server knows `signatures`, and the result has none of them.
 #[must_use]
 pub fn judge_answer(
     status: u16,
     snapshot_header: Option<&[u8]>,
     error_code_header: Option<&[u8]>,
     body: &[u8],
+    signatures: &Signatures,
 ) -> JudgedAnswer {
     if is_success(status) {
         return match snapshot_header.and_then(snapshot_text) {
-            Some(snapshot) => JudgedAnswer {
+            Some(snapshot) if signatures.removed_from(&snapshot) == snapshot => JudgedAnswer {
                 outcome: BlobResult::Created,
                 snapshot: Some(snapshot),
                 error_code: None,
                 message: None,
                 retryable: false,
             },
-            None => bad_answer(format!(
+            Some(_) | None => bad_answer(format!(
                 "the service answered {status} without a usable x-ms-snapshot"
             )),
         };
@@ -96,8 +98,9 @@ pub fn judge_answer(
             "the service answered {status}, which is not an answer to Snapshot Blob"
         ));
     }
-    let error_code = error_code(error_code_header, body);
-    let message = element(body, b"Message").and_then(|message| message_text(message.text));
+    let error_code = error_code(error_code_header, body).map(|code| signatures.removed_from(&code));
+    let message =
+        element(body, b"Message").and_then(|message| message_text(message.text, signatures));
     let timed_out = error_code.as_deref() == Some(TIMED_OUT);
     let rate_exceeded = error_code.as_deref() == Some("SnapshotOperationRateExceeded");
     let is_gateway_failure = matches!(status, 502 | 504);
@@ -119,9 +122,9 @@ pub fn judge_answer(
 /// The text has no byte order mark and no signatures, and is 4 KiB long at most. `None` if there is
 /// no text.
 #[must_use]
-pub fn refusal_body(body: &[u8]) -> Option<String> {
+pub fn refusal_body(body: &[u8], signatures: &Signatures) -> Option<String> {
     let text = String::from_utf8_lossy(body);
-    let mut text = without_signatures(text.strip_prefix('\u{feff}').unwrap_or(&text));
+    let mut text = signatures.removed_from(text.strip_prefix('\u{feff}').unwrap_or(&text));
     let mut end = text.len().min(REFUSAL_BODY_LIMIT_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;
@@ -198,7 +201,7 @@ fn position(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 }
 
 /// Returns the first line with its XML entities decoded, without control characters and signatures.
-fn message_text(bytes: &[u8]) -> Option<String> {
+fn message_text(bytes: &[u8], signatures: &Signatures) -> Option<String> {
     let bytes = bytes.trim_ascii_start();
     let line = bytes
         .split(|byte| matches!(byte, b'\n' | b'\r'))
@@ -211,7 +214,8 @@ fn message_text(bytes: &[u8]) -> Option<String> {
         .replace("&quot;", "\"")
         .replace("&apos;", "'")
         .replace("&amp;", "&");
-    let text: String = without_signatures(&text)
+    let text: String = signatures
+        .removed_from(&text)
         .chars()
         .filter(|char| !char.is_control())
         .take(MESSAGE_LIMIT_CHARS)
@@ -227,6 +231,48 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const SIGNATURE: &str = "k3b8+Zt0/1xQv9LmN2pR7sWcY5dFgHjKaEoUiTyB4z8=";
+
+    fn known() -> Signatures {
+        Signatures::of([format!("https://h/c/b?sig={SIGNATURE}").as_str()])
+    }
+
+    fn judge_answer(
+        status: u16,
+        snapshot_header: Option<&[u8]>,
+        error_code_header: Option<&[u8]>,
+        body: &[u8],
+    ) -> JudgedAnswer {
+        super::judge_answer(status, snapshot_header, error_code_header, body, &known())
+    }
+
+    fn refusal_body(body: &[u8]) -> Option<String> {
+        super::refusal_body(body, &known())
+    }
+
+    #[test]
+    fn no_part_of_an_answer_repeats_a_known_signature() {
+        let letters = SIGNATURE.replace(['+', '/', '='], "");
+        let body = format!("<Code>{letters}</Code><Message>Signature {SIGNATURE} did not match");
+        let refused = judge_answer(403, None, None, body.as_bytes());
+        assert_eq!(refused.error_code.as_deref(), Some("..."));
+        assert_eq!(
+            refused.message.as_deref(),
+            Some("Signature ...= did not match")
+        );
+        assert_eq!(
+            refusal_body(body.as_bytes()).unwrap(),
+            "<Code>...</Code><Message>Signature ...= did not match"
+        );
+        let refused = judge_answer(403, None, Some(letters.as_bytes()), b"");
+        assert_eq!(refused.error_code.as_deref(), Some("..."));
+        let created = judge_answer(201, Some(letters.as_bytes()), None, b"");
+        assert_eq!(
+            (created.outcome, created.snapshot),
+            (BlobResult::Unknown, None)
+        );
+    }
 
     #[test]
     fn answer_is_created_only_with_200_or_201_and_the_name_of_the_snapshot() {

@@ -14,7 +14,7 @@ pub enum BlobError {
     /// The URI has no signature.
     #[error("blob `{blob}` has no signature: its query has no `sig=`")]
     UnsignedUri {
-        /// The URI without its query.
+        /// The start of the URI, without its query.
         blob: String,
     },
     /// A time in the SAS cannot be parsed.

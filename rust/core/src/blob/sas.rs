@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime, UtcOffset};
 
 use super::error::BlobError;
 use crate::secret::SecretText;
-use crate::uri::{percent_decoded, HttpUri, Scheme};
+use crate::uri::{percent_decoded, plain_start, HttpUri, Scheme};
 
 /// How far the start of a SAS may lie ahead of our clock. The service tolerates clock skew too.
 pub const START_SKEW: Duration = Duration::minutes(5);
@@ -38,7 +38,8 @@ impl SasUri {
         }
         if uri.field("sig").is_none_or(str::is_empty) {
             return Err(BlobError::UnsignedUri {
-                blob: uri.to_string(),
+                // What was meant as its SAS may be in its path.
+                blob: plain_start(text),
             });
         }
         if uri.field("comp").is_some() || uri.field("snapshot").is_some() {
@@ -289,6 +290,9 @@ mod tests {
             "https://host/?sig=secret",
             "https://user:secret@host/c/b?sig=secret",
             "https://host/c/b?sig=secret#fragment",
+            "https://host/c/b&sp=rw&sig=secret",
+            "https://host/c/b%3Fsp=rw&sig%3Dsecret",
+            "https://host/c/b;sig=secret?sig=x",
             "https://host/c b?sig=secret",
             "https://host/c/b?sig=secret\r\nx: y",
             "https://host/c/b?sig=secret\0",
@@ -325,10 +329,11 @@ mod tests {
             "https://h/c/b?",
             "https://h/c/b?sig=",
             "https://h/c/b?sv=1&xsig=secret",
-            "https://h/sig=secret",
+            "https://h/c/b&sp=rw&signature=secret",
         ] {
             let error = SasUri::parse(text).unwrap_err();
             assert_eq!(error.code(), ErrorCode::UnsignedUri, "{text}");
+            assert!(!format!("{error} {error:?}").contains("secret"), "{error}");
         }
     }
 

@@ -6,14 +6,15 @@
 use time::OffsetDateTime;
 use vmsnapshot_core::blob::{DistinctBlobs, Metadata, OnUnusable, SasUri};
 use vmsnapshot_core::secret::SecretText;
-use vmsnapshot_core::uri::HttpUri;
+use vmsnapshot_core::signatures::Signatures;
+use vmsnapshot_core::uri::printable;
 
 use crate::error::PrepareError;
 
 /// A blob that no request is sent to.
 #[derive(Debug)]
 pub(crate) struct Unusable {
-    /// Its URI without the query; empty if it could not be read.
+    /// Its URI without the query; of a malformed URI the start, which may be empty.
     pub(crate) uri: String,
     pub(crate) error: PrepareError,
 }
@@ -22,6 +23,8 @@ pub(crate) struct Unusable {
 /// request, then its call), or the reason why no request is sent to it.
 pub(crate) struct Blobs<Stage> {
     each: Vec<Result<(SasUri, Stage), Unusable>>,
+    /// What must not be printed, though a server or a proxy repeats it.
+    signatures: Signatures,
     on_unusable: OnUnusable,
 }
 
@@ -58,12 +61,16 @@ impl Blobs<Metadata> {
             each.push(match on_unusable.keep(read(position, text))? {
                 Ok(uri) => Ok((uri, metadata.clone())),
                 Err(error) => Err(Unusable {
-                    uri: HttpUri::parse(text).map_or_else(|_| String::new(), |uri| uri.to_string()),
+                    uri: printable(text),
                     error,
                 }),
             });
         }
-        Ok(Self { each, on_unusable })
+        Ok(Self {
+            each,
+            signatures: Signatures::of(given.iter().map(|(text, _)| text.expose())),
+            on_unusable,
+        })
     }
 }
 
@@ -91,6 +98,7 @@ impl<Stage> Blobs<Stage> {
         }
         Ok(Blobs {
             each,
+            signatures: self.signatures,
             on_unusable: self.on_unusable,
         })
     }
@@ -111,6 +119,11 @@ impl<Stage> Blobs<Stage> {
     /// Returns what the run does if another blob turns out to be unusable.
     pub(crate) fn on_unusable(&self) -> OnUnusable {
         self.on_unusable
+    }
+
+    /// Returns the signatures of all blobs that were given.
+    pub(crate) fn signatures(&self) -> &Signatures {
+        &self.signatures
     }
 
     /// Returns all blobs, in the order they were given.

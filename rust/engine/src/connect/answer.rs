@@ -108,13 +108,13 @@ impl RawAnswer {
 
 impl fmt::Debug for RawAnswer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The body may repeat our URI with its SAS. Only `vmsnapshot_core::blob` prints parts of
-        // it, without signatures.
+        // Headers and body may repeat our SAS. Only `vmsnapshot_core::blob` prints parts of them,
+        // without signatures.
         formatter
             .debug_struct("RawAnswer")
             .field("status", &self.status)
-            .field("snapshot", &self.snapshot)
-            .field("error_code", &self.error_code)
+            .field("has_snapshot", &self.snapshot.is_some())
+            .field("has_error_code", &self.error_code.is_some())
             .field("body_bytes", &self.body.len())
             .field("complete", &self.complete)
             .finish()

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use vmsnapshot_core::error_kind::{ErrorCode, ErrorKind};
+use vmsnapshot_core::signatures::Signatures;
 
 /// Why a connection could not be prepared or made.
 #[derive(Debug, thiserror::Error)]
@@ -174,6 +175,25 @@ impl ConnectError {
             | Self::BadProxy { .. }
             | Self::BadRequest { .. } => self.to_string(),
         }
+    }
+
+    /// Removes `signatures` from the words of the other end: a proxy's answer, the names in a
+    /// certificate.
+    #[must_use]
+    pub(crate) fn without(mut self, signatures: &Signatures) -> Self {
+        match &mut self {
+            Self::ResolveFailed { cause, .. }
+            | Self::ConnectFailed { cause, .. }
+            | Self::TlsFailed { cause, .. }
+            | Self::ProxyFailed { cause, .. } => *cause = signatures.removed_from(cause),
+            Self::ConnectTimeout { .. }
+            | Self::BadCaFile { .. }
+            | Self::NoTrustRoots { .. }
+            | Self::TlsConfiguration { .. }
+            | Self::BadProxy { .. }
+            | Self::BadRequest { .. } => {}
+        }
+        self
     }
 
     /// Returns what the reader can do about it, if anything.

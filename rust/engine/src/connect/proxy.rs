@@ -8,9 +8,8 @@
 use std::fmt;
 use std::io;
 
-use http::uri::Authority;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use vmsnapshot_core::uri::percent_decoded;
+use vmsnapshot_core::uri::{percent_decoded, HttpUri};
 use vmsnapshot_sys::errno::cause_text;
 
 use super::error::ConnectError;
@@ -54,25 +53,9 @@ impl Proxy {
             Some((user_info, address)) => (Some(user_info), address),
             None => (None, rest),
         };
-        let authority: Authority = address
-            .parse()
-            .map_err(|_| bad("its host or port cannot be read"))?;
-        let port = match address.strip_prefix(authority.host()) {
-            Some("") => 80,
-            Some(_) => authority
-                .port_u16()
-                .filter(|port| *port != 0)
-                .ok_or_else(|| bad("its port is not a number from 1 to 65535"))?,
-            None => return Err(bad("its host or port cannot be read")),
-        };
-        let host = authority.host();
-        let host = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'))
-            .unwrap_or(host);
-        if host.is_empty() {
-            return Err(bad("it has no host"));
-        }
+        // The rules for the host of a blob hold here too: the host is printed, so it must be a name
+        // or an address and nothing else.
+        let uri = HttpUri::parse(&format!("http://{address}")).map_err(bad)?;
         let authorization = match user_info {
             Some(user_info) => {
                 let credentials = percent_decoded(user_info)
@@ -82,8 +65,8 @@ impl Proxy {
             None => None,
         };
         Ok(Self {
-            host: host.to_owned(),
-            port,
+            host: uri.host().to_owned(),
+            port: uri.port(),
             authorization,
             is_optional: false,
         })
@@ -316,6 +299,8 @@ mod tests {
             "http://user:secret@proxy/path",
             "http://user:secret%zz@proxy",
             "http://user:secret@pro xy",
+            "http://h&sp=rw&sig=secret",
+            "http://h;secret=x:80",
         ] {
             let error = Proxy::parse(text).unwrap_err();
             assert_eq!(error.code(), ErrorCode::BadProxy, "{text}");

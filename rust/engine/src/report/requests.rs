@@ -6,6 +6,7 @@ use vmsnapshot_core::report::{
     milliseconds, BlobOutcome, BlobResult, HostCallOutcome, HostCallResult,
 };
 use vmsnapshot_core::secret::SecretBytes;
+use vmsnapshot_core::signatures::Signatures;
 
 use super::facts::Facts;
 use crate::callees::blobs::Unusable;
@@ -55,7 +56,7 @@ fn record_of<'a>(facts: &Facts<'_>, call: &'a Call) -> Result<&'a CallRecord, No
 pub(super) fn blob_outcomes(facts: &Facts<'_>) -> Vec<BlobOutcome> {
     let outcome = |blob: &Result<(SasUri, Call), Unusable>| match blob {
         Ok((uri, call)) => match record_of(facts, call) {
-            Ok(record) => blob_outcome(uri, record),
+            Ok(record) => blob_outcome(uri, record, facts.callees.blobs.signatures()),
             Err(none) => {
                 let outcome = if none.may_be_sent {
                     BlobResult::Unknown
@@ -125,7 +126,8 @@ pub(super) fn host_outcome(facts: &Facts<'_>) -> Option<HostCallOutcome> {
         },
         Err(failure) => {
             let (may_be_sent, code) = judge_failure(failure);
-            let message = failure.to_string();
+            let signatures = facts.callees.blobs.signatures();
+            let message = signatures.removed_from(&failure.to_string());
             unanswered(call, may_be_sent, code, &message, record.attempts)
         }
     };
@@ -171,7 +173,7 @@ fn judge_failure(failure: &SendFailure) -> (bool, &'static str) {
     }
 }
 
-fn blob_outcome(uri: &SasUri, record: &CallRecord) -> BlobOutcome {
+fn blob_outcome(uri: &SasUri, record: &CallRecord, signatures: &Signatures) -> BlobOutcome {
     let mut outcome = match &record.result {
         Ok(answer) => {
             let verdict = blob::judge_answer(
@@ -179,6 +181,7 @@ fn blob_outcome(uri: &SasUri, record: &CallRecord) -> BlobOutcome {
                 answer.snapshot.as_ref().map(http::HeaderValue::as_bytes),
                 answer.error_code.as_ref().map(http::HeaderValue::as_bytes),
                 &answer.body,
+                signatures,
             );
             BlobOutcome {
                 uri: uri.uri_without_query().to_owned(),
@@ -195,7 +198,7 @@ fn blob_outcome(uri: &SasUri, record: &CallRecord) -> BlobOutcome {
                 attempts: record.attempts,
                 answer_ms: None,
                 answered_late: record.outlasted_window,
-                body: blob::refusal_body(&answer.body)
+                body: blob::refusal_body(&answer.body, signatures)
                     .filter(|_| verdict.outcome != BlobResult::Created),
             }
         }
@@ -206,7 +209,8 @@ fn blob_outcome(uri: &SasUri, record: &CallRecord) -> BlobOutcome {
             } else {
                 BlobResult::Refused
             };
-            unjudged(uri, outcome, code, &failure.to_string(), record.attempts)
+            let message = signatures.removed_from(&failure.to_string());
+            unjudged(uri, outcome, code, &message, record.attempts)
         }
     };
     match outcome.outcome {
