@@ -111,7 +111,7 @@ FreezeDoubt: TypeAlias = Literal[
     "answered-late",  # the answer that confirms a snapshot came after the window
     "mounts-unreadable",  # a table of mounts could not be read, so something may be missing from the plan
 ]
-FireReason: TypeAlias = Literal["parent-gone", "deadline", "told"]
+FireReason: TypeAlias = Literal["parent-gone", "deadline", "told", "fault"]
 TimelineEventKind: TypeAlias = Literal[
     "sync-late",
     "sync-failed",

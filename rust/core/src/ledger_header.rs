@@ -29,6 +29,8 @@ pub enum FireReason {
     Deadline = 2,
     /// The run ended and left a filesystem that was not known to be thawed.
     Told = 3,
+    /// The watchdog had a fault: a signal such as SIGSEGV, or a panic.
+    Fault = 4,
 }
 
 stable_names!(FireReason);
@@ -38,7 +40,7 @@ impl FireReason {
     #[must_use]
     pub fn ended_the_window(self) -> bool {
         match self {
-            Self::ParentGone | Self::Deadline => true,
+            Self::ParentGone | Self::Deadline | Self::Fault => true,
             Self::Told => false,
         }
     }

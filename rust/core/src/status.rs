@@ -83,7 +83,7 @@ pub struct RunStatus {
     pub watchdog_pid: Option<u32>,
     /// Whether that process exists.
     pub watchdog_alive: Option<bool>,
-    /// Why the watchdog thawed, if it did: `parent-gone`, `deadline` or `told`.
+    /// Why the watchdog thawed, if it did: `parent-gone`, `deadline`, `told` or `fault`.
     pub fired: Option<FireReason>,
     /// Whether it is over: its watchdog has ended, and no freeze of it can still be in force.
     pub finished: bool,

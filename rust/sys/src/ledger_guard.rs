@@ -1,9 +1,9 @@
 //! Keeps a watchdog alive whose ledger is truncated.
 //!
 //! The kernel answers an access to a mapping whose file was truncated with SIGBUS, which ends a
-//! process. That must not end a watchdog that holds frozen filesystems. Its handler replaces the
-//! mapping with memory that was prepared before, and the access is repeated. Only the watchdog installs
-//! this handler. A run is part of the caller's process, whose signal handlers belong to the caller.
+//! process. That must not end a watchdog that holds frozen filesystems. Its handler (see
+//! [`faults`](crate::faults)) replaces the mapping with memory that was prepared before, and the access
+//! is repeated.
 
 use std::ffi::c_void;
 use std::io;
@@ -23,23 +23,11 @@ const WHOLE: u32 = 0;
 const BEING_REPLACED: u32 = 1;
 const REPLACED: u32 = 2;
 
-/// Lets SIGBUS through to this thread and the threads that it starts. If a thread blocks it, an access
-/// that fails ends the process, whatever handler there is.
-pub fn let_bus_errors_through() {
-    // SAFETY: sigset_t is plain data, and sigemptyset fills it in. All pointers are to live values.
-    unsafe {
-        let mut bus_error: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut bus_error);
-        libc::sigaddset(&raw mut bus_error, libc::SIGBUS);
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const bus_error, null_mut());
-    }
-}
-
-/// From now on, if the file of `ledger` is truncated, `spare` takes the place of the mapping. A process
-/// has one such ledger: the last one counts.
+/// From now on, if the file of `ledger` is truncated, `spare` takes the place of the mapping, in a process
+/// that catches faults. It has one such ledger: the last one counts.
 ///
 /// # Errors
-/// `InvalidInput` if the two have different sizes, or the kernel's error.
+/// `InvalidInput` if the two have different sizes.
 pub fn replace_when_truncated(ledger: &LedgerFile, spare: LedgerCopy) -> io::Result<()> {
     let (place, size_bytes) = ledger.mapping();
     let (memory, spare_bytes) = spare.into_mapping();
@@ -50,35 +38,14 @@ pub fn replace_when_truncated(ledger: &LedgerFile, spare: LedgerCopy) -> io::Res
     SPARE.store(memory, Ordering::SeqCst);
     SIZE_BYTES.store(size_bytes, Ordering::SeqCst);
     STATE.store(WHOLE, Ordering::SeqCst);
-    let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut c_void) = on_bus_error;
-    // SAFETY: sigaction is plain data. The handler has the signature that SA_SIGINFO asks for, and
-    // calls only what a signal handler may call.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = handler as *const () as libc::sighandler_t;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        libc::sigemptyset(&raw mut action.sa_mask);
-        match libc::sigaction(libc::SIGBUS, &raw const action, null_mut()) {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
+    Ok(())
 }
 
-extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
-    // SAFETY: the kernel gives a handler with SA_SIGINFO a live siginfo_t. The address is read as a
-    // number.
-    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
-    // A code of 0 or less is that of a signal that a process sent. No access has failed.
-    if code <= 0 {
-        return;
-    }
+/// Returns whether the access that failed at `address` is to be repeated: it was to the ledger, and
+/// other memory is in its place now. For a signal handler.
+pub(crate) fn replaces(address: usize) -> bool {
     let offset = address.wrapping_sub(LEDGER.load(Ordering::SeqCst) as usize);
-    if code != libc::BUS_ADRERR || offset >= SIZE_BYTES.load(Ordering::SeqCst) || !replace() {
-        // The access is made again, and ends the process.
-        // SAFETY: the default action is a valid action.
-        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
-    }
+    offset < SIZE_BYTES.load(Ordering::SeqCst) && replace()
 }
 
 /// Puts the spare memory in the ledger's place, once. Returns whether it is there.

@@ -8,6 +8,7 @@ pub mod channel;
 pub mod clock;
 pub mod control_group;
 pub mod errno;
+pub mod faults;
 pub mod kernel;
 pub mod ledger_file;
 pub mod ledger_guard;

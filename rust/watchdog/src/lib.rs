@@ -11,6 +11,7 @@ mod introduction;
 mod questions;
 mod sync;
 mod watch;
+mod worker;
 
 pub use questions::{look_for_backing_files, look_for_free_devices, look_for_scrubs};
 pub use sync::sync;

@@ -4,10 +4,10 @@
 //! of each filesystem, one of the run's process, one of `rcu_expedited`. Once it has answered that it
 //! is armed, and until everything is thawed, it opens nothing and starts no thread, and the only file
 //! that it writes is `rcu_expedited`. It thaws only what the ledger calls announced or frozen by this
-//! run, and only when the run is gone, is late, or asks for it.
+//! run, and only when the run is gone, is late, or asks for it, or when the watchdog itself has a fault.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -16,52 +16,20 @@ use std::time::Duration;
 use rustix::event::{poll, PollFd, PollFlags};
 use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_core::frames::Frame;
-use vmsnapshot_core::ledger::{FireReason, FreezeState, Thawer};
+use vmsnapshot_core::ledger::FireReason;
 use vmsnapshot_sys::channel::{Channel, Received};
 use vmsnapshot_sys::kernel::Kernel;
-use vmsnapshot_sys::ledger_file::{LedgerCopy, LedgerFile};
+use vmsnapshot_sys::ledger_file::LedgerCopy;
 use vmsnapshot_sys::signal::Signal;
-use vmsnapshot_sys::{clock, control_group, ledger_guard, process, Errno};
+use vmsnapshot_sys::{clock, control_group, faults, ledger_guard, process, Errno};
 
-use crate::introduction::{unexpected, Introduction};
+use crate::introduction::Introduction;
+use crate::worker::{decayed, Watch, FIRED_TICK, TRY_AGAIN_MAX};
 
 /// The part of the name of its control group between `vmsnapshot-` and the process id.
 const CONTROL_GROUP_ROLE: &str = "watchdog";
-/// How often a watchdog that has fired looks whether the run's process is gone.
-const FIRED_TICK: Duration = Duration::from_millis(2);
-/// The longest pause between two FITHAW calls that were answered EINVAL.
-const ASK_AGAIN_MAX: Duration = Duration::from_millis(8);
-/// The longest pause between two FITHAW calls that failed.
-const TRY_AGAIN_MAX: Duration = Duration::from_millis(200);
-/// How long it looks and asks that often. A FIFREEZE can hang for hours, and a process of real-time
-/// priority must not take the processor for so long.
-const HURRY: Duration = Duration::from_secs(60);
-/// The longest pause after that.
-const PATIENT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A thaw worker calls one ioctl; 64 of these are 4 MiB of addresses and a few pages of memory.
 const WORKER_STACK_BYTES: usize = 64 * 1024;
-
-/// Returns how long to pause, if it has already gone on for `elapsed` and `pause` is right at first.
-fn decayed(pause: Duration, elapsed: Duration) -> Duration {
-    if elapsed < HURRY {
-        pause
-    } else {
-        (elapsed / 1000).clamp(pause, PATIENT_PAUSE_MAX)
-    }
-}
-
-/// What the workers share.
-struct Watch {
-    ledger: LedgerFile,
-    kernel: Arc<dyn Kernel>,
-    /// Whether no thread of the run can be inside FIFREEZE any more.
-    freezer_is_gone: AtomicBool,
-    /// 0 while there is nothing to do. 1 once each worker has to settle its filesystem.
-    fired: Signal,
-    /// How many workers have settled. Such a worker knows that the run does not keep its filesystem
-    /// frozen, has written what it did into the ledger, and has closed the filesystem.
-    settled: Signal,
-}
 
 /// Watches one run to its end. Returns when nothing that the run announced is frozen.
 ///
@@ -69,15 +37,19 @@ struct Watch {
 /// What is missing at the start; the run then never freezes. Nothing ends it once it is armed.
 pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
     let introduction = Introduction::receive(channel)?;
-    let count = u32::try_from(introduction.directories.len()).map_err(|_| unexpected())?;
     let spare = spare_ledger(&introduction)?;
-    ledger_guard::let_bus_errors_through();
+    faults::catch()?;
     let watch = Arc::new(Watch {
         ledger: introduction.ledger,
         kernel,
+        rcu: introduction.rcu,
         freezer_is_gone: AtomicBool::new(false),
         fired: Signal::new(0),
-        settled: Signal::new(0),
+        settled: introduction
+            .directories
+            .iter()
+            .map(|_| Signal::new(0))
+            .collect(),
     });
     let own_control_group = control_group::enter(CONTROL_GROUP_ROLE);
     // None of these three is a condition of thawing. Each makes it surer on a machine in trouble.
@@ -88,22 +60,10 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
         let watch = Arc::clone(&watch);
         std::thread::Builder::new()
             .stack_size(WORKER_STACK_BYTES)
-            .spawn(move || {
-                watch.fired.wait_until(None, |fired| fired == 1);
-                let settle = || watch.settle(index, directory.as_fd());
-                while catch_unwind(AssertUnwindSafe(settle)).is_err() {
-                    std::thread::sleep(TRY_AGAIN_MAX);
-                }
-                drop(directory);
-                watch.settled.add_one();
-                watch.settled.wake_all();
-                // The end of a thread unmaps its stack on every processor, and delays those that
-                // have yet to thaw. So it ends with the process.
-                loop {
-                    std::thread::park();
-                }
-            })?;
+            .spawn(move || watch.work(index, directory))?;
     }
+    let shared = Arc::clone(&watch);
+    faults::on_fault(Box::leak(Box::new(move || shared.finish_after_fault())));
     watch.ledger.header.set_watchdog(process::own_name());
     channel.send(
         Frame::Ready {
@@ -115,7 +75,6 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
         watch: &watch,
         channel: Some(channel),
         run: introduction.run,
-        rcu: introduction.rcu,
         spare: Some(spare),
         is_armed: false,
         is_released: false,
@@ -123,7 +82,7 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
     };
     while catch_unwind(AssertUnwindSafe(|| vigil.keep())).is_err() {
         // Whatever it was about to decide, this is the safe side. Then it goes on.
-        vigil.fire(FireReason::Deadline);
+        vigil.fire(FireReason::Fault);
         std::thread::sleep(TRY_AGAIN_MAX);
     }
     let is_dismissed = vigil.is_released && !vigil.is_armed;
@@ -132,7 +91,9 @@ pub fn watch(channel: &Channel, kernel: Arc<dyn Kernel>) -> io::Result<()> {
     // Nothing that the run announced is frozen now. A worker whose FITHAW has not returned is waited
     // for without a limit: it could undo the freeze of the next run. The lock stays taken until then.
     watch.fired.set(1);
-    watch.settled.wait_until(None, |settled| settled >= count);
+    for settled in &watch.settled {
+        settled.wait_until(None, |settled| settled == 1);
+    }
     if let Some(channel) = listener {
         let peak_memory_kib = process::peak_memory_kib()
             .and_then(|kib| u32::try_from(kib).ok())
@@ -176,7 +137,6 @@ struct Vigil<'a> {
     channel: Option<&'a Channel>,
     /// The run's pidfd; `None` on a kernel without pidfds, and once the run is gone.
     run: Option<OwnedFd>,
-    rcu: Option<OwnedFd>,
     /// What takes the place of the ledger if that is truncated. `None` once the watchdog is armed.
     spare: Option<LedgerCopy>,
     is_armed: bool,
@@ -206,7 +166,7 @@ impl Vigil<'_> {
             }
         }
         // Only now is it certain that no run that was stopped in between switches it on again.
-        if self.put_rcu_back() {
+        if self.watch.put_rcu_back() {
             self.watch.ledger.header.rcu_put_back();
         }
     }
@@ -309,92 +269,7 @@ impl Vigil<'_> {
         if self.is_armed || self.watch.ledger.may_be_frozen() {
             self.watch.ledger.header.fire(reason);
         }
-        self.watch.ledger.revoke_planned();
-        self.watch.fired.set(1);
-        // It stays owed: a run that is stopped just before it switches it on does so when it continues.
-        self.put_rcu_back();
-    }
-
-    /// Writes back what was read, if it is owed. Returns whether nothing is owed now.
-    fn put_rcu_back(&self) -> bool {
-        match (&self.rcu, self.watch.ledger.header.rcu_owed()) {
-            (Some(rcu), Some(previous)) => {
-                let text: &[u8] = if previous == 0 { b"0" } else { b"1" };
-                rustix::io::pwrite(rcu, text, 0).is_ok()
-            }
-            (_, owed) => owed.is_none(),
-        }
-    }
-}
-
-impl Watch {
-    /// Returns whether everything should be thawed by now.
-    fn is_past_deadline(&self) -> bool {
-        let deadline = self.ledger.header.guard_by();
-        deadline.is_some_and(|deadline| clock::monotonic() >= deadline)
-    }
-
-    /// Thaws one filesystem. Returns when it is known that the run does not keep it frozen.
-    fn settle(&self, index: usize, directory: BorrowedFd<'_>) {
-        let Some(entry) = self.ledger.entries.get(index) else {
-            return;
-        };
-        let begun_at = clock::monotonic();
-        let mut thaw_count = 0_u32;
-        let mut pause = Duration::from_millis(1);
-        loop {
-            // Both are read *before* the FITHAW: its answer is final only when no FIFREEZE can
-            // follow. A FIFREEZE that waits for a writer lets FITHAW answer EINVAL, and freezes
-            // seconds later. One that waits for another program's freeze lets it undo that one first.
-            let freezer_is_gone = self.freezer_is_gone.load(Ordering::SeqCst);
-            let state = entry.state();
-            if !state.may_be_frozen() {
-                if thaw_count > 0 {
-                    // The run's FIFREEZE was refused meanwhile. The ledger keeps what was undone.
-                    entry.thawed(Thawer::Watchdog, clock::monotonic());
-                }
-                return;
-            }
-            let is_final = freezer_is_gone || state == FreezeState::Frozen;
-            entry.thawing(clock::monotonic());
-            match self.kernel.thaw(directory) {
-                Ok(()) => {
-                    thaw_count += 1;
-                    pause = Duration::from_millis(1);
-                }
-                Err(Errno::INVAL) => {
-                    // The last resort if FIFREEZE still waits: a scrub can be resumed, and writers
-                    // would stall until it ends by itself.
-                    if thaw_count == 0
-                        && state == FreezeState::Announced
-                        && self.is_past_deadline()
-                        && self.kernel.cancel_scrub(directory).is_ok()
-                    {
-                        entry.cancel_scrub();
-                    }
-                    pause = (pause * 2).min(ASK_AGAIN_MAX);
-                }
-                Err(errno) => {
-                    entry.thaw_failed(errno.raw_os_error().unsigned_abs());
-                    pause = (pause * 2).min(TRY_AGAIN_MAX);
-                    std::thread::sleep(pause);
-                    continue;
-                }
-            }
-            if thaw_count > 1 {
-                // One FITHAW succeeds for one freeze, and the run froze once.
-                entry.undo_another();
-            }
-            if is_final {
-                match state {
-                    _ if thaw_count > 0 => entry.thawed(Thawer::Watchdog, clock::monotonic()),
-                    FreezeState::Frozen => entry.find_thawed(clock::monotonic()),
-                    _ => entry.never_frozen(),
-                }
-                return;
-            }
-            std::thread::sleep(decayed(pause, clock::monotonic().since(begun_at)));
-        }
+        self.watch.raise_alarm();
     }
 }
 
@@ -404,6 +279,7 @@ mod tests {
 
     use rustix::fs::{memfd_create, MemfdFlags};
     use vmsnapshot_sys::kernel::Linux;
+    use vmsnapshot_sys::ledger_file::LedgerFile;
 
     use super::*;
 
@@ -421,14 +297,14 @@ mod tests {
                     ledger: LedgerFile::create(memory, 1).unwrap(),
                     kernel: Arc::new(Linux),
                     freezer_is_gone: AtomicBool::new(true),
+                    rcu: None,
                     fired: Signal::new(1),
-                    settled: Signal::new(0),
+                    settled: Vec::new(),
                 };
                 let vigil = Vigil {
                     watch: &watch,
                     channel: has_channel.then_some(&channel),
                     run: None,
-                    rcu: None,
                     spare: None,
                     is_armed: true,
                     is_released: false,

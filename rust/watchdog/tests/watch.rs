@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -33,6 +33,8 @@ struct Scripted {
     cancels: Mutex<u32>,
     /// How many calls panic before the script begins.
     panics: AtomicU32,
+    /// Whether the next call is a fault.
+    aborts: AtomicBool,
 }
 
 impl Scripted {
@@ -49,6 +51,9 @@ impl Kernel for Scripted {
     fn thaw(&self, _: BorrowedFd<'_>) -> Result<(), Errno> {
         *self.thaws.lock().unwrap() += 1;
         drop(self.hold.lock().unwrap());
+        if self.aborts.swap(false, SeqCst) {
+            std::process::abort();
+        }
         let one_less = |left: u32| left.checked_sub(1);
         let panics = self.panics.fetch_update(SeqCst, SeqCst, one_less);
         assert!(panics.is_err(), "the test asked for it");
@@ -102,6 +107,7 @@ impl Run {
             hold: Mutex::new(()),
             cancels: Mutex::new(0),
             panics: AtomicU32::new(0),
+            aborts: AtomicBool::new(false),
         });
         let (channel, theirs) = Channel::pair().unwrap();
         let theirs_kernel = Arc::clone(&kernel);
@@ -215,6 +221,17 @@ fn watchdog_thaws_although_its_worker_panics() {
     run.arm(Duration::from_millis(10));
     run.wait_for(FreezeState::ThawedByWatchdog);
     assert_eq!(run.kernel.thaws(), 3);
+    run.release();
+}
+
+#[test]
+fn watchdog_thaws_and_answers_although_its_worker_aborts() {
+    let run = Run::start(&[Ok(())]);
+    run.kernel.aborts.store(true, SeqCst);
+    run.freeze();
+    run.arm(Duration::from_millis(10));
+    run.wait_for(FreezeState::ThawedByWatchdog);
+    assert_eq!(run.kernel.thaws(), 2);
     run.release();
 }
 
@@ -475,6 +492,7 @@ fn watchdog_ends_when_it_is_not_introduced() {
         hold: Mutex::new(()),
         cancels: Mutex::new(0),
         panics: AtomicU32::new(0),
+        aborts: AtomicBool::new(false),
     });
     channel.send(Frame::Arm, &[]).unwrap();
     let result = vmsnapshot_watchdog::watch(&Channel::from_descriptor(theirs), kernel);
