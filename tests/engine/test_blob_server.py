@@ -154,6 +154,17 @@ def test_a_request_lost_and_then_refused_is_unknown(machine: Machine) -> None:
     assert (blob["outcome"], blob["error_code"]) == ("unknown", "SnapshotOperationRateExceeded")
 
 
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirection_is_not_followed(machine: Machine, status: int) -> None:
+    elsewhere = machine.server.uri("elsewhere")
+    raw = f"HTTP/1.1 {status} Moved\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n"
+    finished = take(machine, Answers(raw.encode()))
+    assert finished.status == 1
+    (blob,) = finished.document["blobs"]
+    assert (blob["outcome"], blob["http_status"]) == ("refused", status)
+    assert {request.blob for request in machine.server.requests()} == {"disk"}
+
+
 @pytest.mark.parametrize("status", [500, 502, 504, 507])
 def test_a_server_error_leaves_open_whether_there_is_a_snapshot(machine: Machine, status: int) -> None:
     finished = take(machine, Refuses(status, "InternalError"))

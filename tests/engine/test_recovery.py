@@ -183,6 +183,14 @@ def test_file_that_is_no_ledger_is_named_and_does_not_hinder(root: None) -> None
     assert run_command("status").status == 0
 
 
+def test_only_root_can_read_the_state_of_a_run(machine: Machine) -> None:
+    with machine.open_window() as run:
+        state = Path("/run/vmsnapshot")
+        ledger = state / f"{run.run_id()}.ledger"
+        seen = [(path.stat().st_uid, path.stat().st_mode & 0o777) for path in (state, ledger, state / "lock")]
+    assert seen == [(0, 0o700), (0, 0o600), (0, 0o600)]
+
+
 def test_ledger_is_on_tmpfs_also_where_run_is_on_a_disk(
     scratch: ScratchFilesystems, rescue: ArmRescue, fault_server: StartFaultServer
 ) -> None:
