@@ -739,6 +739,9 @@ class Signatures:
     def add(self, uri: str) -> None:
         """Adds the signature of a SAS URI, which may be malformed."""
 
+    def add_secret(self, secret: str) -> None:
+        """Adds another secret that a server may repeat, such as a password."""
+
     def removed_from(self, text: str) -> str:
         """Replaces the value of every ``sig=``, and every part of a known signature, with ``...``.
 

@@ -8,6 +8,7 @@ others. If it does not give the same answer for all blobs, this is an error and 
 
 from __future__ import annotations
 
+import base64
 import fnmatch
 import ipaddress
 import re
@@ -33,6 +34,16 @@ class Proxy(NamedTuple):
     uri: str
     """``http://[USER:PASSWORD@]HOST:PORT``, in which user and password are percent-encoded."""
     warning: str | None = None
+
+    @property
+    def secrets(self) -> list[str]:
+        """What the proxy could repeat: the password, and name and password as the header has them."""
+        user_info, at, _ = self.uri.partition("://")[2].rpartition("@")
+        if not at:
+            return []
+        credentials = urllib.parse.unquote_to_bytes(user_info)
+        password = credentials.partition(b":")[2].decode(errors="replace")
+        return [password, base64.b64encode(credentials).decode()]
 
 
 def read_proxy(text: str) -> Proxy:

@@ -183,6 +183,19 @@ def test_proxy_that_refuses_is_named_with_its_answer(plan: vmsnapshot.Plan, answ
     assert f"through the proxy http://127.0.0.1:{port}: it " in str(error)
 
 
+@pytest.mark.parametrize("echo", ["SeCrEt Pw0rd99", "SeCrEt%20Pw0rd99", "dXNlcjpTZUNyRXQgUHcwcmQ5OQ=="])
+def test_password_that_a_proxy_repeats_is_in_no_message(plan: vmsnapshot.Plan, echo: str) -> None:
+    def refuse(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(f"HTTP/1.1 407 No {echo}\r\n\r\n".encode())
+
+    with bare_server(refuse) as port:
+        proxy = f"http://user:SeCrEt%20Pw0rd99@127.0.0.1:{port}"
+        error = engine_error(plan, "https://a.example/a/b?sig=c2VjcmV0", proxy=proxy)
+    assert "(407 No ..." in str(error)
+    assert echo[:20] not in f"{error!r} {error}"
+
+
 def test_blob_behind_a_proxy_that_is_down_is_reached_directly_if_the_caller_allows_it(
     plan: vmsnapshot.Plan, fault_server: StartFaultServer
 ) -> None:

@@ -158,6 +158,22 @@ def test_signature_that_a_server_repeats_is_in_no_report(
     assert report.blobs[0].message.endswith(" did not match")
 
 
+def test_no_signature_of_very_many_blobs_is_in_the_report(
+    disk: ScratchFilesystem, fault_server: StartFaultServer
+) -> None:
+    server = fault_server()
+    signatures = [f"{number:03}Wq3b8Zt01xQv9LmN2pR7sWcY5dFgHjKaEoUiTyB4z" for number in range(257)]
+    blobs = []
+    for signature in signatures:
+        body = f"<Error><Code>x</Code><Message>Signature {signature} did not match".encode()
+        head = f"HTTP/1.1 403 x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        blobs.append(f"{server.uri('disk').partition('?')[0]}{signature[:3]}?sig={signature}")
+        server.script(f"disk{signature[:3]}", Answers(head + body))
+    document = vmsnapshot.prepare(plan_of(disk), blobs, call_timeout=3).run().to_json()
+    assert "did not match" in document
+    assert [signature for signature in signatures if signature in document] == []
+
+
 def test_signature_that_a_server_repeats_is_in_no_output(
     disk: ScratchFilesystem, fault_server: StartFaultServer, tmp_path: Any
 ) -> None:

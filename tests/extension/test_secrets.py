@@ -139,6 +139,32 @@ def test_signature_that_the_host_repeats_reaches_no_file_and_no_report(vm: Vm) -
     assert_no_signature(vm, job)
 
 
+def test_token_that_the_host_or_a_service_repeats_reaches_no_file_and_no_report(vm: Vm) -> None:
+    for mode in ("onlyHost", "onlyGuest"):
+        job = vm.job(vm.new_number(), mode=mode)
+        job.object["snapshotTaskToken"] = TOKEN
+        identifier = {
+            "creationTime": "2025-05-14T02:10:07Z",
+            "id": f"https://h/b?sig={SIGNATURE}",
+            "token": "t",
+        }
+        items = [
+            host_item("false", errorMessage=f"token {TOKEN} is invalid", ddSnapshotIdentifier=identifier)
+        ]
+        vm.service.script("presnapshot", json_answer({"bhsVersion": TOKEN, "result": TOKEN}))
+        vm.service.script("dosnapshot", json_answer({"snapshotInfo": items}))
+        refusal = blob_error(403, "AuthenticationFailed", f"token {TOKEN}")
+        vm.service.script(job.disks[0], refusal, operation="PUT snapshot")
+        job.run()
+        found = vm.extension.sandbox.written()
+        found["status blob"] = vm.service.content(job.status_blob)
+        found["log blob"] = vm.service.content(job.logs_blob)
+        # The agent wrote the public settings.
+        written = {name: text for name, text in found.items() if not name.endswith(".settings")}
+        secrets = (TOKEN.encode(), SIGNATURE[:20].encode())
+        assert [name for name, text in written.items() if any(secret in text for secret in secrets)] == []
+
+
 @pytest.mark.parametrize(("mark", "layers"), [("&", 0), (";", 0), ("#", 0), ("\\", 0), ("?", 1), ("?", 3)])
 def test_blob_uri_that_lost_its_question_mark_reaches_no_file(vm: Vm, mark: str, layers: int) -> None:
     job = vm.job(vm.new_number(), disks=1, mode="onlyGuest")

@@ -330,6 +330,9 @@ class Signatures:
     def add(self, uri: str) -> None:
         pass
 
+    def add_secret(self, secret: str) -> None:
+        pass
+
     def removed_from(self, text: str) -> str:
         return re.sub(r"(sig=)[^&\s]+", r"\1...", text, flags=re.IGNORECASE)
 

@@ -14,8 +14,8 @@ _SAS_QUERY = re.compile(r"\?[^\s\"'<>\\?]*?\bsig=[^\s\"'<>\\]*", re.IGNORECASE)
 # What may be a URI in running text.
 _WORD = re.compile(r"[^\s\"'<>]+")
 
-# The signatures of all SAS URIs of this process. The service, a proxy or the host may repeat one without its
-# `sig=`.
+# The signatures of all SAS URIs of this process, and what was given to `keep_out`. Whoever gets them in a
+# request may repeat them.
 _SIGNATURES = Signatures()
 
 # Scheme, host, port and path of a URI without its query. The path begins with a slash, or is empty.
@@ -86,10 +86,16 @@ class SasUri(Secret):
         return self.without_query
 
 
+def keep_out(secret: str) -> None:
+    """Has `redacted` remove `secret` from now on: the service, a proxy or the host may repeat it."""
+    _SIGNATURES.add_secret(secret)
+
+
 def redacted(text: Any) -> str:
     """Removes signatures and passwords from a text that may contain them, such as an answer or an error.
 
-    The signatures are those behind `sig=`, and those of every `SasUri` of this process.
+    The signatures are those behind `sig=`, and those of every `SasUri` of this process. What was given to
+    `keep_out` is removed as well.
     """
     text = _SIGNATURES.removed_from(_SAS_QUERY.sub("?...", str(text)))
     return _WORD.sub(_without_credentials, text) if "@" in text else text

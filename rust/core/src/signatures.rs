@@ -12,7 +12,7 @@ use crate::decoded::{decoded, Unit};
 /// So many letters and digits in a row identify a signature. A real one is 44 characters of base64,
 /// so text that was cut in the middle of one shows less than a fifth of it.
 const PIECE: usize = 8;
-/// A process that serves many jobs keeps the signatures of the last ones.
+/// A process that serves many jobs keeps the secrets of the last ones.
 const KNOWN_MAX: usize = 256;
 /// How much of a signature is kept. It bounds the memory.
 const LETTERS_MAX: usize = 1024;
@@ -30,32 +30,51 @@ pub struct Signatures {
 }
 
 impl Signatures {
-    /// Returns the signatures of `uris`.
+    /// Returns the signatures of all `uris`, however many there are.
     #[must_use]
     pub fn of<'a>(uris: impl IntoIterator<Item = &'a str>) -> Self {
         let mut signatures = Self::default();
         for uri in uris {
-            signatures.add(uri);
+            signatures.learn_uri(uri);
         }
         signatures
     }
 
     /// Adds the signatures of a URI, which may be malformed. Of more than 256 the last ones are kept.
     pub fn add(&mut self, uri: &str) {
+        self.learn_uri(uri);
+        self.forget_first();
+    }
+
+    /// Adds another secret that a peer may repeat, such as a password. Of more than 256 the last ones
+    /// are kept.
+    pub fn add_secret(&mut self, secret: &str) {
+        self.learn(&decoded(secret.as_bytes()));
+        self.forget_first();
+    }
+
+    fn learn_uri(&mut self, uri: &str) {
         let units = decoded(uri.as_bytes());
         for value in values(&units) {
-            let value = units.get(value).unwrap_or_default();
-            let mut signature: Vec<u8> = letters(value).map(|unit| unit.byte).collect();
-            signature.truncate(LETTERS_MAX);
-            if signature.len() < PIECE || self.known.contains(&signature) {
-                continue;
-            }
-            self.pieces.extend(pieces(&signature));
-            self.known.push_back(signature);
-            if self.known.len() > KNOWN_MAX {
+            self.learn(units.get(value).unwrap_or_default());
+        }
+    }
+
+    fn learn(&mut self, secret: &[Unit]) {
+        let mut secret: Vec<u8> = letters(secret).map(|unit| unit.byte).collect();
+        secret.truncate(LETTERS_MAX);
+        if secret.len() >= PIECE && !self.known.contains(&secret) {
+            self.pieces.extend(pieces(&secret));
+            self.known.push_back(secret);
+        }
+    }
+
+    fn forget_first(&mut self) {
+        if self.known.len() > KNOWN_MAX {
+            while self.known.len() > KNOWN_MAX {
                 self.known.pop_front();
-                self.pieces = self.known.iter().flat_map(|known| pieces(known)).collect();
             }
+            self.pieces = self.known.iter().flat_map(|known| pieces(known)).collect();
         }
     }
 
@@ -289,6 +308,23 @@ mod tests {
             known().removed_from("the server did not match"),
             "the server did not match"
         );
+    }
+
+    #[test]
+    fn the_signatures_of_all_blobs_of_a_run_are_known() {
+        let uris: Vec<_> = (0..=KNOWN_MAX)
+            .map(|number| format!("http://h/b?sig=signature{number:08}"))
+            .collect();
+        let signatures = Signatures::of(uris.iter().map(String::as_str));
+        assert_eq!(signatures.removed_from("signature00000000"), "...");
+        assert_eq!(signatures.removed_from("signature00000256"), "...");
+    }
+
+    #[test]
+    fn another_secret_is_removed_like_a_signature() {
+        let mut signatures = Signatures::default();
+        signatures.add_secret("SeCrEt%20Pw0rd99");
+        assert_eq!(signatures.removed_from("No SeCrEt Pw0rd99"), "No ...");
     }
 
     #[test]

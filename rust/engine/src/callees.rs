@@ -37,7 +37,7 @@ impl Callees {
     /// # Errors
     /// [`PrepareError`] if a callee cannot be reached and that ends the preparation.
     pub(crate) fn connect(
-        blobs: Blobs<Metadata>,
+        mut blobs: Blobs<Metadata>,
         host_call: Option<HostCall>,
         call_timeout: Duration,
         runtime: &Runtime,
@@ -45,6 +45,9 @@ impl Callees {
         observer: &mut dyn Observer,
     ) -> Result<Callees, PrepareError> {
         let proxy = options.proxy.as_ref();
+        if let Some(proxy) = proxy {
+            proxy.add_secrets_to(blobs.signatures_mut());
+        }
         let host = match host_call {
             Some(call) => Some((PreparedRequest::host_call(&call)?, call)),
             None => None,

@@ -28,6 +28,11 @@ impl Signatures {
         known.add(&uri.0);
     }
 
+    fn add_secret(&self, secret: PlainText) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.add_secret(&secret.0);
+    }
+
     fn removed_from<'py>(&self, text: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyAny>> {
         // A lone surrogate, which stands for a byte that is not UTF-8, must stay what it is.
         let how = ("utf-8", "surrogatepass");

@@ -338,6 +338,9 @@ def _item(entry: Any) -> SnapshotItem:
     is_successful = entry.get("isSuccessful")
     if not isinstance(is_successful, (bool, str)):
         return _unreadable("the host's entry for this disk has no valid isSuccessful")
+    if isinstance(is_successful, str):
+        # The status repeats it.
+        is_successful = redacted(is_successful)
     uri = entry.get("snapshotUri")
     uri = redacted(uri) if isinstance(uri, str) and uri else None
     message = entry.get("errorMessage")
@@ -369,7 +372,7 @@ def _direct_drive(identifier: Mapping[str, Any]) -> DirectDriveIdentifier:
     id_, token = identifier.get("id"), identifier.get("token")
     return DirectDriveIdentifier(
         created_unix_ms=_unix_ms(identifier.get("creationTime")),
-        id=None if id_ is None else str(id_),
+        id=None if id_ is None else redacted(id_),
         token=None if token is None else str(token),
         instant_access_duration_minutes=identifier.get("instantAccessDurationMinutes"),
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import vmsnapshot
 from vmsnapshot import ArgumentsError
-from vmsnapshot.handler.secret import SasUri
+from vmsnapshot.handler.secret import SasUri, keep_out
 from vmsnapshot.proxy import environment_proxies, proxy_for, read_proxy
 
 HOST_KEY = "HttpProxy.Host"
@@ -105,6 +105,8 @@ class Proxies:
             self.warnings += (self._defects[text],)
         else:
             self._proxies[scheme] = proxy.uri
+            for secret in proxy.secrets:
+                keep_out(secret)
             if proxy.warning:
                 self.warnings += (f"{name}: {proxy.warning}",)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.secret import SasUri, Secret
+from vmsnapshot.handler.secret import SasUri, Secret, keep_out
 from vmsnapshot.handler.settings.envelope import Envelope
 from vmsnapshot.handler.settings.job import TEXT_LIMIT_CHARACTERS, job_of, short_text
 from vmsnapshot.handler.settings.values import is_integer, is_scalar, json_object, usable_text
@@ -178,7 +178,9 @@ class _Parser:
         value = owner.get("snapshotTaskToken")
         if value is not None and usable_text(value) is None:
             self._ignored("snapshotTaskToken", "a string")
-        return Secret(usable_text(value) or "")
+        token = usable_text(value) or ""
+        keep_out(token)
+        return Secret(token)
 
     def included_disks(self, value: Any) -> IncludedDisks:
         """Reads ``includedDisks``."""

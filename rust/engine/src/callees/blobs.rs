@@ -126,6 +126,11 @@ impl<Stage> Blobs<Stage> {
         &self.signatures
     }
 
+    /// Returns them, to add other secrets of the run.
+    pub(crate) fn signatures_mut(&mut self) -> &mut Signatures {
+        &mut self.signatures
+    }
+
     /// Returns all blobs, in the order they were given.
     pub(crate) fn each(&self) -> &[Result<(SasUri, Stage), Unusable>] {
         &self.each

@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use vmsnapshot_core::signatures::Signatures;
 use vmsnapshot_core::uri::{percent_decoded, HttpUri};
 use vmsnapshot_sys::errno::cause_text;
 
@@ -26,6 +27,7 @@ pub struct Proxy {
     host: String,
     port: u16,
     authorization: Option<String>,
+    password: Option<String>,
     is_optional: bool,
 }
 
@@ -56,18 +58,26 @@ impl Proxy {
         // The rules for the host of a blob hold here too: the host is printed, so it must be a name
         // or an address and nothing else.
         let uri = HttpUri::parse(&format!("http://{address}")).map_err(bad)?;
-        let authorization = match user_info {
-            Some(user_info) => {
-                let credentials = percent_decoded(user_info)
-                    .ok_or_else(|| bad("its user name or password is not percent-encoded"))?;
-                Some(format!("Basic {}", base64(&credentials)))
-            }
-            None => None,
-        };
+        let credentials = user_info
+            .map(|user_info| {
+                percent_decoded(user_info)
+                    .ok_or_else(|| bad("its user name or password is not percent-encoded"))
+            })
+            .transpose()?;
+        let authorization = credentials
+            .as_deref()
+            .map(|credentials| format!("Basic {}", base64(credentials)));
+        let password = credentials.map(|credentials| {
+            let text = String::from_utf8_lossy(&credentials);
+            text.split_once(':')
+                .map_or("", |(_, password)| password)
+                .to_owned()
+        });
         Ok(Self {
             host: uri.host().to_owned(),
             port: uri.port(),
             authorization,
+            password,
             is_optional: false,
         })
     }
@@ -101,6 +111,13 @@ impl Proxy {
     /// Returns the value of `Proxy-Authorization`, which is a secret.
     pub(super) fn authorization(&self) -> Option<&str> {
         self.authorization.as_deref()
+    }
+
+    /// Adds what this proxy must not get into a message by repeating it.
+    pub(crate) fn add_secrets_to(&self, secrets: &mut Signatures) {
+        for secret in self.authorization.iter().chain(&self.password) {
+            secrets.add_secret(secret.trim_start_matches("Basic "));
+        }
     }
 
     /// Asks the proxy for a tunnel to `host_and_port`. On success the stream leads to the server.
