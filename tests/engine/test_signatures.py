@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import socket
 import threading
 import urllib.parse
@@ -162,13 +163,14 @@ def test_no_signature_of_very_many_blobs_is_in_the_report(
     disk: ScratchFilesystem, fault_server: StartFaultServer
 ) -> None:
     server = fault_server()
-    signatures = [f"{number:03}Wq3b8Zt01xQv9LmN2pR7sWcY5dFgHjKaEoUiTyB4z" for number in range(257)]
+    # No two have a part in common.
+    signatures = [hashlib.sha256(bytes([number % 256, number // 256])).hexdigest() for number in range(257)]
     blobs = []
     for signature in signatures:
         body = f"<Error><Code>x</Code><Message>Signature {signature} did not match".encode()
         head = f"HTTP/1.1 403 x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-        blobs.append(f"{server.uri('disk').partition('?')[0]}{signature[:3]}?sig={signature}")
-        server.script(f"disk{signature[:3]}", Answers(head + body))
+        server.script(f"disk{len(blobs)}", Answers(head + body))
+        blobs.append(f"{server.uri(f'disk{len(blobs)}').partition('?')[0]}?sig={signature}")
     document = vmsnapshot.prepare(plan_of(disk), blobs, call_timeout=3).run().to_json()
     assert "did not match" in document
     assert [signature for signature in signatures if signature in document] == []
