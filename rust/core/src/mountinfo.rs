@@ -58,7 +58,8 @@ impl MountEntry {
 
     /// Returns whether the kernel itself answers for its files, so that neither a server nor a
     /// program can make an open wait.
-    pub(crate) fn is_answered_by_the_kernel(&self) -> bool {
+    #[must_use]
+    pub fn is_answered_by_the_kernel(&self) -> bool {
         self.is_on_local_block_device()
             || ANSWERED_BY_THE_KERNEL.contains(&self.filesystem_type.as_str())
     }

@@ -18,7 +18,7 @@ use crate::block_device;
 use crate::companion::ask::{ask, Answer, NotAsked};
 use crate::companion::Role;
 use crate::error::PrepareError;
-use crate::leftovers::leftovers;
+use crate::leftovers::{leftovers, Open};
 use crate::observer::Observer;
 use crate::scan::{devices_in, Roots};
 
@@ -43,7 +43,7 @@ pub(crate) fn jobs_on(
         .map(|planned| {
             let mut calls = leftovers.iter();
             calls
-                .find(|leftover| leftover.device == planned.device)
+                .find(|leftover| is_on(leftover.open, planned, &roots))
                 .map(|leftover| leftover.call.clone())
                 .or_else(|| job_in_sysfs(planned, &roots))
         })
@@ -87,6 +87,18 @@ pub(crate) fn jobs_on(
 
 fn unknown_scrub(why: &str) -> String {
     format!("it is not known whether a btrfs scrub is under way: {why}")
+}
+
+/// Returns whether what a companion has open is the filesystem, or may be.
+fn is_on(open: Open, planned: &PlannedFilesystem, roots: &Roots) -> bool {
+    match open {
+        Open::Filesystem(device) => device == planned.device,
+        Open::SpansDevices => planned.device.major == 0,
+        Open::BlockDevice(device) if planned.filesystem_type == "btrfs" => btrfs_of(planned, roots)
+            .iter()
+            .any(|btrfs| devices_in(&btrfs.join("devices")).contains(&device)),
+        Open::BlockDevice(device) => device == planned.device,
+    }
 }
 
 /// Returns the job that sysfs shows. These files wait for no disk.
@@ -242,6 +254,14 @@ mod tests {
             any.sort();
             assert_eq!(any, [directory("12-34"), directory("56-78")]);
         }
+        let is_on = |open, planned: &PlannedFilesystem| is_on(open, planned, &machine.roots());
+        let device = |number: &str| Open::BlockDevice(number.parse().unwrap());
+        assert!(is_on(device("8:17"), &data) && !is_on(device("8:33"), &data));
+        assert!(is_on(Open::SpansDevices, &data) && !is_on(Open::SpansDevices, &planned("8:17")));
+        assert!(is_on(device("8:17"), &planned("8:17")));
+        data.source = "/dev/null".to_owned();
+        assert!(is_on(device("1:3"), &data) && !is_on(device("8:17"), &data));
+        data.source = "/dev/root/of/no/machine".to_owned();
         machine.file("sys/devices/virtual/block/sdb/dm/suspended", "1\n");
         assert!(job_in_sysfs(&data, &machine.roots()).is_some());
         data.source = "/dev/null".to_owned();

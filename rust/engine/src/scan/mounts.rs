@@ -4,7 +4,8 @@
 //! namespace can be any user of the machine, who can make as many mounts there as the kernel allows.
 //! Such a namespace cannot be ignored: it is a copy of ours, and a filesystem that root has unmounted
 //! since may live on there and be written. So it is read for one thing only: a filesystem on a block
-//! device that no other namespace shows. What is kept does not grow with its table.
+//! device that no other namespace shows. What is kept grows only with the mounts of those, and on the
+//! way to them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
@@ -19,7 +20,7 @@ use vmsnapshot_core::text::path_text;
 use vmsnapshot_sys::{user_namespace, Errno};
 
 use super::roots::{names_in, unreadable, Roots};
-use super::table::{Limit, Looks, Table, TableError, Tables, MOUNTINFO, PAIRS_MAX};
+use super::table::{Limit, Looks, Superblocks, Table, TableError, Tables, MOUNTINFO, PAIRS_MAX};
 use crate::observer::{Observer, Silent};
 
 /// How much of the mount namespaces other than our own is read.
@@ -246,15 +247,20 @@ impl Mounts {
     ) -> Result<(), TableError> {
         let is_new =
             |mount: &MountEntry| mount.is_on_local_block_device() && !known.contains(&mount.device);
-        let (found, bad_line) = tables.superblocks(process, is_new)?;
+        let Superblocks {
+            mounts: found,
+            points,
+            bad_line,
+        } = tables.superblocks(process, is_new)?;
         let path = process.join(MOUNTINFO);
         let bad_line = bad_line.map(|line| cannot_be_read(&path, &line.to_string()));
         if !found.is_empty() {
             let namespace = MountNamespace {
                 pid: Some(pid),
-                mounts: tables.whole(process)?.mounts,
+                mounts: tables.on_ways_to(process, &points)?,
             };
             let namespace = namespace.reduced_to(|mount| found.contains_key(&mount.device));
+            tables.check()?;
             let shown: HashSet<_> = namespace.mounts.iter().map(|mount| mount.device).collect();
             let lost = found.values().find(|mount| !shown.contains(&mount.device));
             let why = lost.map(|mount| {
@@ -290,7 +296,7 @@ impl Mounts {
                 && !known.contains(&mount.device)
         };
         let found = match tables.superblocks(process, may_be_written) {
-            Ok((found, _)) => found,
+            Ok(found) => found.mounts,
             Err(TableError::Io(_)) => BTreeMap::new(),
             Err(error) => return Err(error),
         };

@@ -3,10 +3,11 @@
 //! A table can have 100,000 lines of some KiB, because an ordinary user can make a mount namespace of
 //! that size. Nothing here keeps the text of a table.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -117,6 +118,42 @@ pub(super) struct Table {
     pub(super) is_settled: bool,
 }
 
+/// The mounts of a table that were looked for.
+#[derive(Default)]
+pub(super) struct Superblocks {
+    /// One mount per superblock.
+    pub(super) mounts: BTreeMap<DeviceNumber, MountEntry>,
+    /// The mount points of all of them.
+    pub(super) points: MountPoints,
+    pub(super) bad_line: Option<BadLine>,
+}
+
+/// Mount points. Each ends with a slash, so that what is below a directory begins with its text, and
+/// comes right after it.
+#[derive(Default)]
+pub(super) struct MountPoints(BTreeSet<Vec<u8>>);
+
+impl MountPoints {
+    fn add(&mut self, point: &Path) {
+        self.0.insert(with_slash(point));
+    }
+
+    /// Returns whether `point` is one of these, or a directory above one.
+    fn has_way_over(&self, point: &Path) -> bool {
+        let point = with_slash(point);
+        let first = self.0.range(point.clone()..).next();
+        first.is_some_and(|first| first.starts_with(&point))
+    }
+}
+
+fn with_slash(point: &Path) -> Vec<u8> {
+    let mut text = point.as_os_str().as_bytes().to_vec();
+    if text.last() != Some(&b'/') {
+        text.push(b'/');
+    }
+    text
+}
+
 impl<'l, 'o> Tables<'l, 'o> {
     pub(super) fn new(looks: &'l mut Looks<'o>, limit: Limit) -> Self {
         Self {
@@ -180,12 +217,20 @@ impl<'l, 'o> Tables<'l, 'o> {
         })
     }
 
-    /// Reads the table of a process once.
-    pub(super) fn whole(&mut self, process: &Path) -> Result<Mountinfo, TableError> {
-        let mut mountinfo = Mountinfo::default();
+    /// Reads the table of a process once. Returns the mounts at `points` and on the directories above
+    /// them. No other one can be on the way to a mount at one of them.
+    pub(super) fn on_ways_to(
+        &mut self,
+        process: &Path,
+        points: &MountPoints,
+    ) -> Result<Vec<MountEntry>, TableError> {
+        let mut mounts = Vec::new();
         let file = File::open(process.join(MOUNTINFO))?;
-        self.lines(file, |number, line| mountinfo.add_line(number, line))?;
-        Ok(mountinfo)
+        self.lines(file, |_, line| {
+            let mount = mountinfo::parse_line(line).ok();
+            mounts.extend(mount.filter(|mount| points.has_way_over(&mount.mount_point)));
+        })?;
+        Ok(mounts)
     }
 
     /// Returns the mounts of a table that `is_wanted` selects, one per superblock, and the first bad
@@ -197,25 +242,36 @@ impl<'l, 'o> Tables<'l, 'o> {
         &mut self,
         process: &Path,
         is_wanted: impl Fn(&MountEntry) -> bool,
-    ) -> Result<(BTreeMap<DeviceNumber, MountEntry>, Option<BadLine>), TableError> {
-        let mut found = BTreeMap::new();
-        let mut bad = None;
+    ) -> Result<Superblocks, TableError> {
+        let mut found = Superblocks::default();
         for _ in 0..2 {
             let file = File::open(process.join(MOUNTINFO))?;
             self.lines(file, |number, line| match mountinfo::parse_line(line) {
                 Ok(mount) if is_wanted(&mount) => {
-                    found.entry(mount.device).or_insert(mount);
+                    found.points.add(&mount.mount_point);
+                    found.mounts.entry(mount.device).or_insert(mount);
                 }
                 Ok(_) => {}
                 Err(cause) => {
-                    bad.get_or_insert(BadLine {
+                    found.bad_line.get_or_insert(BadLine {
                         line: number,
                         cause,
                     });
                 }
             })?;
         }
-        Ok((found, bad))
+        Ok(found)
+    }
+
+    /// Checks, after work on what was read, whether the caller still wants it and the time is not over.
+    pub(super) fn check(&mut self) -> Result<(), TableError> {
+        self.looks.obey()?;
+        if self.until.is_some_and(|until| Instant::now() > until) {
+            let seconds = self.limit.time.as_secs();
+            let why = format!("the tables of its kind took longer than {seconds} s together");
+            return Err(TableError::OutOf(why));
+        }
+        Ok(())
     }
 
     /// Calls `each` for every line that is not empty, with its number. Returns a hash of the text.
@@ -231,12 +287,7 @@ impl<'l, 'o> Tables<'l, 'o> {
         let mut text = BufReader::with_capacity(BUFFER_BYTES, text);
         let (mut line, mut length) = (Vec::new(), 0);
         for number in 1.. {
-            self.looks.obey()?;
-            if self.until.is_some_and(|until| Instant::now() > until) {
-                let seconds = self.limit.time.as_secs();
-                let why = format!("the tables of its kind took longer than {seconds} s together");
-                return Err(TableError::OutOf(why));
-            }
+            self.check()?;
             line.clear();
             let read = text.read_until(b'\n', &mut line)?;
             if read == 0 {
@@ -272,7 +323,7 @@ mod tests {
 
     use super::*;
     use crate::observer::Silent;
-    use crate::scan::fake_machine::ROOT;
+    use crate::scan::fake_machine::{FakeMachine, ROOT};
 
     /// The kernel here does not leave out entries, so the reads are given.
     #[test]
@@ -303,6 +354,33 @@ mod tests {
             .map(|mount| mount.mount_point.to_str().unwrap())
             .collect();
         assert_eq!(mount_points, ["/", "/x", "/data"]);
+    }
+
+    /// A user can make many thousand mounts of 4 KiB each. Only those on a way matter.
+    #[test]
+    fn of_many_deep_mounts_only_those_on_the_way_to_a_wanted_one_are_kept() {
+        use std::fmt::Write;
+
+        let mut table = ROOT.to_owned();
+        let deep = "/d".repeat(1900);
+        for id in 10..500 {
+            writeln!(table, "{id} 1 0:9 / /{id}{deep} rw - tmpfs t rw").unwrap();
+        }
+        table += "2 1 0:9 / /a rw - tmpfs t rw\n3 2 8:33 / /a/b rw - ext4 /dev/sdc1 rw\n\
+            4 3 0:9 / /a/b rw - tmpfs t rw\n5 4 0:9 / /a/b/c rw - tmpfs t rw\n\
+            6 2 0:9 / /a/b-c rw - tmpfs t rw\n7 2 0:9 / /a/bc rw - tmpfs t rw\n";
+        let machine = FakeMachine::new();
+        machine.process("20", "mnt:[2]", Some(&table));
+        let process = machine.roots().proc.join("20");
+        let mut silent = Silent;
+        let mut looks = Looks::new(&mut silent);
+        let mut tables = Tables::new(&mut looks, Limit::NONE);
+        let wanted = |mount: &MountEntry| mount.device.major == 8 && mount.device.minor == 33;
+        let found = tables.superblocks(&process, wanted).unwrap();
+        assert_eq!((found.mounts.len(), found.points.0.len()), (1, 1));
+        let kept = tables.on_ways_to(&process, &found.points).unwrap();
+        let ids: Vec<_> = kept.iter().map(|mount| mount.mount_id).collect();
+        assert_eq!(ids, [1, 2, 3, 4]);
     }
 
     /// An endless table: what is read of it, and how many lines are parsed, has a limit.
