@@ -84,13 +84,14 @@ def test_every_plan_names_a_filesystem_whose_table_changes_all_the_time(scratch:
     filesystem = scratch.make_on_loop("disk")
     with churning_namespace(scratch) as table:
         device = mounted_only_there(filesystem)
-        plans = []
-        until = time.monotonic() + 3.0
-        while time.monotonic() < until:
-            plans.append(vmsnapshot.plan())
-        for plan in plans:
+        start = time.monotonic()
+        unsettled = 0
+        # Whether two reads agree is a matter of chance: on a busy machine many do.
+        while time.monotonic() < start + 3.0 or (not unsettled and time.monotonic() < start + 30.0):
+            plan = vmsnapshot.plan()
             assert device in [planned.device for planned in plan.filesystems]
-        assert table in [item.path for plan in plans for item in plan.unreadable_mounts]
+            unsettled += table in [item.path for item in plan.unreadable_mounts]
+        assert unsettled
 
 
 @pytest.mark.timeout(120)

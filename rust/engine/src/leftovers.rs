@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{major, minor, stat, statx, AtFlags, FileType, StatxFlags, CWD};
 use vmsnapshot_core::device_number::DeviceNumber;
@@ -55,13 +55,12 @@ pub(crate) struct Leftover {
 pub(crate) fn leftovers(proc: &Path) -> Vec<Leftover> {
     let processes = fs::read_dir(proc).into_iter().flatten().flatten();
     let mut found = Vec::new();
-    let Ok(own) = fs::read_link(proc.join("self").join(USER_NAMESPACE)) else {
-        return found;
-    };
+    // A kernel without user namespaces has no such link.
+    let own = fs::read_link(proc.join("self").join(USER_NAMESPACE)).ok();
     for process in processes {
         let name = process.file_name();
         let pid = name.to_str().and_then(|name| name.parse::<u32>().ok());
-        if let Some((pid, call)) = pid.zip(call_of(&process.path(), &own)) {
+        if let Some((pid, call)) = pid.zip(call_of(&process.path(), own.as_deref())) {
             let call = format!("{call} of an earlier run has not returned (process {pid})");
             let opens = opens_of(&process.path()).into_iter();
             found.extend(opens.map(|open| Leftover {
@@ -74,8 +73,8 @@ pub(crate) fn leftovers(proc: &Path) -> Vec<Leftover> {
 }
 
 /// Returns what a companion calls, or `None` if the process is none, or a watchdog. `own` is our user
-/// namespace.
-fn call_of(process: &Path, own: &PathBuf) -> Option<&'static str> {
+/// namespace, if the kernel has such.
+fn call_of(process: &Path, own: Option<&Path>) -> Option<&'static str> {
     let call = match fs::read(process.join("comm")).ok()?.as_slice() {
         b"vmsnapshot-sync\n" => "a syncfs",
         b"vmsnapshot-scru\n" => "a question about a btrfs scrub",
@@ -85,7 +84,7 @@ fn call_of(process: &Path, own: &PathBuf) -> Option<&'static str> {
     // Any user can give a process this name and this program, and have a filesystem open. So can root
     // of a container, which is root of the machine only by its number.
     let is_ours = fs::read_link(process.join("exe")).ok()? == Path::new(PROGRAM)
-        && fs::read_link(process.join(USER_NAMESPACE)).ok()? == *own;
+        && fs::read_link(process.join(USER_NAMESPACE)).ok().as_deref() == own;
     let status = bytes_text(&fs::read(process.join("status")).ok()?);
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
     let mut users = field("Uid:")?.split_whitespace();

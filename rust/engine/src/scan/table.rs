@@ -24,7 +24,7 @@ pub(super) const PAIRS_MAX: u32 = 6;
 /// How long the first pause after two reads that differ is. Each is twice as long as the one before.
 /// A service or container that is being started has made all its mounts by then.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
-const BUFFER_BYTES: usize = 256 * 1024;
+const BUFFER_BYTES: usize = 32 * 1024;
 
 /// What the tables of a group may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
