@@ -165,7 +165,7 @@ def test_no_signature_of_very_many_blobs_is_in_the_report(
     server = fault_server()
     # No two have a part in common.
     signatures = [hashlib.sha256(bytes([number % 256, number // 256])).hexdigest() for number in range(257)]
-    blobs = []
+    blobs: list[str] = []
     for signature in signatures:
         body = f"<Error><Code>x</Code><Message>Signature {signature} did not match".encode()
         head = f"HTTP/1.1 403 x\r\nContent-Length: {len(body)}\r\n\r\n".encode()

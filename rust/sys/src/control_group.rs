@@ -35,7 +35,7 @@ pub fn enter(role: &str) -> Option<OwnGroups> {
     let mut moved = OwnGroups(Vec::new());
     for Hierarchy { root, own_path } in hierarchies()? {
         let Some(group) = move_below(&root, role, std::process::id()) else {
-            // Half moved, it would protect from nothing that its report could name.
+            // The report says one word about all of them, which would not be true of half of them.
             moved.leave();
             return None;
         };
