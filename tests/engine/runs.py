@@ -34,11 +34,23 @@ def kill_with_watchdog(run: SnapshotRun) -> str:
     watchdog_pid: int = run_of(read_status(), run_id)["watchdog_pid"]
     # Stop the run first. Otherwise it would notice the end of its watchdog, and thaw.
     run.send(signal.SIGSTOP)
+    wait_until_stopped(run.process.pid)
     kill(watchdog_pid)
     run.send(signal.SIGKILL)
     run.finish()
     wait_until_gone(watchdog_pid)
     return run_id
+
+
+def wait_until_stopped(pid: int) -> None:
+    """Waits until no thread of a process that was sent SIGSTOP runs: the signal stops one after another."""
+    until = time.monotonic() + 5.0
+    while True:
+        stats = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+        if all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats):
+            return
+        assert time.monotonic() < until, stats
+        time.sleep(0.001)
 
 
 def leave_frozen(mount_point: Path, server: FaultServer) -> str:
