@@ -78,9 +78,14 @@ fn start_for(role: Role, directories: &[BorrowedFd<'_>]) -> io::Result<Channel> 
         has_pidfd: false,
         has_rcu: false,
     };
-    channel.send(hello, &[])?;
-    channel.send_directories(directories)?;
-    Ok(channel)
+    let sent = channel
+        .send(hello, &[])
+        .and_then(|()| channel.send_directories(directories));
+    match sent {
+        // EPIPE: it has ended. Whoever receives its replies learns that.
+        Ok(()) | Err(Errno::PIPE) => Ok(channel),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 fn program_in_memory() -> io::Result<OwnedFd> {

@@ -145,16 +145,14 @@ impl Channel {
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let mut bytes = [0; FRAME_BYTES];
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let message = match recvmsg(
-            &self.0,
-            &mut [IoSliceMut::new(&mut bytes)],
-            &mut ancillary,
-            flags,
-        ) {
-            Ok(message) => message,
-            // The other end died with unread frames of ours in its socket.
-            Err(Errno::CONNRESET) => return Ok(Received::Closed),
-            Err(errno) => return Err(errno),
+        let message = loop {
+            let mut slices = [IoSliceMut::new(&mut bytes)];
+            match recvmsg(&self.0, &mut slices, &mut ancillary, flags) {
+                // The other end was closed with unread frames of ours in its socket. The kernel says
+                // so once, and before what the other end had sent.
+                Err(Errno::CONNRESET) => {}
+                result => break result?,
+            }
         };
         if message.bytes == 0 {
             return Ok(Received::Closed);

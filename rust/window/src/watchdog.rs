@@ -57,8 +57,14 @@ impl Watchdog {
             has_pidfd: run.is_some(),
             has_rcu: rcu.is_some(),
         };
-        channel.send(hello, &descriptors)?;
-        channel.send_directories(directories)?;
+        let sent = channel
+            .send(hello, &descriptors)
+            .and_then(|()| channel.send_directories(directories));
+        // EPIPE: it has ended, and may have said why.
+        sent.or_else(|errno| match errno {
+            Errno::PIPE => Ok(()),
+            errno => Err(errno),
+        })?;
         match channel.receive(clock::monotonic().plus(READY_LIMIT))? {
             Received::Frame(Frame::Ready { own_control_group }, _) => Ok(Watchdog {
                 channel,
