@@ -44,17 +44,17 @@ Serve = Callable[[socket.socket], object]
 @contextlib.contextmanager
 def server(serve: Serve, certificates: Certificates | None = None, *, tickets: int = 2) -> Iterator[int]:
     """Runs `serve` in a thread per connection, and yields the port."""
-    context = None
-    if certificates:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(certificates.server_certificate, certificates.server_key)
-        context.num_tickets = tickets
 
     def handle(connection: socket.socket) -> None:
         connection.settimeout(10)
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(connection)
-            if context:
+            if certificates:
+                # Of its own, so that no connection resumes the session of another: OpenSSL then sends
+                # a single ticket.
+                context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+                context.load_cert_chain(certificates.server_certificate, certificates.server_key)
+                context.num_tickets = tickets
                 connection = stack.enter_context(context.wrap_socket(connection, server_side=True))
             serve(connection)
 
