@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from vmsnapshot import _native
 from vmsnapshot._native import (
+    ApplicationOutcome,
     BlobOutcome,
     BlockDevice,
     FilesystemOutcome,
@@ -67,15 +68,19 @@ from vmsnapshot._native import (
     uri_without_query,
 )
 from vmsnapshot.errors import ArgumentsError, PlanError, PrepareError, ThawError, VmsnapshotError
+from vmsnapshot.quiesce import Application, Hook
 
 __version__ = _native.version()
 
 __all__ = [
+    "Application",
+    "ApplicationOutcome",
     "ArgumentsError",
     "BlobOutcome",
     "BlockDevice",
     "FilesystemOutcome",
     "FrozenFilesystem",
+    "Hook",
     "HostCall",
     "HostCallOutcome",
     "Machine",

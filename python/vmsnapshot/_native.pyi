@@ -11,6 +11,8 @@ from typing import Literal, final
 
 from typing_extensions import TypeAlias
 
+from vmsnapshot.quiesce import Application
+
 # The names of all values that a program may have to tell apart. `names()` returns the same lists from the
 # compiled module, and a test compares the two.
 
@@ -53,6 +55,7 @@ ErrorCode: TypeAlias = Literal[
     "another-run",
     "left-frozen",
     "state-unusable",
+    "not-quiesced",
     "no-resources",
     "interrupted",
 ]
@@ -69,9 +72,10 @@ ErrorSubject: TypeAlias = Literal[
     "metadata",
     "filesystem",  # a planned filesystem cannot be opened, or a different one is mounted there now
     "watchdog",
+    "application",  # an application is not ready, or does not hold still
     "run",  # the run as a whole
 ]
-Phase: TypeAlias = Literal["open-filesystems", "connect", "start-watchdog", "sync", "freeze"]
+Phase: TypeAlias = Literal["open-filesystems", "connect", "start-watchdog", "sync", "quiesce", "freeze"]
 FilesystemResult: TypeAlias = Literal[
     "thawed",
     "thawed-by-watchdog",
@@ -91,7 +95,16 @@ FilesystemResult: TypeAlias = Literal[
 ThawedBy: TypeAlias = Literal["run", "watchdog", "another"]
 BlobResult: TypeAlias = Literal["created", "refused", "unknown"]
 HostCallResult: TypeAlias = Literal["answered", "not-sent", "unknown"]
-Consistency: TypeAlias = Literal["filesystem", "crash", "none"]
+ApplicationResult: TypeAlias = Literal[
+    "held",  # from before the first FIFREEZE until after the last FITHAW, and that is proven
+    "not-covered",  # some of its data lie on a filesystem that the run did not freeze
+    "lost",  # it held still before the first FIFREEZE, and perhaps not to the end
+    "not-quiesced",
+    "not-ready",
+]
+Proof: TypeAlias = Literal["session", "script"]
+PositionIs: TypeAlias = Literal["exact", "lower-bound"]
+Consistency: TypeAlias = Literal["application", "filesystem", "crash", "none"]
 FreezeDoubt: TypeAlias = Literal[
     "not-thawed",  # something is still frozen
     "freeze-hung",  # a FIFREEZE has not returned
@@ -113,6 +126,8 @@ FreezeDoubt: TypeAlias = Literal[
 ]
 FireReason: TypeAlias = Literal["parent-gone", "deadline", "told", "fault"]
 TimelineEventKind: TypeAlias = Literal[
+    "application-quiesced",
+    "application-released",
     "sync-late",
     "sync-failed",
     "freeze-called",
@@ -332,6 +347,49 @@ class FilesystemOutcome:
     def error(self) -> str | None: ...
 
 @final
+class ApplicationOutcome:
+    """One application of a run."""
+
+    @property
+    def name(self) -> str:
+        """What the caller calls it."""
+    @property
+    def kind(self) -> str: ...
+    @property
+    def required(self) -> bool: ...
+    @property
+    def outcome(self) -> ApplicationResult: ...
+    @property
+    def method(self) -> str | None:
+        """The statement that held it still, or the program that did."""
+    @property
+    def proof(self) -> Proof | None:
+        """What shows that it was held. ``session``: the same open session answered before the freeze and
+        after the thaw. ``script``: a program said so."""
+    @property
+    def ready_ms(self) -> float | None: ...
+    @property
+    def lock_wait_ms(self) -> float | None:
+        """How long it took to hold still, from when it was asked."""
+    @property
+    def held_ms(self) -> float | None:
+        """How long it was held, up to its release."""
+    @property
+    def position(self) -> dict[str, str]:
+        """Where its log stood while it was held, by the names that its vendor gives."""
+    @property
+    def position_is(self) -> PositionIs | None:
+        """``exact``: the snapshot has everything up to the position and nothing after it. ``lower-bound``:
+        everything up to it, and perhaps more."""
+    @property
+    def files(self) -> dict[str, str]:
+        """What a restore needs beside the snapshots, by name."""
+    @property
+    def error_code(self) -> str | None: ...
+    @property
+    def error(self) -> str | None: ...
+
+@final
 class BlobOutcome:
     """The result of one snapshot request. ``uri`` is without its query."""
 
@@ -473,6 +531,8 @@ class Report:
     @property
     def blobs(self) -> list[BlobOutcome]: ...
     @property
+    def applications(self) -> list[ApplicationOutcome]: ...
+    @property
     def host_call(self) -> HostCallOutcome | None: ...
     @property
     def watchdog(self) -> WatchdogOutcome: ...
@@ -530,6 +590,7 @@ def prepare(
     unusable_proxy: Literal["refuse", "direct"] = "refuse",
     expedite_rcu: bool = True,
     progress: Callable[[Phase], object] | None = None,
+    quiescers: Sequence[Application] = (),
 ) -> Session:
     """Does all that can be done before the window, and freezes nothing. Raises ``PrepareError``.
 
@@ -556,6 +617,10 @@ def prepare(
     ``call_timeout`` is how long the service of a blob may take to answer, with both attempts together. A host
     call has its own ``time_limit``. The window may end earlier. The answer is then read after the thaw, up to
     5 s later, and ``answered_late`` is true.
+
+    ``quiescers`` are held still while the filesystems are frozen, in this order, and released after the thaw
+    in reverse order. One that is ``required`` and fails before the freeze is a ``PrepareError`` with its own
+    code, here or of ``Session.run``, and nothing is frozen.
 
     ``progress`` is called with the name of each phase at its start. ``freeze`` is the last phase.
     ``progress`` is never called inside the window.

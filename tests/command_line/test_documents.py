@@ -33,6 +33,7 @@ REPORT_KEYS: dict[str, Any] = {
     "filesystems": list,
     "unreadable_mounts": list,
     "blobs": list,
+    "applications": list,
     "host_call": (dict, type(None)),
     "watchdog": dict,
     "timeline": list,

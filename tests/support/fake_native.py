@@ -100,6 +100,24 @@ class BlobOutcome:
 
 
 @dataclass(frozen=True)
+class ApplicationOutcome:
+    name: str = "orders"
+    kind: str = "hook"
+    required: bool = True
+    outcome: str = "held"
+    method: str | None = "/etc/vmsnapshot/orders"
+    proof: str | None = "script"
+    ready_ms: float | None = 3.1
+    lock_wait_ms: float | None = 0.4
+    held_ms: float | None = 9.6
+    position: dict[str, str] = field(default_factory=dict)
+    position_is: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    error_code: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class HostCall:
     uri: str
     headers: Sequence[tuple[str, str]]
@@ -162,6 +180,7 @@ class Report:
     filesystems: list[FilesystemOutcome] = field(default_factory=lambda: [FilesystemOutcome()])
     unreadable_mounts: list[UnreadableMounts] = field(default_factory=list)
     blobs: list[BlobOutcome] = field(default_factory=lambda: [BlobOutcome()])
+    applications: list[ApplicationOutcome] = field(default_factory=list)
     host_call: HostCallOutcome | None = None
     watchdog: WatchdogOutcome = field(default_factory=WatchdogOutcome)
     timeline: list[TimelineEvent] = field(default_factory=lambda: [TimelineEvent()])

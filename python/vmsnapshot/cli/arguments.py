@@ -263,6 +263,13 @@ def _add_snapshot(commands: _Commands[_Parser]) -> None:
     )
     _add_exclude(command)
     command.add_argument(
+        "--quiesce",
+        action="append",
+        default=[],
+        metavar="APPLICATION",
+        help="hold an application still during the freeze, as KIND or KIND:KEY=VALUE,...; may be repeated",
+    )
+    command.add_argument(
         "--metadata",
         action="append",
         default=[],

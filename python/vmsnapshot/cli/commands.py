@@ -22,6 +22,7 @@ from vmsnapshot.cli.tables import Screen
 from vmsnapshot.errors import ArgumentsError, ThawError, VmsnapshotError
 from vmsnapshot.interruptions import Interruptions
 from vmsnapshot.proxy import proxy_from_environment, read_proxy
+from vmsnapshot.quiesce.specification import parse as parse_application
 
 if TYPE_CHECKING:
     from vmsnapshot._native import ErrorKind, Phase
@@ -190,6 +191,7 @@ def _print_finished(finished: _Finished, *, as_json: bool) -> int:
 
 def _prepare(parsed: argparse.Namespace, interruptions: Interruptions) -> _native.Session:
     metadata = parse_metadata(parsed.metadata)
+    quiescers = [parse_application(text) for text in parsed.quiesce]
     if parsed.blobs_from is not None:
         blobs = read_blob_list(parsed.blobs_from)
     else:
@@ -226,6 +228,7 @@ def _prepare(parsed: argparse.Namespace, interruptions: Interruptions) -> _nativ
             ca_file=parsed.ca_file,
             proxy=proxy,
             expedite_rcu=parsed.expedite_rcu,
+            quiescers=quiescers,
             progress=on_phase,
         )
     finally:

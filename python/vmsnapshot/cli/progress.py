@@ -22,6 +22,7 @@ SENTENCES: dict[Phase, str] = {
     "connect": "connecting to the blobs",
     "start-watchdog": "starting the watchdog",
     "sync": "writing out dirty data",
+    "quiesce": "asking the applications to hold still",
     "freeze": "freezing",
 }
 

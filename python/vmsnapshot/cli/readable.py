@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vmsnapshot._native import (
+    ApplicationOutcome,
     BlobOutcome,
     FilesystemOutcome,
     Plan,
@@ -158,6 +159,17 @@ def report_text(report: Report, screen: Screen) -> str:
         ]
         text += "\n" + render(columns, [_blob_row(blob) for blob in report.blobs], screen)
         text += _notes([(blob.uri, _blob_error(blob)) for blob in report.blobs], screen)
+    if report.applications:
+        columns = [
+            Column("APPLICATION", flexible=True),
+            Column("KIND"),
+            Column("OUTCOME"),
+            Column("PROOF"),
+            Column("WAITED", numeric=True),
+            Column("HELD", numeric=True),
+        ]
+        text += "\n" + render(columns, [_application_row(item) for item in report.applications], screen)
+        text += _notes([(item.name, _application_error(item)) for item in report.applications], screen)
     return text + "\n" + _run_text(report, screen)
 
 
@@ -343,6 +355,27 @@ def _blob_row(blob: BlobOutcome) -> list[Cell | str]:
         "-" if blob.http_status is None else str(blob.http_status),
         duration_text(blob.answer_ms),
     ]
+
+
+def _application_row(item: ApplicationOutcome) -> list[Cell | str]:
+    return [
+        item.name,
+        item.kind,
+        Cell(item.outcome, _application_tone(item)),
+        item.proof or "-",
+        duration_text(item.lock_wait_ms),
+        duration_text(item.held_ms),
+    ]
+
+
+def _application_tone(item: ApplicationOutcome) -> Tone:
+    if item.outcome == "held":
+        return Tone.GOOD
+    return Tone.BAD if item.required else Tone.DOUBTFUL
+
+
+def _application_error(item: ApplicationOutcome) -> str | None:
+    return ": ".join(part for part in (item.error_code, item.error) if part) or None
 
 
 def _blob_error(blob: BlobOutcome) -> str | None:

@@ -64,6 +64,7 @@ _PREPARE_ERRORS: dict[ErrorSubject, str] = {
     "metadata": UNEXPECTED_FREEZE,
     "filesystem": UNEXPECTED_FREEZE,
     "watchdog": UNEXPECTED_FREEZE,
+    "application": UNEXPECTED_FREEZE,
     "run": UNEXPECTED_FREEZE,
 }
 

@@ -34,6 +34,8 @@ pub enum ErrorSubject {
     Filesystem,
     /// The watchdog.
     Watchdog,
+    /// An application.
+    Application,
     /// The run as a whole.
     Run,
 }
@@ -118,6 +120,8 @@ pub enum ErrorCode {
     LeftFrozen,
     /// The state of runs cannot be read or written.
     StateUnusable,
+    /// An application did not hold still.
+    NotQuiesced,
     /// The system refused threads, descriptors or memory.
     NoResources,
     /// The caller ended the preparation.
@@ -157,6 +161,7 @@ impl ErrorCode {
             | Self::NotWritable
             | Self::FreezeWouldWait => ErrorSubject::Filesystem,
             Self::NoWatchdog => ErrorSubject::Watchdog,
+            Self::NotQuiesced => ErrorSubject::Application,
             Self::NotPrivileged
             | Self::BadThawTimeout
             | Self::BadFreezeTimeout

@@ -2,13 +2,13 @@
 //!
 //! The crate decides what to freeze and in which order, once per superblock. It defines the blob
 //! requests, the meaning of their answers, the ledger that the run and its watchdog share, and the
-//! verdict on the snapshots. Snapshots are filesystem-consistent at best: no application is
-//! quiesced.
+//! verdict on the snapshots.
 //!
 //! Nothing in this crate does input or output, reads a clock, or is unsafe.
 
 #![forbid(unsafe_code)]
 
+pub mod application;
 pub mod blob;
 pub mod deadlines;
 mod decoded;

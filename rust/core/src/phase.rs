@@ -16,6 +16,8 @@ pub enum Phase {
     StartWatchdog,
     /// The run writes out dirty data.
     Sync,
+    /// The run asks the applications to hold still.
+    Quiesce,
     /// The run freezes. From this phase on the caller can no longer cancel it.
     Freeze,
 }

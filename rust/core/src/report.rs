@@ -3,10 +3,11 @@
 //! Instants are text in UTC with `Z`. Lengths of time are in milliseconds. Neither printed text nor
 //! the JSON holds a secret: URIs have no query, and the bodies of answers are left out.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
-use strum::{IntoStaticStr, VariantNames};
+use strum::{EnumString, IntoStaticStr, VariantNames};
 
 use crate::ledger::FireReason;
 use crate::names::stable_names;
@@ -20,6 +21,9 @@ pub const SCHEMA_VERSION: u32 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum Consistency {
+    /// Every planned filesystem was frozen during all snapshots, and every required application held
+    /// still from before the freeze until after the thaw.
+    Application,
     /// Every planned filesystem was frozen during all snapshots.
     Filesystem,
     /// All snapshots exist, but it is not known that everything was frozen: they are as after a
@@ -188,6 +192,76 @@ pub struct BlobOutcome {
     pub body: Option<String>,
 }
 
+/// The outcome of one application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
+pub enum ApplicationResult {
+    /// It held still from before the first FIFREEZE until after the last FITHAW, and that is proven.
+    Held,
+    /// It held still, but some of its data lie on a filesystem that the run did not freeze.
+    NotCovered,
+    /// It held still before the first FIFREEZE. It is not proven that it did so to the end.
+    Lost,
+    /// It did not hold still when it was asked to.
+    NotQuiesced,
+    /// It was not ready to be asked.
+    NotReady,
+}
+
+/// What shows that an application held still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames, EnumString)]
+#[strum(serialize_all = "kebab-case")]
+pub enum Proof {
+    /// The same open session answered before the freeze and after the thaw, and only its end releases
+    /// the application.
+    Session,
+    /// A program said so. Nothing but its word shows it.
+    Script,
+}
+
+/// What a position in an application's log says about the snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames, EnumString)]
+#[strum(serialize_all = "kebab-case")]
+pub enum PositionIs {
+    /// The snapshot contains everything up to it and nothing after it.
+    Exact,
+    /// The snapshot contains everything up to it, and perhaps more.
+    LowerBound,
+}
+
+/// One application of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ApplicationOutcome {
+    /// What the operator calls it.
+    pub name: String,
+    /// What it is: `mariadb`, `postgresql`, `hook`.
+    pub kind: String,
+    /// Whether the set of snapshots is worth less without it.
+    pub required: bool,
+    /// The outcome.
+    pub outcome: ApplicationResult,
+    /// The statement that held it still, or the program that did.
+    pub method: Option<String>,
+    /// What shows that it was held. `None` if nothing does.
+    pub proof: Option<Proof>,
+    /// How long it took to be ready.
+    pub ready_ms: Option<f64>,
+    /// How long it took to hold still, from when it was asked.
+    pub lock_wait_ms: Option<f64>,
+    /// How long it was held, up to its release.
+    pub held_ms: Option<f64>,
+    /// The position in its log, by name.
+    pub position: BTreeMap<String, String>,
+    /// What that position says about the snapshot.
+    pub position_is: Option<PositionIs>,
+    /// Files that a restore needs beside the snapshots, by name.
+    pub files: BTreeMap<String, String>,
+    /// The stable name of what went wrong.
+    pub error_code: Option<String>,
+    /// What went wrong.
+    pub error: Option<String>,
+}
+
 /// The outcome of the host call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
@@ -258,6 +332,10 @@ pub struct WatchdogOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "kebab-case")]
 pub enum TimelineEventKind {
+    /// An application holds still.
+    ApplicationQuiesced,
+    /// An application was released.
+    ApplicationReleased,
     /// The sync before the window did not return in time.
     SyncLate,
     /// The sync before the window failed.
@@ -285,7 +363,7 @@ pub struct TimelineEvent {
     pub at_ms: f64,
     /// What happened.
     pub event: TimelineEventKind,
-    /// The mount point, blob or host that the event concerns.
+    /// The mount point, blob, host or application that the event concerns.
     pub subject: Option<String>,
     /// What the system answered, for a sync that failed.
     pub detail: Option<String>,
@@ -300,7 +378,7 @@ pub struct Report {
     pub run_id: String,
     /// When the window began, UTC.
     pub started_at: String,
-    /// Whether the set of snapshots is complete and consistent.
+    /// Whether the set of snapshots is complete, and as consistent as the run was asked to make it.
     pub consistent: bool,
     /// What the set of snapshots is worth.
     pub consistency: Consistency,
@@ -325,6 +403,8 @@ pub struct Report {
     pub unreadable_mounts: Vec<UnreadableMounts>,
     /// The blobs, in the order they were given.
     pub blobs: Vec<BlobOutcome>,
+    /// The applications, in the order they were given.
+    pub applications: Vec<ApplicationOutcome>,
     /// The host call, if the run had one to make.
     pub host_call: Option<HostCallOutcome>,
     /// What the watchdog did.
@@ -334,6 +414,9 @@ pub struct Report {
 }
 
 stable_names!(
+    ApplicationResult,
+    Proof,
+    PositionIs,
     Consistency,
     FreezeDoubt,
     FilesystemResult,
@@ -415,6 +498,8 @@ mod tests {
         assert_eq!(
             TimelineEventKind::NAMES,
             [
+                "application-quiesced",
+                "application-released",
                 "sync-late",
                 "sync-failed",
                 "freeze-called",

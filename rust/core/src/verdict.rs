@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::host_call;
 use crate::plan::UnreadableMounts;
 use crate::report::{
-    BlobOutcome, BlobResult, Consistency, FilesystemOutcome, FilesystemResult, FreezeDoubt,
-    HostCallOutcome, HostCallResult,
+    ApplicationOutcome, ApplicationResult, BlobOutcome, BlobResult, Consistency, FilesystemOutcome,
+    FilesystemResult, FreezeDoubt, HostCallOutcome, HostCallResult,
 };
 
 /// How a window ended, unless a panic ended it.
@@ -35,6 +35,8 @@ pub struct Slow<'a> {
 pub struct Verdict {
     /// Whether everything that the run froze is thawed.
     pub all_thawed: bool,
+    /// Whether the set of snapshots is complete, and as consistent as it was to be.
+    pub is_as_asked: bool,
     /// What the set of snapshots is worth.
     pub consistency: Consistency,
     /// Why the set is worth no more. `None` if it is all that was asked for.
@@ -73,9 +75,39 @@ pub fn judge(
     };
     Verdict {
         all_thawed,
+        is_as_asked: consistency == Consistency::Filesystem,
         consistency,
         why,
         freeze_doubt,
+    }
+}
+
+impl Verdict {
+    /// Judges the same run with its applications. The set is worth more if the filesystems are
+    /// consistent and every required application was held. If one was not, the filesystems are as
+    /// consistent as before, but the set is not what was asked for.
+    #[must_use]
+    pub fn with(self, applications: &[ApplicationOutcome]) -> Self {
+        if self.consistency != Consistency::Filesystem {
+            return self;
+        }
+        let is_held = |item: &&ApplicationOutcome| item.outcome == ApplicationResult::Held;
+        let mut required = applications.iter().filter(|item| item.required);
+        if let Some(failed) = required.find(|item| !is_held(item)) {
+            let cause = failed.error.as_deref().unwrap_or("it did not hold still");
+            return Self {
+                is_as_asked: false,
+                why: Some(format!("application `{}`: {cause}", failed.name)),
+                ..self
+            };
+        }
+        if !applications.iter().any(|item| is_held(&item)) {
+            return self;
+        }
+        Self {
+            consistency: Consistency::Application,
+            ..self
+        }
     }
 }
 
@@ -765,11 +797,65 @@ mod tests {
                 verdict,
                 Verdict {
                     all_thawed: false,
+                    is_as_asked: false,
                     consistency: Consistency::None,
                     why: Some(why.clone()),
                     freeze_doubt: Some((FreezeDoubt::NotThawed, why)),
                 }
             );
+        }
+    }
+
+    #[test]
+    fn set_is_worth_what_its_required_applications_and_its_filesystems_allow() {
+        use ApplicationResult::{Held, Lost, NotCovered, NotQuiesced, NotReady};
+        let application = |(required, outcome)| ApplicationOutcome {
+            name: "orders".to_owned(),
+            kind: "mariadb".to_owned(),
+            required,
+            outcome,
+            method: None,
+            proof: None,
+            ready_ms: None,
+            lock_wait_ms: None,
+            held_ms: None,
+            position: std::collections::BTreeMap::new(),
+            position_is: None,
+            files: std::collections::BTreeMap::new(),
+            error_code: None,
+            error: Some("it ended".to_owned()),
+        };
+        let verdict = |consistency, applications: &[(bool, ApplicationResult)]| {
+            let verdict = Verdict {
+                all_thawed: true,
+                is_as_asked: consistency == Consistency::Filesystem,
+                consistency,
+                why: None,
+                freeze_doubt: None,
+            };
+            let applications: Vec<_> = applications.iter().copied().map(application).collect();
+            let verdict = verdict.with(&applications);
+            assert_eq!(
+                verdict.is_as_asked,
+                verdict.why.is_none() && consistency == Consistency::Filesystem
+            );
+            (verdict.consistency, verdict.is_as_asked)
+        };
+        let filesystem = Consistency::Filesystem;
+        assert_eq!(verdict(filesystem, &[]), (filesystem, true));
+        let all = (Consistency::Application, true);
+        assert_eq!(verdict(filesystem, &[(true, Held)]), all);
+        assert_eq!(verdict(filesystem, &[(false, Held)]), all);
+        assert_eq!(verdict(filesystem, &[(false, Lost), (true, Held)]), all);
+        assert_eq!(verdict(filesystem, &[(false, Lost)]), (filesystem, true));
+        for failed in [Lost, NotCovered, NotQuiesced, NotReady] {
+            assert_eq!(
+                verdict(filesystem, &[(true, Held), (true, failed)]),
+                (filesystem, false)
+            );
+        }
+        for less in [Consistency::Crash, Consistency::None] {
+            assert_eq!(verdict(less, &[(true, Held)]), (less, false));
         }
     }
 }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use vmsnapshot_core::plan::Selection;
+use vmsnapshot_engine::applications::NoApplications;
 use vmsnapshot_engine::connect::ConnectOptions;
 use vmsnapshot_engine::observer::Silent;
 use vmsnapshot_engine::scan;
@@ -116,7 +117,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         thaws: Mutex::new(HashMap::new()),
     });
     let session = prepare_on(kernel, &plan, Asked::default(), options, &mut Silent)?;
-    let report = session.run(&mut Silent)?;
+    let report = session.run(&mut NoApplications, &mut Silent)?;
     println!("{}", serde_json::to_string(&report)?);
     Ok(())
 }

@@ -86,6 +86,9 @@ pub enum PrepareError {
         /// What the system answered.
         cause: io::Error,
     },
+    /// An application that the run must not do without did not hold still.
+    #[error("{0}")]
+    NotQuiesced(String),
     /// The caller ended the preparation.
     #[error("the preparation was interrupted")]
     Interrupted,
@@ -119,6 +122,7 @@ impl PrepareError {
             PrepareError::State(error) => error.code(),
             PrepareError::Watchdog { .. } => ErrorCode::NoWatchdog,
             PrepareError::Resources { .. } => ErrorCode::NoResources,
+            PrepareError::NotQuiesced(_) => ErrorCode::NotQuiesced,
             PrepareError::Interrupted => ErrorCode::Interrupted,
         }
     }
@@ -139,7 +143,9 @@ impl PrepareError {
             PrepareError::Connect(error) => error.kind(),
             PrepareError::Directory(error) => error.kind(),
             PrepareError::State(error) => error.kind(),
-            PrepareError::Watchdog { .. } | PrepareError::Resources { .. } => ErrorKind::System,
+            PrepareError::Watchdog { .. }
+            | PrepareError::Resources { .. }
+            | PrepareError::NotQuiesced(_) => ErrorKind::System,
             PrepareError::Interrupted => ErrorKind::Interrupted,
         }
     }
@@ -177,6 +183,7 @@ impl PrepareError {
             | PrepareError::BlobMetadataCount { .. }
             | PrepareError::HostCall(_)
             | PrepareError::TimeLimit { .. }
+            | PrepareError::NotQuiesced(_)
             | PrepareError::Interrupted => None,
         }
     }

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod applications;
 mod block_device;
 mod callees;
 mod calls;
@@ -29,4 +30,4 @@ mod staged;
 pub mod state;
 mod walk;
 
-pub use vmsnapshot_sys::control_group;
+pub use vmsnapshot_sys::{control_group, packet_socket};

@@ -7,8 +7,9 @@ mod timeline;
 
 pub(crate) use facts::Facts;
 
+use vmsnapshot_core::application;
 use vmsnapshot_core::ledger::FireReason;
-use vmsnapshot_core::report::{milliseconds, utc_text, Consistency, Mode, Report, SCHEMA_VERSION};
+use vmsnapshot_core::report::{milliseconds, utc_text, Mode, Report, SCHEMA_VERSION};
 use vmsnapshot_core::text::path_text;
 use vmsnapshot_core::verdict::{self, Slow, Verdict, WindowEnd};
 
@@ -17,11 +18,18 @@ use requests::{blob_outcomes, host_outcome};
 use timeline::timeline;
 
 /// Makes the report of a run that is over.
-pub(crate) fn make(facts: Facts<'_>) -> Report {
+pub(crate) fn make(mut facts: Facts<'_>) -> Report {
     let filesystems = filesystem_outcomes(&facts);
     let blobs = blob_outcomes(&facts);
     let host_call = host_outcome(&facts);
     let slow = slow_filesystem(&facts);
+    let timeline = timeline(&facts);
+    let first_freeze = facts.first_freeze_at();
+    let thawed = facts.record.as_ref().map(|record| record.ended_at);
+    let applications: Vec<_> = std::mem::take(&mut facts.applications)
+        .into_iter()
+        .map(|record| application::judge(record, first_freeze, thawed, &filesystems))
+        .collect();
     let window = facts.record.as_ref().map(|record| WindowEnd {
         froze_all: record.answers.is_some(),
         watchdog_lost: facts.watchdog_lost,
@@ -34,6 +42,7 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
     // may still be at work, and the report must not contradict itself.
     let Verdict {
         all_thawed,
+        is_as_asked,
         consistency,
         why,
         freeze_doubt,
@@ -47,13 +56,14 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
         facts.unreadable_mounts,
         &blobs,
         host_call.as_ref(),
-    );
+    )
+    .with(&applications);
     let (freeze_doubt_code, freeze_doubt) = freeze_doubt.unzip();
     Report {
         schema_version: SCHEMA_VERSION,
         run_id: facts.run_id.to_owned(),
         started_at: utc_text(facts.ledger.header.realtime_ns(facts.deadlines.start)),
-        consistent: consistency == Consistency::Filesystem,
+        consistent: is_as_asked,
         consistency,
         why,
         freeze_doubt,
@@ -64,7 +74,8 @@ pub(crate) fn make(facts: Facts<'_>) -> Report {
         mode: mode(&facts),
         filesystems,
         unreadable_mounts: facts.unreadable_mounts.to_vec(),
-        timeline: timeline(&facts),
+        timeline,
+        applications,
         blobs,
         host_call,
         watchdog: facts.watchdog,

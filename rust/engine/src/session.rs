@@ -23,6 +23,7 @@ use vmsnapshot_window::alarm::Alarm;
 use vmsnapshot_window::quiet::Quiet;
 use vmsnapshot_window::window;
 
+use crate::applications::{Applications, Held, NotQuiesced, Release};
 use crate::callees::blobs::Blobs;
 use crate::callees::Callees;
 use crate::calls::{self, CallsUnderWay};
@@ -88,6 +89,14 @@ pub struct Session {
     runtime: Runtime,
     staged: Staged,
 }
+
+/// How much longer than the thaw timeout the applications may be held: for connecting again and for
+/// arming, and for the release to arrive.
+const HOLD_SLACK: Duration = Duration::from_secs(5);
+/// How old the last look at the connections may be when the window begins.
+const REFRESH_AFTER: Duration = Duration::from_secs(1);
+/// How long connecting again may take while applications are held.
+const RECONNECT_LIMIT: Duration = Duration::from_secs(2);
 
 /// Prepares a run on the kernel that this process runs on; see [`prepare_on`].
 ///
@@ -177,10 +186,11 @@ impl Session {
         &self.callees.warnings
     }
 
-    /// Syncs, freezes, snapshots, thaws, and reports.
+    /// Syncs, has `applications` hold still, freezes, snapshots, thaws, and reports.
     ///
     /// *Blocking*: twice the limit on sync, the limit on connecting, 1 s for a btrfs that does not
-    /// answer, 2 s for arming, then the thaw timeout. After it, with everything thawed: 2 s for the
+    /// answer, the limits of the applications, 4 s for connecting again and arming, then the thaw
+    /// timeout. After it, with everything thawed: 2 s for the
     /// watchdog's last word (250 ms if something is still frozen), 200 ms for the freeze threads to
     /// end, what is left of the limits of the calls for late answers (5.1 s at most), and 1 s or the
     /// limit of the host call for the bodies of answers.
@@ -188,7 +198,11 @@ impl Session {
     /// # Errors
     /// [`PrepareError`], before anything is frozen. Later failures are in the report, because
     /// several can happen at once, and one of them may be "not thawed".
-    pub fn run(self, observer: &mut dyn Observer) -> Result<Report, PrepareError> {
+    pub fn run(
+        self,
+        applications: &mut dyn Applications,
+        observer: &mut dyn Observer,
+    ) -> Result<Report, PrepareError> {
         let Session {
             run_id,
             plan,
@@ -233,6 +247,7 @@ impl Session {
             )?;
             callees = callees.refresh(&runtime, &options.connect, observer)?;
         }
+        let refreshed_at = clock::monotonic();
         let errors = waiting(&staged, JOBS_LIMIT, observer)?;
         let Staged {
             // Bound first, so that it is dropped last on every path.
@@ -246,6 +261,18 @@ impl Session {
             kernel: _,
         } = staged.leave_out(errors, &mut left_out)?;
 
+        observer.phase(Phase::Quiesce);
+        let hold = options.thaw_timeout + HOLD_SLACK;
+        let held = Held::quiesce(applications, options.thaw_timeout, hold);
+        let mut held = held.map_err(|NotQuiesced(why)| PrepareError::NotQuiesced(why))?;
+        // A look at many mounts, or the wait for a lock, may have taken seconds.
+        if clock::monotonic().since(refreshed_at) > REFRESH_AFTER {
+            let connect = ConnectOptions {
+                time_limit: options.connect.time_limit.min(RECONNECT_LIMIT),
+                ..options.connect.clone()
+            };
+            callees = callees.refresh(&runtime, &connect, observer)?;
+        }
         observer.phase(Phase::Freeze);
         // This is the last moment at which the caller can give up.
         if observer.is_interrupted() {
@@ -293,6 +320,12 @@ impl Session {
                 runtime.block_on(under_way.send_all(&mut calls, call_by));
             })
         }));
+        let is_asked = record.as_ref().is_ok_and(|record| record.answers.is_some());
+        held.release(if is_asked {
+            Release::Asked
+        } else {
+            Release::NotAsked
+        });
         drop(alarm);
 
         // A watchdog that has something left to thaw does not answer before it has thawed it.
@@ -319,6 +352,7 @@ impl Session {
             left_out: &left_out,
             unreadable_mounts: &unreadable_mounts,
             callees: &callees,
+            applications: held.records(),
             thaw_timeout: options.thaw_timeout,
             deadlines,
             ledger: &ledger,

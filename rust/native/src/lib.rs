@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod applications;
 mod control_group;
 mod errors;
 mod host_call;
@@ -53,6 +54,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
     module.add_class::<report::Report>()?;
     module.add_class::<report::FilesystemOutcome>()?;
+    module.add_class::<report::ApplicationOutcome>()?;
     module.add_class::<report::BlobOutcome>()?;
     module.add_class::<report::HostCallOutcome>()?;
     module.add_class::<report::TimelineEvent>()?;

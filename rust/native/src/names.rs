@@ -7,8 +7,8 @@ use vmsnapshot_core::error_kind::{ErrorCode, ErrorKind, ErrorSubject};
 use vmsnapshot_core::ledger::{FireReason, FreezeState};
 use vmsnapshot_core::phase::Phase;
 use vmsnapshot_core::report::{
-    BlobResult, Consistency, FilesystemResult, FreezeDoubt, HostCallResult, ThawedBy,
-    TimelineEventKind,
+    ApplicationResult, BlobResult, Consistency, FilesystemResult, FreezeDoubt, HostCallResult,
+    PositionIs, Proof, ThawedBy, TimelineEventKind,
 };
 use vmsnapshot_core::status::RunState;
 
@@ -45,6 +45,9 @@ pub(crate) fn names(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         ("TimelineEventKind", TimelineEventKind::NAMES),
         ("FilesystemResult", FilesystemResult::NAMES),
         ("ThawedBy", ThawedBy::NAMES),
+        ("ApplicationResult", ApplicationResult::NAMES),
+        ("Proof", Proof::NAMES),
+        ("PositionIs", PositionIs::NAMES),
         ("BlobResult", BlobResult::NAMES),
         ("HostCallResult", HostCallResult::NAMES),
         ("Consistency", Consistency::NAMES),

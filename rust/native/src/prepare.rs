@@ -12,6 +12,7 @@ use vmsnapshot_engine::connect::{ConnectOptions, Proxy};
 use vmsnapshot_engine::error::PrepareError;
 use vmsnapshot_engine::session::{self, Asked, Options};
 
+use crate::applications::start_keeper;
 use crate::errors;
 use crate::host_call::HostCall;
 use crate::observer::PythonObserver;
@@ -26,7 +27,7 @@ use crate::time_limit::time_limit;
     plan, blobs = Vec::new(), *, metadata = None, blob_metadata = Vec::new(), host_call = None,
     unusable_blobs = "refuse", thaw_timeout = 10.0, freeze_timeout = 5.0, call_timeout = 10.0,
     sync_timeout = Some(30.0), connect_timeout = 10.0, ca_file = None, proxy = None, unusable_proxy = "refuse", expedite_rcu = true,
-    progress = None
+    progress = None, quiescers = Vec::new()
 ))]
 #[expect(
     clippy::too_many_arguments,
@@ -50,6 +51,7 @@ pub(crate) fn prepare(
     unusable_proxy: &str,
     expedite_rcu: bool,
     progress: Option<Py<PyAny>>,
+    quiescers: Vec<Py<PyAny>>,
 ) -> PyResult<Session> {
     let on_unusable = match unusable_blobs {
         "refuse" => OnUnusable::Refuse,
@@ -109,10 +111,23 @@ pub(crate) fn prepare(
         })
     })()
     .map_err(|error| errors::prepare_error(py, &error))?;
+    let keeper = start_keeper(py, quiescers)?;
     let mut observer = PythonObserver::new(progress.as_ref().map(|call| call.clone_ref(py)));
     let result = py.detach(|| session::prepare(&plan.plan, asked, options, &mut observer));
-    let session = observer.outcome(py, result)?;
-    Ok(Session::new(session, progress))
+    let session = observer.outcome(py, result).and_then(|session| {
+        if let Some(keeper) = &keeper {
+            keeper.call_method0(py, "wait_until_ready")?;
+        }
+        Ok(session)
+    });
+    match (session, keeper) {
+        (Ok(session), keeper) => Ok(Session::new(session, progress, keeper)),
+        (Err(raised), Some(keeper)) => {
+            keeper.call_method0(py, "close")?;
+            Err(raised)
+        }
+        (Err(raised), None) => Err(raised),
+    }
 }
 
 /// Names with their values, in the order of the names.

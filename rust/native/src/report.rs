@@ -1,5 +1,7 @@
 //! The report of a run as frozen Python classes; `_native.pyi` says what each field is.
 
+use std::collections::BTreeMap;
+
 use pyo3::prelude::*;
 use vmsnapshot_core::report;
 
@@ -72,6 +74,46 @@ impl From<report::BlobOutcome> for BlobOutcome {
             answer_ms: outcome.answer_ms,
             answered_late: outcome.answered_late,
             body: outcome.body,
+        }
+    }
+}
+
+#[pyclass(frozen, get_all, module = "vmsnapshot")]
+#[derive(Clone)]
+pub(crate) struct ApplicationOutcome {
+    name: String,
+    kind: String,
+    required: bool,
+    outcome: String,
+    method: Option<String>,
+    proof: Option<String>,
+    ready_ms: Option<f64>,
+    lock_wait_ms: Option<f64>,
+    held_ms: Option<f64>,
+    position: BTreeMap<String, String>,
+    position_is: Option<String>,
+    files: BTreeMap<String, String>,
+    error_code: Option<String>,
+    error: Option<String>,
+}
+
+impl From<report::ApplicationOutcome> for ApplicationOutcome {
+    fn from(outcome: report::ApplicationOutcome) -> Self {
+        Self {
+            name: outcome.name,
+            kind: outcome.kind,
+            required: outcome.required,
+            outcome: name(outcome.outcome),
+            method: outcome.method,
+            proof: outcome.proof.map(name),
+            ready_ms: outcome.ready_ms,
+            lock_wait_ms: outcome.lock_wait_ms,
+            held_ms: outcome.held_ms,
+            position: outcome.position,
+            position_is: outcome.position_is.map(name),
+            files: outcome.files,
+            error_code: outcome.error_code,
+            error: outcome.error,
         }
     }
 }
@@ -281,6 +323,12 @@ impl Report {
     #[getter]
     fn blobs(&self) -> Vec<BlobOutcome> {
         self.report.blobs.iter().cloned().map(Into::into).collect()
+    }
+
+    #[getter]
+    fn applications(&self) -> Vec<ApplicationOutcome> {
+        let applications = self.report.applications.iter();
+        applications.cloned().map(Into::into).collect()
     }
 
     #[getter]

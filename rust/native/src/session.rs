@@ -6,6 +6,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use vmsnapshot_engine::session;
 
+use crate::applications::PythonApplications;
 use crate::observer::PythonObserver;
 use crate::report::Report;
 
@@ -20,6 +21,8 @@ pub(crate) struct Session {
     /// `None` once it has run or was closed.
     session: Mutex<Option<session::Session>>,
     progress: Option<Py<PyAny>>,
+    /// The keeper of its applications.
+    keeper: Option<Py<PyAny>>,
 }
 
 #[pymethods]
@@ -47,16 +50,23 @@ impl Session {
         };
         let mut observer =
             PythonObserver::new(self.progress.as_ref().map(|call| call.clone_ref(py)));
-        let result = py.detach(|| session.run(&mut observer));
+        let mut applications = PythonApplications::new(py, self.keeper.as_ref())?;
+        let result = py.detach(|| session.run(&mut applications, &mut observer));
         lock(&self.warnings).append(&mut observer.warnings);
-        observer.outcome(py, result).map(Report::from)
+        applications
+            .outcome(result, |result| observer.outcome(py, result))
+            .map(Report::from)
     }
 
-    fn close(&self, py: Python<'_>) {
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
         if !self.is_copy() {
             let session = self.take();
             py.detach(|| drop(session));
+            if let Some(keeper) = &self.keeper {
+                keeper.call_method0(py, "close")?;
+            }
         }
+        Ok(())
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -64,8 +74,12 @@ impl Session {
     }
 
     #[pyo3(signature = (*_exc_info))]
-    fn __exit__(&self, py: Python<'_>, _exc_info: &Bound<'_, pyo3::types::PyTuple>) {
-        self.close(py);
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _exc_info: &Bound<'_, pyo3::types::PyTuple>,
+    ) -> PyResult<()> {
+        self.close(py)
     }
 
     fn __repr__(&self) -> String {
@@ -75,13 +89,18 @@ impl Session {
 
 impl Session {
     /// Wraps a session that this process has just prepared.
-    pub(crate) fn new(session: session::Session, progress: Option<Py<PyAny>>) -> Self {
+    pub(crate) fn new(
+        session: session::Session,
+        progress: Option<Py<PyAny>>,
+        keeper: Option<Py<PyAny>>,
+    ) -> Self {
         Self {
             run_id: session.run_id().to_owned(),
             warnings: Mutex::new(session.warnings().to_vec()),
             owner: std::process::id(),
             session: Mutex::new(Some(session)),
             progress,
+            keeper,
         }
     }
 

@@ -15,6 +15,7 @@ pub mod ledger_guard;
 mod ledger_memory;
 pub mod loop_device;
 pub mod mount_namespace;
+pub mod packet_socket;
 pub mod place;
 pub mod process;
 pub mod signal;

@@ -56,6 +56,7 @@ _UNPREPARED: dict[ErrorSubject, FreezeResult | Code] = {
     "filesystem": FreezeResult.UNABLE_TO_OPEN,
     # The contract's case of a freeze helper that is not there.
     "watchdog": Code.ENGINE_NOT_FOUND,
+    "application": FreezeResult.FAILED,
     "run": FreezeResult.FAILED,
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use vmsnapshot_core::application::ApplicationRecord;
 use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
 use vmsnapshot_core::ledger::Entry;
 use vmsnapshot_core::plan::{PlannedFilesystem, UnreadableMounts};
@@ -25,6 +26,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) unreadable_mounts: &'a [UnreadableMounts],
     /// The blobs and the host, with the results of their calls.
     pub(crate) callees: &'a Callees,
+    /// What is recorded of the applications.
+    pub(crate) applications: Vec<ApplicationRecord>,
     pub(crate) thaw_timeout: Duration,
     pub(crate) deadlines: Deadlines,
     pub(crate) ledger: &'a Arc<LedgerFile>,

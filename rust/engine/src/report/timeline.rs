@@ -12,8 +12,8 @@ use crate::companion::sync::Synced;
 /// Returns every known event of the run, in order of time.
 pub(super) fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
     use TimelineEventKind::{
-        FreezeCalled, FreezeReturned, RequestEnded, RequestSent, SyncFailed, SyncLate, ThawCalled,
-        Thawed, WindowClosed,
+        ApplicationQuiesced, ApplicationReleased, FreezeCalled, FreezeReturned, RequestEnded,
+        RequestSent, SyncFailed, SyncLate, ThawCalled, Thawed, WindowClosed,
     };
     let start = facts.deadlines.start;
     let first_freeze = facts.first_freeze_at().unwrap_or(start);
@@ -77,6 +77,21 @@ pub(super) fn timeline(facts: &Facts<'_>) -> Vec<TimelineEvent> {
                 events.push(event(call.sent_at, RequestSent, subject.clone()));
             }
             events.push(event(call.ended_at, RequestEnded, subject));
+        }
+    }
+    for application in &facts.applications {
+        let moments = [
+            (application.quiesced_at_ns, ApplicationQuiesced),
+            (application.released_at_ns, ApplicationReleased),
+        ];
+        for (moment, kind) in moments {
+            if let Some(at_ns) = moment {
+                events.push(event(
+                    Monotonic(at_ns),
+                    kind,
+                    Some(application.name.clone()),
+                ));
+            }
         }
     }
     if let Some(record) = &facts.record {

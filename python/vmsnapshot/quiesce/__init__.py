@@ -1,0 +1,7 @@
+"""Holds applications still while a run freezes, proves that they held, and releases them whatever happens."""
+
+from __future__ import annotations
+
+from vmsnapshot.quiesce.applications import Application, Hook
+
+__all__ = ["Application", "Hook"]

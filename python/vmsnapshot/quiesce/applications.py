@@ -1,0 +1,54 @@
+"""What a caller says about the applications to hold still: plain, frozen data without a secret."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True)
+class Application:
+    """What every application has.
+
+    If it is ``required`` and does not hold still, the run ends before it freezes; if it is lost later, the
+    set of snapshots is not what was asked for. ``ready_seconds`` limits connecting and checking, before the
+    run freezes. ``wait_seconds`` limits the wait for the application to hold still, and ``release_seconds``
+    that for its last answer. ``name`` is what the report calls it; empty means its kind, or what identifies
+    it.
+    """
+
+    kind: ClassVar[str]
+    # The field that a bare value on a command line is for, if there is one.
+    argument: ClassVar[str | None] = None
+
+    name: str = ""
+    required: bool = True
+    ready_seconds: float = 10.0
+    wait_seconds: float = 5.0
+    release_seconds: float = 5.0
+
+    def label(self) -> str:
+        """Returns what the report calls it."""
+        return self.name or self.kind
+
+
+@dataclass(frozen=True)
+class Hook(Application):
+    """A program that holds an application still which vmsnapshot does not know.
+
+    It is started with ``arguments`` and answers on its standard output. It writes ``ready``. It reads
+    ``quiesce``, makes its application hold still and writes ``quiesced``. It reads ``released OUTCOME``,
+    releases the application and exits with status 0. A line ``error TEXT`` in place of an answer is its
+    failure. If it reads the end of its standard input before ``released``, whoever started it was killed: it
+    releases the application and exits.
+    """
+
+    kind: ClassVar[str] = "hook"
+    argument: ClassVar[str | None] = "program"
+
+    program: str = ""
+    arguments: tuple[str, ...] = ()
+
+    def label(self) -> str:
+        """Returns what the report calls it: by default the program without its directory."""
+        return self.name or self.program.rpartition("/")[2] or self.kind
