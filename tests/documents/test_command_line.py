@@ -15,10 +15,11 @@ COMMON = PAGE.table("option", "Options of every command")
 OF_COMMAND = {
     "plan": PAGE.table("option", "Options of `plan`"),
     "snapshot": PAGE.table("option", "Options of `snapshot`"),
+    "quiesce": PAGE.table("option", "Options of `quiesce`"),
 }
 PARSERS = {name: parser for name, parser in product.command_parsers().items() if name}
 # The arguments without which the command is not accepted.
-REQUIRED = {"snapshot": ["--blobs-from", "disks"]}
+REQUIRED = {"snapshot": ["--blobs-from", "disks"], "quiesce": ["check", "hook:/a"]}
 
 each_command = pytest.mark.parametrize("name", PARSERS)
 
@@ -33,7 +34,7 @@ def documented(name: str) -> dict[str, tuple[Table, tuple[Cell, ...]]]:
 
 def options(name: str) -> dict[str, argparse.Action]:
     """The options of a command, by their long names."""
-    return {action.option_strings[-1]: action for action in PARSERS[name]._actions}
+    return {action.option_strings[-1]: action for action in PARSERS[name]._actions if action.option_strings}
 
 
 def test_every_command_has_a_row() -> None:

@@ -45,6 +45,8 @@ exit status:
             130 interrupted, nothing was frozen
   plan      0 done                        1 the system could not be read
             2 bad arguments
+  quiesce   0 every application passed    1 one did not
+            2 bad arguments
   status    0 nothing is frozen           1 the state could not be read
             3 something is frozen
   thaw      0 no run has left anything frozen
@@ -95,6 +97,17 @@ exit status:
   130  interrupted, nothing was frozen
 """
 )
+
+QUIESCE_EPILOG = """\
+actions:
+  check  connects to each APPLICATION and says what a run would refuse, and why
+  test   holds each APPLICATION still once, in order, and releases it at once
+
+exit status:
+  0 every APPLICATION that is not optional passed
+  1 one did not, or the system could not be read
+  2 bad arguments, 130 interrupted
+"""
 
 STATUS_EPILOG = """\
 The kernel cannot be asked whether a filesystem is frozen. This command shows
@@ -170,6 +183,7 @@ def _parser(version: str) -> _Parser:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     _add_plan(commands)
     _add_snapshot(commands)
+    _add_quiesce(commands)
     for name, summary, description, epilog in (
         ("status", "show what is frozen, and by which run", "Shows what is frozen.", STATUS_EPILOG),
         ("thaw", "thaw what dead runs left frozen", "Thaws what dead runs left frozen.", THAW_EPILOG),
@@ -219,6 +233,17 @@ def _add_plan(commands: _Commands[_Parser]) -> None:
     _add_json(command)
 
 
+def _add_mount(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--mount",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        type=_NotAUri("--mount"),
+        help="freeze only what a pattern selects; may be repeated (default: everything that can be frozen)",
+    )
+
+
 def _add_exclude(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--exclude",
@@ -253,14 +278,7 @@ def _add_snapshot(commands: _Commands[_Parser]) -> None:
         type=_NotAUri("--blobs-from"),
         help="read the SAS URIs from FILE, or from standard input if FILE is `-`",
     )
-    command.add_argument(
-        "--mount",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        type=_NotAUri("--mount"),
-        help="freeze only what a pattern selects; may be repeated (default: everything that can be frozen)",
-    )
+    _add_mount(command)
     _add_exclude(command)
     command.add_argument(
         "--quiesce",
@@ -421,3 +439,18 @@ def _without_values(message: str) -> str:
 def wants_json(arguments: Sequence[str] | None) -> bool:
     """Returns whether a command line that could not be parsed asks for JSON."""
     return "--json" in (sys.argv[1:] if arguments is None else arguments)
+
+
+def _add_quiesce(commands: _Commands[_Parser]) -> None:
+    command = _add_command(
+        commands,
+        "quiesce",
+        "rehearse holding applications still, without a freeze",
+        "Rehearses holding applications still. Freezes nothing.",
+        QUIESCE_EPILOG,
+    )
+    command.add_argument("action", choices=("check", "test"), metavar="ACTION", help="`check` or `test`")
+    command.add_argument("applications", nargs="+", metavar="APPLICATION", help="as for `snapshot --quiesce`")
+    _add_mount(command)
+    _add_exclude(command)
+    _add_json(command)

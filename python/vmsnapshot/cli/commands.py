@@ -1,4 +1,4 @@
-"""The four commands of ``vmsnapshot``. Each calls the engine, prints the result and returns an exit status.
+"""The commands of ``vmsnapshot``. Each calls the engine, prints the result and returns an exit status.
 
 This module decides nothing about filesystems or blobs. It chooses the exit status, and it writes the result
 of a run even if standard output fails, if the disk of the report fails, or after Ctrl-C.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
 from vmsnapshot import _native
+from vmsnapshot.cli import rehearsal
 from vmsnapshot.cli.arguments import parse_arguments, parse_metadata, wants_json
 from vmsnapshot.cli.blob_list import read_blob_list
 from vmsnapshot.cli.progress import Progress
@@ -75,6 +76,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     command: Callable[[argparse.Namespace], int] = {
         "plan": _plan,
         "snapshot": _snapshot,
+        "quiesce": _quiesce,
         "status": _status,
         "thaw": _thaw,
     }[parsed.command]
@@ -130,6 +132,18 @@ def _snapshot(parsed: argparse.Namespace) -> int:
     if finished is None:
         return _interrupted(report_file, as_json=parsed.json)
     return _print_finished(finished, as_json=parsed.json)
+
+
+def _quiesce(parsed: argparse.Namespace) -> int:
+    applications = [parse_application(text) for text in parsed.applications]
+    plan = _native.plan(include=parsed.mount, exclude=parsed.exclude)
+    _warn_of_unmatched(plan)
+    rehearse = rehearsal.check if parsed.action == "check" else rehearsal.hold_once
+    rehearsed = rehearse(applications, plan)
+    status = DONE if all(item.is_good for item in rehearsed if item.required) else FAILED
+    if parsed.json:
+        return _print(_dump(rehearsal.document(rehearsed)), status)
+    return _print(rehearsal.text(rehearsed, Screen.of_standard_output()), status)
 
 
 def _status(parsed: argparse.Namespace) -> int:

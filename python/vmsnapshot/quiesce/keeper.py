@@ -60,6 +60,10 @@ class Keeper:
         self._receive(sum(application.ready_seconds for application in self._applications))
         self._check()
 
+    def last_records(self) -> list[dict[str, Any]]:
+        """Returns what the keeper said last of each application."""
+        return self._records
+
     def fileno(self) -> int:
         """Returns the descriptor to which the engine writes the release."""
         return self._end.fileno()
@@ -69,6 +73,10 @@ class Keeper:
         self._send({"quiesce": {"limit_seconds": limit_seconds, "hold_seconds": hold_seconds}})
         self._receive(sum(min(limit_seconds, item.wait_seconds) for item in self._applications))
         self._check()
+
+    def release(self, outcome: str) -> None:
+        """Releases all, as the engine does after a thaw."""
+        self._send({"release": outcome})
 
     def records(self) -> str:
         """Returns what is known of each application after the release, as JSON. Never raises."""
