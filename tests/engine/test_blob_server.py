@@ -272,6 +272,7 @@ EMPTY = b"Content-Length: 0\r\n\r\n"
         b"HTTP/1.1 201 Created\r\n" + SNAPSHOT + b"Content-Length: 9\r\n\r\nshort",
         b"HTTP/1.1 201\r\n" + SNAPSHOT + EMPTY,
         b"HTTP/1.0 201 Created\r\n" + SNAPSHOT + b"\r\n",
+        b"HTTP/1.1 201 Created\r\n" + b"a:\r\n" * 15_000 + SNAPSHOT + EMPTY,
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\n" + SNAPSHOT + EMPTY,
     ],
     ids=[
@@ -285,6 +286,7 @@ EMPTY = b"Content-Length: 0\r\n\r\n"
         "body that is too short",
         "no reason phrase",
         "HTTP/1.0 without a length",
+        "15,000 headers",
         "interim answer before",
     ],
 )

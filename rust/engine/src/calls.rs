@@ -272,7 +272,7 @@ impl PreparedCall {
         let mut attempts = 1;
         let mut first_left_open = false;
         let mut result = window.send(&mut connection, request, answer_by).await;
-        if matches!(result, Err(SendFailure::NotSent { .. })) {
+        if !was_sent(&result) {
             attempts = 0;
         }
         if again.may_follow(&result) && !window.is_over() {
@@ -282,25 +282,24 @@ impl PreparedCall {
                 answer.read_body(limit.min(again_by)).await;
             }
             let is_reusable = result.as_ref().is_ok_and(|answer| answer.complete);
-            // The address is resolved and the trust roots are loaded, so this opens no file.
-            let is_connected = (is_reusable && connection.is_open())
-                || match dialer.dial(again_by).await {
-                    Ok(fresh) => {
-                        connection = fresh;
-                        true
-                    }
-                    Err(_) => false,
-                };
-            if is_connected {
-                match window.send(&mut connection, again, answer_by).await {
-                    // The first attempt's result says more, so keep it.
-                    Err(SendFailure::NotSent { .. }) => {}
-                    second => {
-                        attempts += 1;
-                        first_left_open = leaves_open(&result);
-                        result = second;
-                    }
+            let mut second = None;
+            if is_reusable && connection.is_open() {
+                let sent = window.send(&mut connection, again.clone(), answer_by).await;
+                second = Some(sent).filter(was_sent);
+            }
+            if second.is_none() {
+                // The address is resolved and the trust roots are loaded, so this opens no file.
+                if let Ok(fresh) = dialer.dial(again_by).await {
+                    connection = fresh;
+                    let sent = window.send(&mut connection, again, answer_by).await;
+                    second = Some(sent).filter(was_sent);
                 }
+            }
+            // Without one, the first attempt's result says more.
+            if let Some(second) = second {
+                attempts += 1;
+                first_left_open = leaves_open(&result);
+                result = second;
             }
         }
         CallRecord {
@@ -314,6 +313,10 @@ impl PreparedCall {
             _connection: connection,
         }
     }
+}
+
+fn was_sent(result: &Result<RawAnswer, SendFailure>) -> bool {
+    !matches!(result, Err(SendFailure::NotSent { .. }))
 }
 
 /// Whether there may be a snapshot although the attempt came to no good answer.
@@ -350,6 +353,8 @@ mod tests {
 
     const GOOD: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
     const BUSY: &str = "HTTP/1.1 503 x\r\nContent-Length: 4\r\n\r\nbusy";
+    /// After it, the server closes the connection without having said so.
+    const BUSY_AND_CLOSES: &str = "HTTP/1.1 503 busy\r\nContent-Length: 0\r\n\r\n";
     const FAULT: &str = "HTTP/1.1 500 x\r\nContent-Length: 0\r\n\r\n";
     /// 503 with its error code in the body only.
     const OUT_OF_TIME: &str = "HTTP/1.1 503 x\r\nContent-Length: 45\r\n\r\n\
@@ -394,6 +399,9 @@ mod tests {
                             return;
                         }
                         stream.write_all(answer.as_bytes()).await.unwrap();
+                        if *answer == BUSY_AND_CLOSES {
+                            return;
+                        }
                         seen.clear();
                     }
                 });
@@ -522,6 +530,20 @@ mod tests {
             let record = send(call, soon()).await;
             assert_eq!((status(&record), record.attempts), (Some(200), 1));
             assert_eq!(count.load(Ordering::SeqCst), 1);
+        });
+    }
+
+    #[test]
+    fn second_attempt_uses_a_new_connection_when_the_server_closes_the_first_after_a_503() {
+        run(async {
+            for _ in 0..20 {
+                let (listener, address) = listen().await;
+                let count = serve(listener, &[BUSY_AND_CLOSES, GOOD]);
+                let call = host_call(address, Duration::from_secs(40)).await;
+                let record = send(call, soon()).await;
+                assert_eq!((status(&record), record.attempts), (Some(200), 2));
+                assert_eq!(count.load(Ordering::SeqCst), 2);
+            }
         });
     }
 

@@ -16,6 +16,9 @@ use super::explain::{self, Cause};
 use super::metered::Meter;
 use super::request::PreparedRequest;
 
+/// `a:` and the end of its line.
+const SHORTEST_HEADER_BYTES: usize = 4;
+
 /// An open HTTP/1.1 connection. A task on the runtime that dialled it reads and writes it. Dropping
 /// this value ends the task.
 pub struct Connection {
@@ -163,6 +166,8 @@ fn lenient_http1() -> http1::Builder {
         // next option would drop the second half of a value and keep the first.
         .allow_obsolete_multiline_headers_in_responses(true)
         // Drops a line that has no colon, or a control character in it.
-        .ignore_invalid_headers_in_responses(true);
+        .ignore_invalid_headers_in_responses(true)
+        // The limit is one of bytes (`HEAD_LIMIT_BYTES`), which no more headers than this fit into.
+        .max_headers(HEAD_LIMIT_BYTES / SHORTEST_HEADER_BYTES);
     builder
 }
