@@ -68,7 +68,7 @@ from vmsnapshot._native import (
     uri_without_query,
 )
 from vmsnapshot.errors import ArgumentsError, PlanError, PrepareError, ThawError, VmsnapshotError
-from vmsnapshot.quiesce import Application, Hook
+from vmsnapshot.quiesce import Application, Hook, MariaDb, MySql
 
 __version__ = _native.version()
 
@@ -84,8 +84,10 @@ __all__ = [
     "HostCall",
     "HostCallOutcome",
     "Machine",
+    "MariaDb",
     "Mode",
     "Mount",
+    "MySql",
     "Plan",
     "PlanError",
     "PlannedFilesystem",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Application:
     kind: ClassVar[str]
     # The field that a bare value on a command line is for, if there is one.
     argument: ClassVar[str | None] = None
+    # The values that a field may have, if not every text.
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     name: str = ""
     required: bool = True
@@ -52,3 +55,33 @@ class Hook(Application):
     def label(self) -> str:
         """Returns what the report calls it: by default the program without its directory."""
         return self.name or self.program.rpartition("/")[2] or self.kind
+
+
+@dataclass(frozen=True)
+class MariaDb(Application):
+    """A MariaDB server, held still by a lock on commits and DDL in a session of its client.
+
+    The client connects as its owner has set it up, with root's own set-up or that of ``linux_user``.
+    ``lock`` chooses the statement: ``backup-stage``, ``read-lock`` or ``auto``. A read lock is not asked for
+    while a statement has run for ``long_statement_seconds``.
+    """
+
+    kind: ClassVar[str] = "mariadb"
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"lock": ("auto", "backup-stage", "read-lock")}
+
+    socket: str = ""
+    host: str = ""
+    port: str = ""
+    user: str = ""
+    defaults_file: str = ""
+    login_path: str = ""
+    linux_user: str = ""
+    lock: Literal["auto", "backup-stage", "read-lock"] = "auto"
+    long_statement_seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class MySql(MariaDb):
+    """A MySQL server. As `MariaDb`, with a read lock."""
+
+    kind: ClassVar[str] = "mysql"

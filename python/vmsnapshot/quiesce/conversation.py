@@ -12,9 +12,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
 from vmsnapshot.quiesce.failure import QuiesceError
 from vmsnapshot.quiesce.link import RunLink
+from vmsnapshot.quiesce.programs import account_of
 
 # What is kept of the child's standard error, and of a line that has no end.
 COMPLAINTS_MAX_BYTES = 4096
@@ -26,6 +28,20 @@ TERM_SECONDS = 1.0
 KILL_SECONDS = 1.0
 
 
+class _Identity(TypedDict, total=False):
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+def _identity(linux_user: str | None) -> _Identity:
+    if linux_user is None:
+        return {}
+    account = account_of(linux_user)
+    groups = os.getgrouplist(linux_user, account.pw_gid)
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": groups}
+
+
 class Conversation:
     """The child and its three pipes. `subject` is what an error calls it."""
 
@@ -35,8 +51,8 @@ class Conversation:
         arguments: Sequence[str],
         run: RunLink,
         *,
-        environment: Mapping[str, str] | None = None,
-        pass_descriptors: Sequence[int] = (),
+        environment: Mapping[str, str],
+        linux_user: str | None = None,
     ) -> None:
         self._subject = subject
         self._run = run
@@ -50,9 +66,9 @@ class Conversation:
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 cwd="/",
-                env=None if environment is None else dict(environment),
+                env=dict(environment),
                 start_new_session=True,
-                pass_fds=pass_descriptors,
+                **_identity(linux_user),
             )
         except OSError as error:
             cause = (error.strerror or "input/output error").lower()

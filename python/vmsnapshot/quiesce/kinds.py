@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Callable
 
-from vmsnapshot.quiesce.applications import Application, Hook
+from vmsnapshot.quiesce.applications import Application, Hook, MariaDb, MySql
 from vmsnapshot.quiesce.hook import HookQuiescer
 from vmsnapshot.quiesce.link import RunLink
+from vmsnapshot.quiesce.mariadb import MariaDbQuiescer
 from vmsnapshot.quiesce.quiescer import Quiescer
 
-CLASSES: dict[str, type[Application]] = {Hook.kind: Hook}
+CLASSES: dict[str, type[Application]] = {of_kind.kind: of_kind for of_kind in (Hook, MariaDb, MySql)}
 
 
 def to_document(application: Application) -> dict[str, Any]:
@@ -31,4 +32,6 @@ def quiescer_of(application: Application, run: RunLink) -> Quiescer:
     """Returns what holds the application still."""
     if isinstance(application, Hook):
         return HookQuiescer(application, run)
+    if isinstance(application, MariaDb):
+        return MariaDbQuiescer(application, run)
     raise AssertionError(application.kind)

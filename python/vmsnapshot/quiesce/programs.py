@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from pathlib import Path
 
@@ -33,7 +34,17 @@ def check_program(path: str) -> None:
         raise QuiesceError("bad-program", f"the program `{path}` is not started: {why}")
 
 
-def plain_environment() -> dict[str, str]:
-    """Returns the environment of a program: nothing of ours but the language and the home directory."""
+def plain_environment(linux_user: str = "") -> dict[str, str]:
+    """Returns the environment of a program: of ours only the language, and the home of its user."""
     kept = {name: os.environ[name] for name in ("HOME", "LANG", "TZ") if name in os.environ}
+    if linux_user:
+        kept["HOME"] = account_of(linux_user).pw_dir
     return {"PATH": PATH, **kept}
+
+
+def account_of(linux_user: str) -> pwd.struct_passwd:
+    """Returns the account of a user of this machine. Raises `QuiesceError`."""
+    try:
+        return pwd.getpwnam(linux_user)
+    except KeyError:
+        raise QuiesceError("no-user", f"this machine has no user `{linux_user}`") from None

@@ -14,6 +14,8 @@ from vmsnapshot.quiesce.kinds import CLASSES
 LIMIT_MAX_SECONDS = 3600.0
 # What every kind has, under the names that people write.
 _LIMITS = {"ready": "ready_seconds", "wait": "wait_seconds", "release": "release_seconds"}
+# What only some kinds have.
+_SECONDS = {"long_statement": "long_statement_seconds"}
 
 
 def parse(text: str) -> Application:
@@ -22,7 +24,9 @@ def parse(text: str) -> Application:
     if kind not in CLASSES:
         raise _error(text, f"is none of {', '.join(sorted(CLASSES))}", what=kind)
     of_kind = CLASSES[kind]
-    known = {item.name for item in fields(of_kind)} - {item.name for item in fields(Application)} | {"name"}
+    own = {item.name for item in fields(of_kind)} - {item.name for item in fields(Application)}
+    seconds = {**_LIMITS, **{key: name for key, name in _SECONDS.items() if name in own}}
+    known = own - set(seconds.values()) | {"name"}
     values: dict[str, Any] = {}
     for number, part in enumerate(part for part in rest.split(",") if part):
         key, equals, value = part.partition("=")
@@ -32,15 +36,17 @@ def parse(text: str) -> Application:
             values[of_kind.argument] = part
         elif not equals:
             raise _error(text, "is neither `optional` nor KEY=VALUE", what=part)
-        elif key in _LIMITS:
-            values[_LIMITS[key]] = _seconds(text, part, value)
+        elif key in seconds:
+            values[seconds[key]] = _seconds(text, part, value)
+        elif value not in of_kind.choices.get(key, (value,)):
+            raise _error(text, f"is none of {', '.join(of_kind.choices[key])}", what=value)
         elif key in known and key not in values:
             values[key] = value
         else:
             why = (
                 "was given twice"
                 if key in values
-                else f"is none of {', '.join(sorted(known | set(_LIMITS)))}"
+                else f"is none of {', '.join(sorted(known | set(seconds)))}"
             )
             raise _error(text, why, what=key)
     return of_kind(**values)
