@@ -68,7 +68,7 @@ from vmsnapshot._native import (
     uri_without_query,
 )
 from vmsnapshot.errors import ArgumentsError, PlanError, PrepareError, ThawError, VmsnapshotError
-from vmsnapshot.quiesce import Application, Hook, MariaDb, MySql
+from vmsnapshot.quiesce import Application, Hook, MariaDb, MySql, PostgreSql
 
 __version__ = _native.version()
 
@@ -91,6 +91,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "PlannedFilesystem",
+    "PostgreSql",
     "PrepareError",
     "RcuStatus",
     "Report",

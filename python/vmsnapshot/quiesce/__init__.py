@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from vmsnapshot.quiesce.applications import Application, Hook, MariaDb, MySql
+from vmsnapshot.quiesce.applications import Application, Hook, MariaDb, MySql, PostgreSql
 
-__all__ = ["Application", "Hook", "MariaDb", "MySql"]
+__all__ = ["Application", "Hook", "MariaDb", "MySql", "PostgreSql"]

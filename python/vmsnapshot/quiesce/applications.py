@@ -85,3 +85,28 @@ class MySql(MariaDb):
     """A MySQL server. As `MariaDb`, with a read lock."""
 
     kind: ClassVar[str] = "mysql"
+
+
+@dataclass(frozen=True)
+class PostgreSql(Application):
+    """A PostgreSQL server, with its position noted in a session of ``psql``.
+
+    The client connects as its owner has set it up; without any value it is run by the user ``postgres``, over
+    the socket. ``checkpoint`` shortens the recovery. ``backup_mode`` is for those who recover with archived
+    WAL: the report then has ``backup_label`` and ``tablespace_map``.
+    """
+
+    kind: ClassVar[str] = "postgresql"
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "checkpoint": ("yes", "no"),
+        "backup_mode": ("yes", "no"),
+    }
+
+    service: str = ""
+    host: str = ""
+    port: str = ""
+    user: str = ""
+    database: str = ""
+    linux_user: str = ""
+    checkpoint: Literal["yes", "no"] = "yes"
+    backup_mode: Literal["yes", "no"] = "no"

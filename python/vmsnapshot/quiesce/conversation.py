@@ -21,6 +21,8 @@ from vmsnapshot.quiesce.programs import account_of
 # What is kept of the child's standard error, and of a line that has no end.
 COMPLAINTS_MAX_BYTES = 4096
 LINE_MAX_BYTES = 1 << 20
+# How much of that an error repeats.
+WORDS_MAX = 400
 # After the end of its standard input, and after SIGTERM.
 END_SECONDS = 1.0
 TERM_SECONDS = 1.0
@@ -124,13 +126,12 @@ class Conversation:
         return self._child.poll() is not None
 
     def failed(self, code: str, what: str) -> QuiesceError:
-        """Returns an error about the child, with the last line that it wrote to its standard error."""
+        """Returns an error about the child, with the last words that it wrote to its standard error."""
         if self._errors in self._open:
             with contextlib.suppress(BlockingIOError):
                 self._complaints = (self._complaints + os.read(self._errors, 65536))[-COMPLAINTS_MAX_BYTES:]
-        lines = self._complaints.decode("utf-8", "replace").strip().splitlines()
-        detail = f": {lines[-1].strip()}" if lines else ""
-        return QuiesceError(code, f"{self._subject} {what}{detail}")
+        words = " ".join(self._complaints.decode("utf-8", "replace").split(None))[-WORDS_MAX:]
+        return QuiesceError(code, f"{self._subject} {what}" + (f": {words}" if words else ""))
 
     def end(self) -> None:
         """Ends the child and waits for it, with a limit. Its standard input ends first, so that it can end

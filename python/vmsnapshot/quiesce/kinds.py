@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Callable
 
-from vmsnapshot.quiesce.applications import Application, Hook, MariaDb, MySql
+from vmsnapshot.quiesce.applications import Application, Hook, MariaDb, MySql, PostgreSql
 from vmsnapshot.quiesce.hook import HookQuiescer
 from vmsnapshot.quiesce.link import RunLink
 from vmsnapshot.quiesce.mariadb import MariaDbQuiescer
+from vmsnapshot.quiesce.postgresql import PostgreSqlQuiescer
 from vmsnapshot.quiesce.quiescer import Quiescer
 
-CLASSES: dict[str, type[Application]] = {of_kind.kind: of_kind for of_kind in (Hook, MariaDb, MySql)}
+CLASSES: dict[str, type[Application]] = {
+    of_kind.kind: of_kind for of_kind in (Hook, MariaDb, MySql, PostgreSql)
+}
 
 
 def to_document(application: Application) -> dict[str, Any]:
@@ -34,4 +37,6 @@ def quiescer_of(application: Application, run: RunLink) -> Quiescer:
         return HookQuiescer(application, run)
     if isinstance(application, MariaDb):
         return MariaDbQuiescer(application, run)
+    if isinstance(application, PostgreSql):
+        return PostgreSqlQuiescer(application, run)
     raise AssertionError(application.kind)
