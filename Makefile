@@ -40,7 +40,7 @@ VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 EXTENSION := dist/VMSnapshotLinux-$(VERSION).zip
 EXTENSION_SOURCES := LICENSE Cargo.toml $(shell find handler python -name __pycache__ -prune -o -type f ! -name '*.so' -print)
 
-.PHONY: help build extension release demo test check bench mutants mutants-handler clean system-packages-build system-packages-test
+.PHONY: help build extension release demo test check restores bench mutants mutants-handler clean system-packages-build system-packages-test
 
 build: $(BUILD_STAMP) ## build the command .venv/bin/vmsnapshot (the default)
 
@@ -75,6 +75,9 @@ check: $(PACKAGES_STAMP) ## check formatting, lints, types, imports and the docu
 		else echo "imports are not checked: import-linter needs Python 3.10"; fi
 	sh -n handler/bin/handler
 	PYTHONPATH=python $(PYTHON) -m pytest --quiet tests/documents tests/test_readme.py
+
+restores: build system-packages-test ## restore databases from 500 snapshots of them, taken under load (root)
+	VMSNAPSHOT_RESTORES=500 $(PYTHON) -m pytest tests/quiesce/test_restore.py -k restored
 
 bench: build extension system-packages-test $(AZURITE_STAMP) ## run the benchmarks, with their baselines (root)
 	cargo build $(CARGO_TEST_FLAGS) --example floor

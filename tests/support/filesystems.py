@@ -120,6 +120,17 @@ class ScratchFilesystems:
     ) -> None:
         self.close()
 
+    def mount_copy(self, name: str, image: Path) -> ScratchFilesystem:
+        """Mounts a copy of the image of an ext4, which must lie in the scratch directory."""
+        device = Path(run_bounded(["losetup", "--find", "--show", image]).strip())
+        return self._mount(name, "ext4", device, image)
+
+    def unmount(self, filesystem: ScratchFilesystem) -> None:
+        """Unmounts a filesystem that is not frozen, and detaches its loop device."""
+        run_bounded(["umount", filesystem.mount_point])
+        run_bounded(["losetup", "--detach", filesystem.device])
+        filesystem.mount_point.rmdir()
+
     def _mount(self, name: str, filesystem_type: str, device: Path, image: Path | None) -> ScratchFilesystem:
         mount_point = self.directory / name
         mount_point.mkdir()

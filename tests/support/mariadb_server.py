@@ -24,7 +24,10 @@ def is_installed() -> bool:
 
 
 class MariaDbServer:
-    """A running server. Its data directory lies below `directory`, and its binary log below `logs`."""
+    """A running server. Its data directory lies below `directory`, and its binary log below `logs`.
+
+    If there is one already, it is used: that is how a server is started from a copy of its disks.
+    """
 
     def __init__(self, directory: Path, logs: Path, *options: str) -> None:
         self.directory = directory
@@ -35,11 +38,19 @@ class MariaDbServer:
         for path in {directory, logs, directory.parent, logs.parent}:
             # The server's user has to pass.
             path.chmod(0o755)
-        shutil.copytree(_template(user), self.data)
-        binlog.mkdir()
-        for path in (directory, self.data, *self.data.rglob("*"), binlog):
-            os.chown(path, user.pw_uid, user.pw_gid)
-        self._errors = (directory / "errors").open("wb")
+        self.errors = directory / "errors"
+        if self.data.exists():
+            # The index has the paths of the original.
+            index = binlog / "binlog.index"
+            names = [Path(line).name for line in index.read_text().splitlines()]
+            index.write_text("".join(f"{binlog / name}\n" for name in names))
+            self.errors.unlink()
+        else:
+            shutil.copytree(_template(user), self.data)
+            binlog.mkdir()
+            for path in (directory, self.data, *self.data.rglob("*"), binlog):
+                os.chown(path, user.pw_uid, user.pw_gid)
+        self._errors = self.errors.open("wb")
         self._process = subprocess.Popen(
             [
                 "/usr/sbin/mariadbd",
@@ -61,8 +72,9 @@ class MariaDbServer:
         )
         until = time.monotonic() + START_SECONDS
         while not self._answers():
-            assert self._process.poll() is None, (directory / "errors").read_text()
-            assert time.monotonic() < until, "the server did not start"
+            if self._process.poll() is not None or time.monotonic() > until:
+                self.kill()
+                raise AssertionError(f"the server did not start: {self.errors.read_text()}")
             time.sleep(0.05)
 
     def ask(self, statements: str, *, limit_seconds: float = 10.0, user: str = "root") -> list[list[str]]:
@@ -81,6 +93,11 @@ class MariaDbServer:
         process.stdin.write(statements.encode() + b"\n")
         process.stdin.flush()
         return process
+
+    def kill(self) -> None:
+        """Ends the server at once. Its filesystem must not be frozen."""
+        processes.kill(self._process, limit_seconds=5.0)
+        self._errors.close()
 
     def stop(self) -> None:
         """Ends the server. Its filesystem must not be frozen."""

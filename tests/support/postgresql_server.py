@@ -23,7 +23,10 @@ def programs() -> Path | None:
 
 
 class PostgreSqlServer:
-    """A running server. Its data directory lies below `directory`, and its WAL below `wal`."""
+    """A running server. Its data directory lies below `directory`, and its WAL below `wal`.
+
+    If there is one already, it is used: that is how a server is started from a copy of its disks.
+    """
 
     def __init__(self, directory: Path, wal: Path | None) -> None:
         self.directory = directory
@@ -35,15 +38,28 @@ class PostgreSqlServer:
             path.chmod(0o755)
         for path in {directory, *([wal] if wal else [])}:
             os.chown(path, account.pw_uid, account.pw_gid)
+        self.errors = directory / "errors"
+        if self.data.exists():
+            self._start_from_copy(wal)
+            return
         options = ["--auth=peer", "--locale=C", "--encoding=UTF8", "--no-sync"]
         if wal:
             options.append(f"--waldir={wal / 'pg_wal'}")
         self._run(["initdb", f"--pgdata={self.data}", *options])
         self.start()
 
+    def _start_from_copy(self, wal: Path | None) -> None:
+        for left in (self.data / "postmaster.pid", self.errors, *self.directory.glob(".s.PGSQL.*")):
+            left.unlink()
+        if wal:
+            link = self.data / "pg_wal"
+            link.unlink()
+            link.symlink_to(wal / "pg_wal")
+        self.start()
+
     def start(self) -> None:
         """Starts the server and waits until it answers."""
-        self._errors = (self.directory / "errors").open("ab")
+        self._errors = self.errors.open("ab")
         self._process = subprocess.Popen(
             [
                 self._program("postgres"),
@@ -59,8 +75,9 @@ class PostgreSqlServer:
         )
         until = time.monotonic() + START_SECONDS
         while not self._answers():
-            assert self._process.poll() is None, (self.directory / "errors").read_text()
-            assert time.monotonic() < until, "the server did not start"
+            if self._process.poll() is not None or time.monotonic() > until:
+                self.kill()
+                raise AssertionError(f"the server did not start: {self.errors.read_text()}")
             time.sleep(0.05)
 
     def ask(self, statements: str, *, limit_seconds: float = 10.0) -> list[list[str]]:
@@ -71,6 +88,13 @@ class PostgreSqlServer:
             ["psql", *options, *connection, f"--command={statements}"], limit_seconds=limit_seconds
         )
         return [line.split("\t") for line in output.splitlines()]
+
+    def kill(self) -> None:
+        """Ends the server at once. Its filesystem must not be frozen."""
+        # The others of its processes end when it does.
+        processes.kill(self._process, limit_seconds=5.0)
+        time.sleep(0.2)
+        self._errors.close()
 
     def stop(self, *, limit_seconds: float = 15.0) -> None:
         """Ends the server. Its filesystem must not be frozen."""
