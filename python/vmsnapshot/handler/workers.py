@@ -61,14 +61,15 @@ def killed_jobs(context: Context) -> list[KilledJob]:
 def mend(context: Context, killed: list[KilledJob]) -> set[int]:
     """Starts a process that writes the status blobs of killed jobs whose settings still name the blob.
 
-    Returns the numbers of these jobs. The process removes their records. Any other record stays as long as
+    Returns the numbers of these jobs. The process removes their records, and keeps the settings until then.
+    If it is killed, the next command starts another one for what is left. Any other record stays as long as
     its task is the last one, because the agent may write the settings again.
     """
     state = context.state
     mendable = []
     for killed_job in killed:
         record, asked = killed_job.record, killed_job.asked
-        if asked.envelope.protected_text is not None or asked.job.status_blob is not None:
+        if asked.may_name_status_blob:
             mendable.append((record.sequence_number, record.task_id))
         elif record.sequence_number != state.last_sequence_number and (
             record.task_id is None or record.task_id != state.last_task_id
