@@ -6,6 +6,7 @@ Also the turn of a command: only one command works at a time.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import os
 import time
@@ -37,6 +38,8 @@ from vmsnapshot.handler.settings.job import quick_job
 from vmsnapshot.handler.settings.wire import Job
 
 TURN_LIMIT_SECONDS = 15.0
+# The service gives up on a command after this time (contract 1.7).
+LATE_AFTER = datetime.timedelta(minutes=140)
 # A report takes a minute at most: decryption, and a status blob that does not answer.
 MENDING_TURN_LIMIT_SECONDS = 120.0
 POLL_SECONDS = 0.02
@@ -55,6 +58,11 @@ class AgentJob:
     def job(self) -> Job:
         """What is known of the job without decryption."""
         return quick_job(self.envelope)
+
+    @property
+    def may_name_status_blob(self) -> bool:
+        """Whether the settings name the status blob, or may name it in their protected part."""
+        return self.envelope.protected_text is not None or self.job.status_blob is not None
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,14 @@ class Context:
         """Returns the reporter of a job."""
         files = self.environment.files_of(asked.number)
         return Reporter(asked.job, files, self.sender, Telemetry(self.facts), self.log)
+
+    def is_late(self, number: int) -> bool:
+        """Returns whether the service no longer waits for a job, by the time of its settings file."""
+        try:
+            written_at = self.environment.files_of(number).settings.stat().st_mtime
+        except OSError:
+            return True
+        return time.time() - written_at > LATE_AFTER.total_seconds()
 
     def scrub_settings(self, number: int) -> None:
         """Removes the protected settings from a job's file, which the agent may have rewritten meanwhile."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
 from typing import Any, NoReturn
 
 from vmsnapshot import Signatures, uri_without_query
@@ -67,6 +68,15 @@ class SasUri(Secret):
     def without_query(self) -> str:
         """The URI in a form that may be printed and reported."""
         return uri_without_query(self._text)
+
+    @property
+    def has_lost_query(self) -> bool:
+        """Whether the signature is in the path, because the `?` is missing or encoded.
+
+        A request would not be authorized, and would show the signature as a blob's name. The engine refuses
+        such a URI too.
+        """
+        return "sig=" in urllib.parse.unquote(self._text.partition("?")[0]).lower()
 
     @property
     def blob(self) -> Secret:

@@ -25,7 +25,7 @@ from vmsnapshot.handler.agent.environment import mended_numbers, sequence_number
 from vmsnapshot.handler.agent.events import write_events
 from vmsnapshot.handler.agent.status_file import Reporter
 from vmsnapshot.handler.codes import Code
-from vmsnapshot.handler.context import AgentJob, Context, mending_turn, open_context
+from vmsnapshot.handler.context import LATE_AFTER, AgentJob, Context, mending_turn, open_context
 from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.machine.configuration import (
@@ -65,9 +65,6 @@ from vmsnapshot.handler.settings.protected import OPENSSL, ProtectedSettingsErro
 from vmsnapshot.handler.settings.wire import Command, Job, Settings, SettingsError, SnapshotMode
 from vmsnapshot.interruptions import Interruptions
 
-# The service gives up on a command after this time (contract 1.7).
-LATE_AFTER = datetime.timedelta(minutes=140)
-
 
 class Worker:
     """One job. Call `run` or `mend`, once."""
@@ -90,6 +87,8 @@ class Worker:
             background, Proxies(self._waagent), host.host_address(context.environ)
         )
         self._storage = StorageDetails()
+        self.may_be_mended_later = False
+        """Whether `mend` has failed, and the settings still name the status blob for another try."""
         # When the job is too late, on the monotonic clock. `None` if the rule does not apply.
         self._late_at: float | None = None
 
@@ -102,6 +101,9 @@ class Worker:
             uploads = self._uploads(error.job)
             self._finish_early(failed(error.code, str(error)), uploads)
             return uploads.is_status_reported
+        finally:
+            # The file does not need them any more, whatever the outcome of the job.
+            self._scrub()
         uploads = self._uploads(settings.job)
         try:
             # Not earlier: to report the end of a job, its blobs must be known.
@@ -131,6 +133,9 @@ class Worker:
     def mend(self) -> bool:
         """Writes the report of a killed job, which its status file already has, to its status blob.
 
+        Only then are the settings scrubbed: if this process is killed, or the blob does not answer, the next
+        command tries again. It does so until the service no longer waits for the job.
+
         Returns False if the blob could not be written, for example because its URI is no longer known.
         """
         try:
@@ -140,7 +145,16 @@ class Worker:
         written = self._reporter.written_report()
         is_final = written is not None and written.is_final
         text = written.blob if written is not None and is_final else self._reporter.documents(KILLED).blob
-        return self._uploads(job).mend_status(text)
+        is_reported = self._uploads(job).mend_status(text)
+        self.may_be_mended_later = (
+            not is_reported
+            and job.status_blob is not None
+            and self._context.configuration.upload_status_and_log
+            and not self._context.is_late(self._asked.number)
+        )
+        if not self.may_be_mended_later:
+            self._scrub()
+        return is_reported
 
     def _log_facts(self) -> None:
         facts = dict(self._context.facts)
@@ -168,8 +182,6 @@ class Worker:
         except ProtectedSettingsError as error:
             problem = f"{error}; {error.hint}"
             self._log.error(problem)
-        # The file does not need them any more, whatever the outcome of the job.
-        self._scrub()
         settings = parse(self._asked.envelope, protected, protected_problem=problem)
         for warning in settings.warnings:
             self._log.warning(f"settings: {warning}")
@@ -468,6 +480,7 @@ def _report_on(context: Context, number: int, interruptions: Interruptions, *, m
     name = name_of(os.getpid())
     state.record_worker(number, name, task_id)
     reporter: Reporter | None = None
+    may_be_mended_later = False
     try:
         with Background(warn=log.warning) as background:
             background.warm_up()
@@ -476,6 +489,7 @@ def _report_on(context: Context, number: int, interruptions: Interruptions, *, m
             worker = Worker(context, asked, reporter, background, interruptions)
             if mends:
                 is_reported = worker.mend()
+                may_be_mended_later = worker.may_be_mended_later
             else:
                 is_reported = worker.run() and (
                     reporter.has_reported or environment.files_of(number).are_put_aside()
@@ -488,13 +502,15 @@ def _report_on(context: Context, number: int, interruptions: Interruptions, *, m
         reporter = reporter or context.reporter_of(asked)
         if not reporter.has_reported and not mends:
             reporter.write_file(BROKEN, reporter.documents(BROKEN), replaces_only=True)
-        is_reported = False
+        if mends:
+            context.scrub_settings(number)
+        is_reported = may_be_mended_later = False
         log.resume()
     is_current = number == state.last_sequence_number or (
         task_id is not None and task_id == state.last_task_id
     )
-    # The agent will not ask for an older job again, so there is no need to try again.
-    if is_reported or not is_current:
+    # The agent may send the settings of the current job again, but not those of an older one.
+    if is_reported or not (is_current or may_be_mended_later):
         state.forget_worker(number, name)
     return task_id
 

@@ -16,7 +16,7 @@ from vmsnapshot.handler.agent.environment import MENDED_NUMBERS
 from vmsnapshot.handler.agent.state import WorkerRecord
 from vmsnapshot.handler.context import AgentJob, Context
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
-from vmsnapshot.handler.machine.processes import begin_to_move, name_of
+from vmsnapshot.handler.machine.processes import KILL_LIMIT_SECONDS, begin_to_move, name_of
 from vmsnapshot.handler.report.outcome import KILLED
 from vmsnapshot.handler.secret import described
 
@@ -61,14 +61,15 @@ def killed_jobs(context: Context) -> list[KilledJob]:
 def mend(context: Context, killed: list[KilledJob]) -> set[int]:
     """Starts a process that writes the status blobs of killed jobs whose settings still name the blob.
 
-    Returns the numbers of these jobs. The process removes their records. Any other record stays as long as
+    Returns the numbers of these jobs. The process removes their records, and keeps the settings until then.
+    If it is killed, the next command starts another one for what is left. Any other record stays as long as
     its task is the last one, because the agent may write the settings again.
     """
     state = context.state
     mendable = []
     for killed_job in killed:
         record, asked = killed_job.record, killed_job.asked
-        if asked.envelope.protected_text is not None or asked.job.status_blob is not None:
+        if asked.may_name_status_blob:
             mendable.append((record.sequence_number, record.task_id))
         elif record.sequence_number != state.last_sequence_number and (
             record.task_id is None or record.task_id != state.last_task_id
@@ -100,17 +101,16 @@ def end_workers(context: Context) -> None:
 def end_mending(context: Context, numbers: set[int]) -> None:
     """Waits for the processes that mend these jobs' reports, and kills those that take too long."""
     until = time.monotonic() + MENDING_LIMIT_SECONDS
-    for record in context.state.workers():
-        is_late = (
-            record.sequence_number in numbers
-            and record.process is not None
-            and not record.process.wait(max(0.0, until - time.monotonic()))
-        )
-        if is_late and record.process is not None:
-            # A mending process freezes nothing.
-            record.process.kill()
-            # It is a child of this command. Its control group can be removed as soon as it is no zombie.
-            record.process.reap()
+    records = [record for record in context.state.workers() if record.sequence_number in numbers]
+    # One process mends several jobs. Each of them has a record that names it.
+    processes = {record.process for record in records if record.process is not None}
+    late = [process for process in processes if not process.wait(max(0.0, until - time.monotonic()))]
+    until = time.monotonic() + KILL_LIMIT_SECONDS
+    for process in late:
+        # A mending process freezes nothing.
+        process.kill(max(0.0, until - time.monotonic()))
+        # It is a child of this command. Its control group can be removed as soon as it is no zombie.
+        process.reap(max(0.0, until - time.monotonic()))
 
 
 def start_worker(context: Context, number: int, task_id: str | None) -> bool:

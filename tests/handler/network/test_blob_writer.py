@@ -294,6 +294,20 @@ def test_requests_do_not_tell_about_the_machine(service: HostService, background
     assert agents == {"VMSnapshot"}
 
 
+@pytest.mark.parametrize("separator", ["&", "", "%3F", "%3f"])
+def test_uri_that_has_lost_its_question_mark_is_an_error_without_a_request(
+    service: HostService, background: Background, separator: str
+) -> None:
+    uri = service.uri("status").replace("?", separator)
+    result = write(background, writer_of(background, uri))
+    assert result.failed and result.reason is not None
+    assert "lost the `?`" in result.reason
+    assert SIGNATURE not in result.reason
+    asking = may_be_mended(SasUri(uri), "T-1", session=background.session)
+    assert background.submit(asking).result()
+    assert service.requests() == []
+
+
 def test_content_type_is_kept(service: HostService, background: Background) -> None:
     service.create_block_blob("status", content_type="text/plain; charset=utf-8")
     write(background, writer_of(background, service.uri("status")))

@@ -15,7 +15,7 @@ import vmsnapshot
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _POLL_SECONDS = 0.02
-_KILL_LIMIT_SECONDS = 5.0
+KILL_LIMIT_SECONDS = 5.0
 # A move takes some 10 ms. It could wait for ever if the kernel cannot finish another process's fork.
 _MOVE_LIMIT_SECONDS = 2.0
 
@@ -50,17 +50,20 @@ class ProcessName:
         """Sends SIGTERM."""
         self._signal(signal.SIGTERM)
 
-    def kill(self) -> None:
-        """Sends SIGKILL, and waits a little. The watchdog thaws what the process has frozen."""
-        self._signal(signal.SIGKILL)
-        self.wait(_KILL_LIMIT_SECONDS)
+    def kill(self, limit_seconds: float = KILL_LIMIT_SECONDS) -> None:
+        """Sends SIGKILL, and waits a little. The watchdog thaws what the process has frozen.
 
-    def reap(self) -> None:
+        Blocking: `limit_seconds`, if a thread of it waits for a disk.
+        """
+        self._signal(signal.SIGKILL)
+        self.wait(limit_seconds)
+
+    def reap(self, limit_seconds: float = KILL_LIMIT_SECONDS) -> None:
         """Removes the zombie of a child of this process that was killed, as soon as its last thread is gone.
 
-        Blocking: a few seconds, if a thread of it waits for a disk.
+        Blocking: `limit_seconds`, if a thread of it waits for a disk.
         """
-        until = time.monotonic() + _KILL_LIMIT_SECONDS
+        until = time.monotonic() + limit_seconds
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(self.pid, os.WNOHANG) == (0, 0) and time.monotonic() < until:
                 time.sleep(_POLL_SECONDS)

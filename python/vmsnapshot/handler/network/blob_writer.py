@@ -100,6 +100,8 @@ class BlobWriter:
         """
         import asyncio
 
+        if self._uri.has_lost_query:
+            return self._failed("its SAS URI has lost the `?` in front of the signature")
         if self._turn is None:
             # Not earlier: up to Python 3.9, a lock belongs to the loop of the thread that creates it.
             self._turn = asyncio.Lock()
@@ -221,6 +223,9 @@ async def may_be_mended(
     """
     import asyncio
 
+    if uri.has_lost_query:
+        # The writer says so, and makes no request either.
+        return True
     reading = _read_or_direct(uri, session, proxy or OptionalProxy(), limit_seconds / 2)
     try:
         content = await asyncio.wait_for(reading, limit_seconds)
