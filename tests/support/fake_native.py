@@ -367,6 +367,7 @@ class FakeNative(types.ModuleType):
         self.Plan = Plan
         self.HostCall = HostCall
         self.HostCallOutcome = HostCallOutcome
+        self.ApplicationOutcome = ApplicationOutcome
         self.FilesystemOutcome = FilesystemOutcome
         self.BlobOutcome = BlobOutcome
         self.TimelineEvent = TimelineEvent
