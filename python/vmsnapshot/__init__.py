@@ -68,7 +68,7 @@ from vmsnapshot._native import (
     uri_without_query,
 )
 from vmsnapshot.errors import ArgumentsError, PlanError, PrepareError, ThawError, VmsnapshotError
-from vmsnapshot.quiesce import Application, Hook, MariaDb, MySql, PostgreSql
+from vmsnapshot.quiesce import Application, Hook, MariaDb, MySql, PostgreSql, Scripts
 
 __version__ = _native.version()
 
@@ -97,6 +97,7 @@ __all__ = [
     "Report",
     "RunFilesystem",
     "RunStatus",
+    "Scripts",
     "Session",
     "Signatures",
     "SkippedFilesystem",

@@ -9,8 +9,8 @@ from vmsnapshot.handler.codes import GREEN, RED, YELLOW, Code
 # The reported codes of chapter 4 of the extension's contract. The reference has no states for 556 and 173.
 # Theirs are those that the contract asks of a new implementation.
 STATES = {
-    GREEN: [1, 2, 3, 4, 12, 17, 173],
-    YELLOW: [11, 16, 121, 122, 123, 124],
+    GREEN: [0, 1, 2, 3, 4, 12, 17, 173],
+    YELLOW: [11, 16, 121, 122, 123, 124, 300, 301, 302, 303, 306, 307, 308, 309, 310, 311, 317],
     RED: [76, 85, 402, 556, 761],
 }
 
@@ -38,6 +38,10 @@ def test_every_code_has_a_name_of_its_own() -> None:
         (121, "FailedRetryableFsFreezeFailed"),
         (124, "FailedSafeFreezeBinaryNotFound"),
         (173, "FailedRetryableSnapshotRateExceeded"),
+        (0, "success_appconsistent"),
+        (300, "FailedPrepostPreScriptFailed"),
+        (309, "FailedPrepostPostScriptTimeout"),
+        (317, "FailedPrepostPluginConfigPermissionError"),
         (402, "FailedGuestAgentInvokedCommandTooLate"),
         (556, "FailedHostSnapshotRemoteServerError"),
         (761, "FailedRetryableSnapshotFailedRestrictedNetwork"),

@@ -17,6 +17,7 @@ RED = 256
 class Code(enum.IntEnum):
     """A code. `shown_as` is its name, and `health_state` is the colour of the VM with this code."""
 
+    APPLICATION_CONSISTENT = 0
     SUCCESS = 1
     ERROR = 2
     ALREADY_PROCESSED = 3
@@ -32,6 +33,17 @@ class Code(enum.IntEnum):
     UNABLE_TO_OPEN_MOUNT = 123
     ENGINE_NOT_FOUND = 124
     SNAPSHOT_RATE_EXCEEDED = 173
+    PRE_SCRIPT_FAILED = 300
+    POST_SCRIPT_FAILED = 301
+    PRE_SCRIPT_NOT_FOUND = 302
+    POST_SCRIPT_NOT_FOUND = 303
+    PRE_SCRIPT_PERMISSION = 306
+    POST_SCRIPT_PERMISSION = 307
+    PRE_SCRIPT_TIMEOUT = 308
+    POST_SCRIPT_TIMEOUT = 309
+    PRE_KEEPER_LOST = 310
+    POST_KEEPER_LOST = 311
+    SCRIPT_CONFIGURATION_PERMISSION = 317
     TOO_LATE = 402
     HOST_SERVER_ERROR = 556
     SNAPSHOT_FAILED_RESTRICTED_NETWORK = 761
@@ -68,10 +80,22 @@ _YELLOW = frozenset(
         Code.FREEZE_TIMEOUT,
         Code.UNABLE_TO_OPEN_MOUNT,
         Code.ENGINE_NOT_FOUND,
+        Code.PRE_SCRIPT_FAILED,
+        Code.POST_SCRIPT_FAILED,
+        Code.PRE_SCRIPT_NOT_FOUND,
+        Code.POST_SCRIPT_NOT_FOUND,
+        Code.PRE_SCRIPT_PERMISSION,
+        Code.POST_SCRIPT_PERMISSION,
+        Code.PRE_SCRIPT_TIMEOUT,
+        Code.POST_SCRIPT_TIMEOUT,
+        Code.PRE_KEEPER_LOST,
+        Code.POST_KEEPER_LOST,
+        Code.SCRIPT_CONFIGURATION_PERMISSION,
     }
 )
 
 _NAMES = {
+    Code.APPLICATION_CONSISTENT: "success_appconsistent",
     Code.SUCCESS: "success",
     Code.ERROR: "error",
     Code.ALREADY_PROCESSED: "SuccessAlreadyProcessedInput",
@@ -87,6 +111,17 @@ _NAMES = {
     Code.UNABLE_TO_OPEN_MOUNT: "FailedRetryableUnableToOpenMount",
     Code.ENGINE_NOT_FOUND: "FailedSafeFreezeBinaryNotFound",
     Code.SNAPSHOT_RATE_EXCEEDED: "FailedRetryableSnapshotRateExceeded",
+    Code.PRE_SCRIPT_FAILED: "FailedPrepostPreScriptFailed",
+    Code.POST_SCRIPT_FAILED: "FailedPrepostPostScriptFailed",
+    Code.PRE_SCRIPT_NOT_FOUND: "FailedPrepostPreScriptNotFound",
+    Code.POST_SCRIPT_NOT_FOUND: "FailedPrepostPostScriptNotFound",
+    Code.PRE_SCRIPT_PERMISSION: "FailedPrepostPreScriptPermissionError",
+    Code.POST_SCRIPT_PERMISSION: "FailedPrepostPostScriptPermissionError",
+    Code.PRE_SCRIPT_TIMEOUT: "FailedPrepostPreScriptTimeout",
+    Code.POST_SCRIPT_TIMEOUT: "FailedPrepostPostScriptTimeout",
+    Code.PRE_KEEPER_LOST: "FailedPrepostPluginhostPreTimeout",
+    Code.POST_KEEPER_LOST: "FailedPrepostPluginhostPostTimeout",
+    Code.SCRIPT_CONFIGURATION_PERMISSION: "FailedPrepostPluginConfigPermissionError",
     Code.TOO_LATE: "FailedGuestAgentInvokedCommandTooLate",
     Code.HOST_SERVER_ERROR: "FailedHostSnapshotRemoteServerError",
     Code.SNAPSHOT_FAILED_RESTRICTED_NETWORK: "FailedRetryableSnapshotFailedRestrictedNetwork",

@@ -2,8 +2,7 @@
 
 `Worker.run` and `Worker._job` read from top to bottom. Everything that can be done before the freeze is done
 before it, and uploads run beside other work. The window belongs to the engine, behind `freeze.attempts`.
-Nothing quiesces applications yet: the scripts and databases of chapters 8 and 9 of the contract belong around
-`_take_snapshots`.
+The databases of chapter 9 of the contract are not held still yet.
 
 Every path writes a final status, and so does every exception.
 """
@@ -28,6 +27,7 @@ from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.context import LATE_AFTER, AgentJob, Context, mending_turn, open_context
 from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
 from vmsnapshot.handler.freeze.freezing import Freezing
+from vmsnapshot.handler.freeze.quiescing import Quiescing
 from vmsnapshot.handler.machine.configuration import (
     read_waagent_configuration,
 )
@@ -314,7 +314,15 @@ class Worker:
             self._log,
             freeze_is_unwanted_by=None if scripts.wants_freeze else scripts.path,
         )
-        attempts = Attempts(settings, freezing, self._connections, self._reporter.telemetry, before_freeze)
+        if scripts.are_configured:
+            self._reporter.telemetry.set("isPrePostEnabled", "true")
+        quiescing = Quiescing(scripts, self._asked.job.task_id, str(self._context.environment.base_directory))
+        refusal = quiescing.refusal()
+        if refusal is not None:
+            raise EndedEarlyError(refusal)
+        attempts = Attempts(
+            settings, freezing, self._connections, self._reporter.telemetry, quiescing, before_freeze
+        )
         if mode is SnapshotMode.ONLY_HOST:
             return attempts.by_host(pre_snapshot)
         if mode is SnapshotMode.FIRST_HOST_THEN_GUEST:

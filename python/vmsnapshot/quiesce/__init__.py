@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from vmsnapshot.quiesce.applications import Application, Hook, MariaDb, MySql, PostgreSql
+from vmsnapshot.quiesce.applications import Application, Hook, MariaDb, MySql, PostgreSql, Scripts
 
-__all__ = ["Application", "Hook", "MariaDb", "MySql", "PostgreSql"]
+__all__ = ["Application", "Hook", "MariaDb", "MySql", "PostgreSql", "Scripts"]

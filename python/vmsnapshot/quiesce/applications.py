@@ -21,6 +21,8 @@ class Application:
     kind: ClassVar[str]
     # The field that a bare value on a command line is for, if there is one.
     argument: ClassVar[str | None] = None
+    # Whether its own limit counts for the wait, whatever the thaw timeout is.
+    has_own_limit: ClassVar[bool] = False
     # The values that a field may have, if not every text.
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
@@ -29,6 +31,10 @@ class Application:
     ready_seconds: float = 10.0
     wait_seconds: float = 5.0
     release_seconds: float = 5.0
+
+    def longest_wait(self, limit_seconds: float) -> float:
+        """Returns how long to wait until it holds still, in a run with the limit `limit_seconds`."""
+        return self.wait_seconds if self.has_own_limit else min(self.wait_seconds, limit_seconds)
 
     def label(self) -> str:
         """Returns what the report calls it."""
@@ -110,3 +116,24 @@ class PostgreSql(Application):
     linux_user: str = ""
     checkpoint: Literal["yes", "no"] = "yes"
     backup_mode: Literal["yes", "no"] = "no"
+
+
+@dataclass(frozen=True)
+class Scripts(Application):
+    """A script that runs before the freeze, and one that runs after the thaw, whatever became of the first.
+
+    Each is run as ``sh PROGRAM ARGUMENTS...`` in ``directory``, again while it fails, up to its number of
+    tries. All tries together may take ``wait_seconds`` or ``release_seconds``. ``task`` is told to both.
+    """
+
+    kind: ClassVar[str] = "scripts"
+    has_own_limit: ClassVar[bool] = True
+
+    before: str = ""
+    before_arguments: tuple[str, ...] = ()
+    before_tries: int = 1
+    after: str = ""
+    after_arguments: tuple[str, ...] = ()
+    after_tries: int = 1
+    directory: str = "/"
+    task: str = ""

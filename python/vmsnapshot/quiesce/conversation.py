@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
@@ -55,6 +54,7 @@ class Conversation:
         *,
         environment: Mapping[str, str],
         linux_user: str | None = None,
+        directory: str = "/",
     ) -> None:
         self._subject = subject
         self._run = run
@@ -67,7 +67,7 @@ class Conversation:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                cwd="/",
+                cwd=directory,
                 env=dict(environment),
                 start_new_session=True,
                 **_identity(linux_user),
@@ -105,25 +105,26 @@ class Conversation:
                 raise self.failed("bad-answer", "sends a line without an end")
             if not self._run.wait(tuple(self._open), deadline):
                 raise self.failed("timed-out", "did not answer in time")
+            has_ended = self._child.poll() is not None
             self._read()
+            if has_ended and b"\n" not in self._received:
+                raise self.failed("session-lost", "has ended")
         line, _, self._received = self._received.partition(b"\n")
         return line.decode("utf-8", "replace")
 
     def status(self, deadline: float) -> int | None:
-        """Waits until the child has closed its output and ended. Returns its exit status, or `None` at the
-        deadline. Negative numbers are signals."""
-        while self._open:
+        """Waits until the child has ended, whoever else holds its pipes. Returns its exit status, or `None`
+        at the deadline. Negative numbers are signals."""
+        while self._child.poll() is None:
             if not self._run.wait(tuple(self._open), deadline):
                 return None
-            self._received = b""
-            self._read()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self._child.wait(max(0.0, deadline - time.monotonic()))
-        return None
+            self._read_last_words()
+        self._read_last_words()
+        return self._child.returncode
 
-    def has_ended(self) -> bool:
-        """Returns whether the child has ended."""
-        return self._child.poll() is not None
+    def close_input(self) -> None:
+        """Ends the child's standard input."""
+        self._pipes[0].close()
 
     def failed(self, code: str, what: str) -> QuiesceError:
         """Returns an error about the child, with the last words that it wrote to its standard error."""
@@ -149,6 +150,11 @@ class Conversation:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(seconds)
                 break
+
+    def _read_last_words(self) -> None:
+        self._read()
+        self._complaints = (self._complaints + self._received)[-COMPLAINTS_MAX_BYTES:]
+        self._received = b""
 
     def _read(self) -> None:
         for descriptor in tuple(self._open):

@@ -76,11 +76,12 @@ class Applications:
             self._begun.append(one)
             one.asked_at_ns = time.monotonic_ns()
             try:
-                one.quiescer.quiesce(time.monotonic() + min(limit_seconds, one.application.wait_seconds))
+                one.quiescer.quiesce(time.monotonic() + one.application.longest_wait(limit_seconds))
             except QuiesceError as error:
                 one.error = error
-                one.quiescer.close()
-                one.released_at_ns = time.monotonic_ns()
+                if not one.quiescer.is_released_late:
+                    one.quiescer.close()
+                    one.released_at_ns = time.monotonic_ns()
                 if one.application.required:
                     return
             else:
@@ -94,11 +95,12 @@ class Applications:
                 continue
             asked_at_ns = time.monotonic_ns()
             try:
-                if one.quiesced_at_ns is not None:
+                if one.quiesced_at_ns is not None or one.quiescer.is_released_late:
                     one.quiescer.release(outcome, time.monotonic() + one.application.release_seconds)
                     one.proven_at_ns = asked_at_ns
             except QuiesceError as error:
-                one.error = error
+                # The first error is the cause.
+                one.error = one.error or error
                 one.quiescer.close()
             finally:
                 one.released_at_ns = time.monotonic_ns()

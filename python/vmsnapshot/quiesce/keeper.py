@@ -71,7 +71,7 @@ class Keeper:
     def quiesce(self, limit_seconds: float, hold_seconds: float) -> None:
         """Waits until every application holds still. Raises `PrepareError` if a required one does not."""
         self._send({"quiesce": {"limit_seconds": limit_seconds, "hold_seconds": hold_seconds}})
-        self._receive(sum(min(limit_seconds, item.wait_seconds) for item in self._applications))
+        self._receive(sum(item.longest_wait(limit_seconds) for item in self._applications))
         self._check()
 
     def release(self, outcome: str) -> None:

@@ -38,8 +38,9 @@ def _serve(run: RunLink) -> None:
         run.send({"records": applications.records()})
         packet = run.receive(None)
         if packet is not None and "quiesce" in packet:
-            hold_by = time.monotonic() + packet["quiesce"]["hold_seconds"]
-            applications.quiesce(packet["quiesce"]["limit_seconds"])
+            limits = packet["quiesce"]
+            applications.quiesce(limits["limit_seconds"])
+            hold_by = time.monotonic() + limits["hold_seconds"]
             run.send({"records": applications.records()})
             packet = run.receive(hold_by)
         if packet is None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Callable
 
-from vmsnapshot.quiesce.applications import Application, Hook, MariaDb, MySql, PostgreSql
+from vmsnapshot.quiesce.applications import Application, Hook, MariaDb, MySql, PostgreSql, Scripts
 from vmsnapshot.quiesce.hook import HookQuiescer
 from vmsnapshot.quiesce.link import RunLink
 from vmsnapshot.quiesce.mariadb import MariaDbQuiescer
 from vmsnapshot.quiesce.postgresql import PostgreSqlQuiescer
 from vmsnapshot.quiesce.quiescer import Quiescer
+from vmsnapshot.quiesce.scripts import ScriptsQuiescer
 
 CLASSES: dict[str, type[Application]] = {
-    of_kind.kind: of_kind for of_kind in (Hook, MariaDb, MySql, PostgreSql)
+    of_kind.kind: of_kind for of_kind in (Hook, MariaDb, MySql, PostgreSql, Scripts)
 }
 
 
@@ -39,4 +40,6 @@ def quiescer_of(application: Application, run: RunLink) -> Quiescer:
         return MariaDbQuiescer(application, run)
     if isinstance(application, PostgreSql):
         return PostgreSqlQuiescer(application, run)
+    if isinstance(application, Scripts):
+        return ScriptsQuiescer(application, run)
     raise AssertionError(application.kind)

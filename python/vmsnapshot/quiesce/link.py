@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -33,7 +34,9 @@ def receive(end: socket.socket) -> dict[str, Any] | None:
     try:
         data = end.recv(PACKET_MAX_BYTES)
     except ConnectionResetError:
-        return None
+        # The other end was closed with a packet of ours unread. The kernel says so once, and before what the
+        # other end had sent.
+        data = end.recv(PACKET_MAX_BYTES)
     packet: dict[str, Any] | None = json.loads(data) if data else None
     return packet
 
@@ -43,6 +46,13 @@ class RunLink:
 
     def __init__(self, end: socket.socket, run_pid: int) -> None:
         self._end = end
+        # The end of a child wakes every wait: it may leave its pipes open to others.
+        self._child_ended, wake = socket.socketpair()
+        self._child_ended.setblocking(False)
+        wake.setblocking(False)
+        self._wake = wake
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         self._watched = [end.fileno()]
         # A child that the run forked keeps the socket open, so the process counts as well. Without a pidfd
         # (a kernel before 5.3), only the socket tells.
@@ -52,14 +62,18 @@ class RunLink:
             raise RunGone
 
     def wait(self, descriptors: Iterable[int], deadline: float) -> bool:
-        """Waits until one of the descriptors can be read or is closed. Returns `False` at the deadline.
+        """Waits until one of the descriptors can be read or is closed, or until a child may have ended.
+        Returns `False` at the deadline.
 
         Raises `RunGone`. The run sends nothing before it was answered, except that everything is to be
         released.
         """
-        ready = _poll([*descriptors, *self._watched], deadline)
+        ready = _poll([*descriptors, self._child_ended.fileno(), *self._watched], deadline)
         if ready & set(self._watched):
             raise RunGone
+        if self._child_ended.fileno() in ready:
+            with contextlib.suppress(BlockingIOError):
+                self._child_ended.recv(4096)
         return bool(ready)
 
     def receive(self, deadline: float | None) -> dict[str, Any] | None:

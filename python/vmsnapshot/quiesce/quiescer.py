@@ -28,6 +28,8 @@ class Quiescer(abc.ABC):
 
     # What a good `release` proves.
     proof: ClassVar[Literal["session", "script"]]
+    # Whether `release` is called after the thaw although `quiesce` has failed, and not `close` at once.
+    is_released_late: ClassVar[bool] = False
 
     def __init__(self) -> None:
         # The statement or program that holds it still, for the report. It is complete after `ready`.

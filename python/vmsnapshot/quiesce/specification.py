@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from vmsnapshot.errors import ArgumentsError
-from vmsnapshot.quiesce.applications import Application
+from vmsnapshot.quiesce.applications import Application, Scripts
 from vmsnapshot.quiesce.kinds import CLASSES
 
 # Longer than any hold.
@@ -21,9 +21,10 @@ _SECONDS = {"long_statement": "long_statement_seconds"}
 def parse(text: str) -> Application:
     """Returns the application that `text` names. Raises `ArgumentsError`."""
     kind, _, rest = text.partition(":")
-    if kind not in CLASSES:
-        raise _error(text, f"is none of {', '.join(sorted(CLASSES))}", what=kind)
-    of_kind = CLASSES[kind]
+    named = {name: of_kind for name, of_kind in CLASSES.items() if of_kind is not Scripts}
+    if kind not in named:
+        raise _error(text, f"is none of {', '.join(sorted(named))}", what=kind)
+    of_kind = named[kind]
     own = {item.name for item in fields(of_kind)} - {item.name for item in fields(Application)}
     seconds = {**_LIMITS, **{key: name for key, name in _SECONDS.items() if name in own}}
     known = own - set(seconds.values()) | {"name"}

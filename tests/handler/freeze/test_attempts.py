@@ -18,7 +18,9 @@ from vmsnapshot.handler.freeze import attempts, freezing
 from vmsnapshot.handler.freeze.attempts import Attempts, Calls, EndedEarlyError
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.lock import LockHeldError
+from vmsnapshot.handler.freeze.quiescing import Quiescing
 from vmsnapshot.handler.log import Log
+from vmsnapshot.handler.machine.scripts import ScriptConfiguration
 from vmsnapshot.handler.network.background import Background
 from vmsnapshot.handler.network.connections import Connections
 from vmsnapshot.handler.network.host import PreSnapshot
@@ -72,6 +74,7 @@ class Report:
     freeze_doubt: str | None = None
     why: str | None = None
     blobs: tuple[Blob, ...] = (Blob(),)
+    applications: tuple[Any, ...] = ()
     host_call: Any = None
     filesystems: tuple[Any, ...] = ()
     timeline: tuple[Any, ...] = ()
@@ -138,8 +141,14 @@ def made_by(
 ) -> Attempts:
     """The attempts of a job with this engine. They send nothing outside the window."""
     connections = Connections(Background(), Proxies({}), host_address)
+    quiescing = Quiescing(ScriptConfiguration(), None, "/")
     return Attempts(
-        settings, cast(Freezing, engine), connections, telemetry or Telemetry(), before_freeze=lambda: None
+        settings,
+        cast(Freezing, engine),
+        connections,
+        telemetry or Telemetry(),
+        quiescing,
+        before_freeze=lambda: None,
     )
 
 

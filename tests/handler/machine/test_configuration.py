@@ -280,6 +280,5 @@ def test_what_asks_to_quiesce_applications_is_named(
     scripts.touch(0o600)
     scripts.write_text("{}")
     only_scripts = read_applications(workload, scripts)
-    assert not only_scripts.names_workload
-    assert len(only_scripts.ignored) == 1
-    assert str(scripts) in only_scripts.ignored[0]
+    assert (only_scripts.names_workload, only_scripts.ignored) == (False, ())
+    assert only_scripts.scripts.path == scripts

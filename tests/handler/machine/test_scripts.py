@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vmsnapshot import Scripts
 from vmsnapshot.handler.machine.scripts import ScriptConfiguration, read_script_configuration
 
 NO_FREEZE = json.dumps({"fsFreezeEnabled": False})
@@ -44,12 +45,16 @@ def test_usual_machine_has_neither_file(host: Path, scripts: Path) -> None:
 )
 def test_wish_not_to_freeze_is_read(host: Path, scripts: Path, wish: object, is_wanted: bool) -> None:
     write(scripts, json.dumps({"fsFreezeEnabled": wish}))
-    assert read_script_configuration(host, scripts) == ScriptConfiguration(scripts, is_wanted)
+    configuration = read_script_configuration(host, scripts)
+    assert (configuration.path, configuration.wants_freeze) == (scripts, is_wanted)
 
 
 def test_without_the_key_a_freeze_is_wanted(host: Path, scripts: Path) -> None:
     write(scripts, "{}")
-    assert read_script_configuration(host, scripts) == ScriptConfiguration(scripts)
+    configuration = read_script_configuration(host, scripts)
+    assert (configuration.path, configuration.wants_freeze) == (scripts, True)
+    assert (configuration.scripts, configuration.problem) == (None, None)
+    assert "names no preScriptLocation" in configuration.warnings[0]
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o200])
@@ -88,7 +93,8 @@ def test_plugin_host_names_the_script_configuration(
     other = tmp_path / "100%.json"
     write(host, host_text(other), mode)
     write(other, NO_FREEZE)
-    assert read_script_configuration(host, scripts) == ScriptConfiguration(other, wants_freeze=False)
+    configuration = read_script_configuration(host, scripts)
+    assert (configuration.path, configuration.wants_freeze) == (other, False)
 
 
 def test_runner_is_found_behind_another_plugin(host: Path, scripts: Path) -> None:
@@ -138,3 +144,95 @@ def assert_ignored(host: Path, scripts: Path, ignored: Path, words: str) -> None
     (warning,) = configuration.warnings
     assert warning.startswith(f"`{ignored}` is ignored: ")
     assert words in warning
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> dict[str, str]:
+    """Both scripts, as the configuration names them."""
+    for name in ("pre", "post"):
+        write(tmp_path / name, "exit 0\n")
+    return {f"{name}ScriptLocation": str(tmp_path / name) for name in ("pre", "post")}
+
+
+def test_scripts_are_read_with_their_values(host: Path, scripts: Path, both: dict[str, str]) -> None:
+    values = {
+        "pluginName": "Mine",
+        "preScriptParams": ["", "a b", 7, True],
+        "preScriptNoOfRetries": 2,
+        "timeoutInSeconds": 30,
+        "continueBackupOnFailure": False,
+        "appName": "x",
+        "ScriptsExecutionPollTimeSeconds": 3,
+    }
+    write(scripts, json.dumps({**both, **values}))
+    configuration = read_script_configuration(host, scripts)
+    assert configuration == ScriptConfiguration(
+        scripts,
+        plugin_name="Mine",
+        continues_on_failure=False,
+        scripts=Scripts(
+            name="Mine",
+            required=True,
+            wait_seconds=30.0,
+            release_seconds=30.0,
+            before=both["preScriptLocation"],
+            before_arguments=("", "a b", "7", "true"),
+            before_tries=3,
+            after=both["postScriptLocation"],
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "words"),
+    [
+        ({"timeoutInSeconds": "30"}, {"wait_seconds": 10.0}, "timeoutInSeconds is not a number above 0"),
+        ({"timeoutInSeconds": -1}, {"wait_seconds": 10.0}, "timeoutInSeconds is not a number above 0"),
+        ({"timeoutInSeconds": 90000}, {"wait_seconds": 1800.0}, None),
+        ({"preScriptNoOfRetries": -1}, {"before_tries": 1}, "preScriptNoOfRetries is not a number"),
+        ({"postScriptNoOfRetries": "2"}, {"after_tries": 1}, "postScriptNoOfRetries is not a number"),
+        ({"postScriptParams": "a"}, {"after_arguments": ()}, "postScriptParams is not a list"),
+        ({"preScriptParam": []}, {}, "there is no option `preScriptParam`"),
+    ],
+)
+def test_value_that_cannot_be_used_is_named_and_the_usual_one_counts(
+    host: Path,
+    scripts: Path,
+    both: dict[str, str],
+    values: dict[str, object],
+    expected: dict[str, object],
+    words: str | None,
+) -> None:
+    write(scripts, json.dumps({**both, **values}))
+    configuration = read_script_configuration(host, scripts)
+    assert configuration.scripts is not None
+    for name, value in expected.items():
+        assert getattr(configuration.scripts, name) == value
+    if words is None:
+        assert configuration.warnings == ()
+    else:
+        assert words in configuration.warnings[0]
+
+
+def test_plugin_host_limits_the_time_of_the_scripts(host: Path, scripts: Path, both: dict[str, str]) -> None:
+    write(host, host_text(scripts).replace("1800", "20"))
+    write(scripts, json.dumps({**both, "timeoutInSeconds": 60}))
+    configuration = read_script_configuration(host, scripts)
+    assert configuration.scripts is not None
+    assert configuration.scripts.wait_seconds == 20.0
+
+
+@pytest.mark.parametrize(("name", "codes"), [("pre", (302, 306)), ("post", (303, 307))])
+def test_script_that_cannot_be_run_has_a_code(
+    host: Path, scripts: Path, both: dict[str, str], name: str, codes: tuple[int, int]
+) -> None:
+    write(scripts, json.dumps(both))
+    script = Path(both[f"{name}ScriptLocation"])
+    script.chmod(0o640)
+    assert read_script_configuration(host, scripts).problem == codes[1]
+    script.unlink()
+    assert read_script_configuration(host, scripts).problem == codes[0]
+    script.mkdir()
+    configuration = read_script_configuration(host, scripts)
+    assert (configuration.problem, configuration.scripts) == (codes[0], None)
+    assert configuration.are_configured

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 import vmsnapshot
 from vmsnapshot import (
+    Application,
     BlobOutcome,
     HostCall,
     Plan,
@@ -24,6 +25,7 @@ from vmsnapshot import (
 from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError
+from vmsnapshot.handler.freeze.quiescing import Quiescing
 from vmsnapshot.handler.network.connections import Connections
 from vmsnapshot.handler.network.guest import blob_items
 from vmsnapshot.handler.network.host import (
@@ -37,6 +39,7 @@ from vmsnapshot.handler.report.outcome import (
     FreezeResult,
     Outcome,
     Path,
+    Quiescence,
     failed,
     may_be_crash_consistent,
 )
@@ -56,6 +59,7 @@ _UNPREPARED: dict[ErrorSubject, FreezeResult | Code] = {
     "filesystem": FreezeResult.UNABLE_TO_OPEN,
     # The contract's case of a freeze helper that is not there.
     "watchdog": Code.ENGINE_NOT_FOUND,
+    # It ends the job, see `Quiescing`.
     "application": FreezeResult.FAILED,
     "run": FreezeResult.FAILED,
 }
@@ -118,6 +122,7 @@ class Attempts:
         freezing: Freezing,
         connections: Connections,
         telemetry: Telemetry,
+        quiescing: Quiescing,
         before_freeze: Callable[[], None],
     ) -> None:
         self._settings = settings
@@ -126,7 +131,10 @@ class Attempts:
         self._log = freezing.log
         self._connections = connections
         self._telemetry = telemetry
+        self._quiescing = quiescing
         self._before_freeze = before_freeze
+        # What became of the applications in the present attempt.
+        self._quiescence: Quiescence | None = None
         # The first thing that failed in the present attempt.
         self._cause = ""
 
@@ -138,7 +146,12 @@ class Attempts:
 
         def attempt(freeze: FreezeResult, items: tuple[SnapshotItem, ...] = ()) -> Attempt:
             return Attempt(
-                Path.GUEST, freeze, items, is_fallback_of_host=is_fallback_of_host, cause=self._cause
+                Path.GUEST,
+                freeze,
+                items,
+                is_fallback_of_host=is_fallback_of_host,
+                quiescence=self._quiescence,
+                cause=self._cause,
             )
 
         if not settings.blobs:
@@ -176,7 +189,13 @@ class Attempts:
             if report is None or report.host_call is None or report.host_call.outcome == "not-sent":
                 if report is not None and freeze.code is None:
                     self._fail(report.why or "the host was not asked for the snapshots")
-                return Attempt(Path.HOST, freeze, pre_snapshot_was_ok=pre_snapshot.is_ok, cause=self._cause)
+                return Attempt(
+                    Path.HOST,
+                    freeze,
+                    pre_snapshot_was_ok=pre_snapshot.is_ok,
+                    quiescence=self._quiescence,
+                    cause=self._cause,
+                )
             call = report.host_call
             answer = read_do_snapshot_answer(call.http_status, call.body)
             if call.http_status is None and call.message:
@@ -191,6 +210,7 @@ class Attempts:
             answer.items,
             host_number=answer.telemetry_status,
             pre_snapshot_was_ok=pre_snapshot.is_ok,
+            quiescence=self._quiescence,
             cause=self._cause,
         )
 
@@ -276,7 +296,7 @@ class Attempts:
                 plan = self._freezing.plan(vmsnapshot.machine())
                 if plan.filesystems:
                     stack.enter_context(self._freezing.lock())
-                session = stack.enter_context(self._prepare(plan, calls))
+                session = stack.enter_context(self._prepare(plan, calls, self._quiescing.quiescers))
                 self._before_freeze()
                 report = self._run_session(session)
         except (LockHeldError, LockUnavailableError) as error:
@@ -289,13 +309,14 @@ class Attempts:
             self._fail(f"could not prepare the freeze: {error}")
             return error.freeze, None
         self._tell(report)
+        self._quiescence = self._quiescing.of_run(report.applications)
         freeze = _freeze_result(report)
         if freeze.code is not None or freeze is FreezeResult.BROKEN:
             # `Freezing.run` has logged it. Kept before the second run of a job that may be crash consistent.
             self._cause = one_line(report.freeze_doubt or "")
         return freeze, report
 
-    def _prepare(self, plan: Plan, calls: Calls) -> Session:
+    def _prepare(self, plan: Plan, calls: Calls, quiescers: Sequence[Application] = ()) -> Session:
         try:
             return self._freezing.prepare(
                 plan,
@@ -304,6 +325,7 @@ class Attempts:
                 blob_metadata=calls.blob_metadata,
                 host_call=calls.host_call,
                 proxy=calls.proxy,
+                quiescers=quiescers,
             )
         except PrepareError as error:
             raise self._meaning_of(error) from None
@@ -317,6 +339,8 @@ class Attempts:
 
     def _meaning_of(self, error: PrepareError) -> Exception:
         """Returns what the error of a run that has frozen nothing means to the attempt or the job."""
+        if error.subject == "application":
+            return EndedEarlyError(self._quiescing.of_error(error))
         result = _UNPREPARED[error.subject]
         if result is FreezeResult.NOT_TRIED:
             return _UnreachableError(explained(error))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import vmsnapshot
-from vmsnapshot import HostCall, Machine, Mount, Plan, PrepareError, Report, Session
+from vmsnapshot import Application, HostCall, Machine, Mount, Plan, PrepareError, Report, Session
 from vmsnapshot.handler.freeze.leftovers import thaw_leftovers
 from vmsnapshot.handler.freeze.lock import LockHeldError, LockUnavailableError, SafeFreezeLock
 from vmsnapshot.handler.log import Log
@@ -31,6 +31,8 @@ _RETRY_SECONDS = 0.1
 
 # What the log calls the events of a run.
 _EVENT_WORDS: dict[TimelineEventKind, str] = {
+    "application-quiesced": "application holds still",
+    "application-released": "application released",
     "sync-late": "sync has not returned in time",
     "sync-failed": "sync failed",
     "freeze-called": "freeze called",
@@ -115,6 +117,7 @@ class Freezing:
         blob_metadata: Sequence[dict[str, str]] = (),
         host_call: HostCall | None = None,
         proxy: str | None = None,
+        quiescers: Sequence[Application] = (),
     ) -> Session:
         """Prepares a run. Waits while another run is under way, and thaws what a killed run left frozen.
 
@@ -143,6 +146,7 @@ class Freezing:
                     # The predecessor used no proxy, so it backed up VMs whose proxy is down.
                     unusable_proxy="direct",
                     progress=self._on_phase,
+                    quiescers=quiescers,
                 )
             except PrepareError as error:
                 if error.kind == "left-frozen" and not has_thawed:
@@ -185,6 +189,15 @@ class Freezing:
                 self.log.warning(f"`{item.mount_point}`: {item.outcome}: {item.error}")
         if report.freeze_doubt and report.freeze_doubt_code != "nothing-frozen":
             self.log.error(f"the freeze is in doubt: {report.freeze_doubt}")
+        for application in report.applications:
+            times = (
+                f"waited {application.lock_wait_ms or 0.0:.3f} ms, held {application.held_ms or 0.0:.3f} ms"
+            )
+            text = f"application `{application.name}`: {application.outcome}, {times}"
+            if application.error is None:
+                self.log.info(text)
+            else:
+                self.log.warning(redacted(f"{text}: {application.error}"))
         for blob in report.blobs:
             if blob.outcome == "created" and blob.message is not None:
                 self.log.warning(redacted(f"the snapshot of `{blob.uri}` was created, but {blob.message}"))

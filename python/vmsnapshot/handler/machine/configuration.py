@@ -85,7 +85,7 @@ class VmBackupConfiguration:
 
 @dataclass(frozen=True)
 class Applications:
-    """What the owner has configured for quiescing applications. This version quiesces none."""
+    """What the owner has configured for holding applications still."""
 
     names_workload: bool = False
     """Whether ``workload.conf`` names a workload that the reference supports."""
@@ -143,9 +143,7 @@ def read_applications(
     """Reads what the owner has configured for quiescing applications. Never raises."""
     if workload_name(workload) in SUPPORTED_WORKLOADS:
         return Applications(names_workload=True, ignored=(f"`{workload}` names a workload",))
-    configuration = read_script_configuration(scripts=scripts)
-    ignored = () if configuration.path is None else (f"`{configuration.path}` names scripts",)
-    return Applications(scripts=configuration, ignored=ignored)
+    return Applications(scripts=read_script_configuration(scripts=scripts))
 
 
 class _Options:

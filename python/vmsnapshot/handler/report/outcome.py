@@ -16,6 +16,7 @@ from vmsnapshot.handler.settings.wire import Settings
 
 RATE_EXCEEDED_TEXT = "The rate of snapshot blob calls is exceeded"
 LIMIT_REACHED_TEXT = "The snapshot count against this blob has been exceeded"
+APPLICATION_CONSISTENT_MESSAGE = "Enable Succeeded with App Consistent Snapshot"
 TOO_LATE_MESSAGE = "CRP timeout limit has reached, will not take snapshot."
 # The telemetry number of DoSnapshot if the host answered 500 without its own error document.
 HOST_SERVICE_NOT_RUNNING = 556
@@ -57,6 +58,18 @@ class Path(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Quiescence:
+    """What became of holding the applications still. `code` is `None` if all of it went well."""
+
+    code: Code | None = None
+    ends_job: bool = False
+    """Whether the owner wants no backup then."""
+    message: str = ""
+    """The message of a job that ends with it."""
+    cause: str = ""
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One freeze and its calls."""
 
@@ -69,6 +82,8 @@ class Attempt:
     host_number: int | None = None
     """``hostStatusCodeDoSnapshot``."""
     pre_snapshot_was_ok: bool = False
+    quiescence: Quiescence | None = None
+    """`None` if no application is configured."""
     cause: str = ""
     """What failed, where and why, in a sentence. Empty if nothing failed."""
 
@@ -150,6 +165,24 @@ CANNOT_START = failed(Code.ERROR, "Failed to call the daemon ")
 
 def outcome_of(attempt: Attempt, *, may_be_crash_consistent: bool) -> Outcome:
     """Returns the outcome of the attempt that counts, which is the last one."""
+    outcome = _outcome_of_snapshots(attempt, may_be_crash_consistent=may_be_crash_consistent)
+    quiescence = attempt.quiescence
+    # If the snapshots failed, that is what counts.
+    if quiescence is None or not outcome.is_success:
+        return outcome
+    if quiescence.code is None:
+        if outcome.is_crash_consistent:
+            return outcome
+        code = Code.APPLICATION_CONSISTENT
+        return replace(outcome, run_code=code, ext_code=code, message=APPLICATION_CONSISTENT_MESSAGE)
+    if quiescence.ends_job:
+        return replace(
+            failed(quiescence.code, quiescence.message), items=outcome.items, cause=quiescence.cause
+        )
+    return replace(outcome, ext_code=quiescence.code, cause=quiescence.cause)
+
+
+def _outcome_of_snapshots(attempt: Attempt, *, may_be_crash_consistent: bool) -> Outcome:
     outcome = _judge(attempt)
     if not outcome.is_success:
         outcome = replace(outcome, cause=attempt.cause)

@@ -192,7 +192,8 @@ def _consistency(report: StatusReport) -> int:
         return 3
     if not report.sender.real_consistency_numbers or not report.outcome.is_success:
         return 0
-    # 2 would be application consistency. No run code of this version means that.
+    if report.outcome.run_code is Code.APPLICATION_CONSISTENT:
+        return 2
     return 1 if report.outcome.run_code is Code.SUCCESS and not report.outcome.nothing_was_frozen else 0
 
 
