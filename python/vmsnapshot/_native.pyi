@@ -55,6 +55,7 @@ ErrorCode: TypeAlias = Literal[
     "another-run",
     "left-frozen",
     "state-unusable",
+    "bad-command",
     "not-quiesced",
     "no-resources",
     "interrupted",
@@ -94,6 +95,11 @@ FilesystemResult: TypeAlias = Literal[
 ]
 ThawedBy: TypeAlias = Literal["run", "watchdog", "another"]
 BlobResult: TypeAlias = Literal["created", "refused", "unknown"]
+CommandResult: TypeAlias = Literal[
+    "ended",
+    "too-late",  # it had not ended when everything had to thaw
+    "not-run",
+]
 HostCallResult: TypeAlias = Literal["answered", "not-sent", "unknown"]
 ApplicationResult: TypeAlias = Literal[
     "held",  # from before the first FIFREEZE until after the last FITHAW, and that is proven
@@ -421,6 +427,29 @@ class BlobOutcome:
         """The body of a refusal, 4 KiB at most, with signatures redacted. It is not in the JSON."""
 
 @final
+class CommandOutcome:
+    """The command of a run."""
+
+    @property
+    def program(self) -> str:
+        """Its path, without the arguments."""
+    @property
+    def outcome(self) -> CommandResult: ...
+    @property
+    def exit_status(self) -> int | None: ...
+    @property
+    def signal(self) -> int | None:
+        """The signal that ended it."""
+    @property
+    def took_ms(self) -> float | None:
+        """How long it ran, up to its end or to the thaw."""
+    @property
+    def output(self) -> bytes:
+        """What it wrote to standard output and standard error, up to 16 MiB. Not in the JSON document."""
+    @property
+    def output_is_truncated(self) -> bool: ...
+
+@final
 class HostCallOutcome:
     """The result of the host call. ``uri`` is without its query.
 
@@ -533,6 +562,8 @@ class Report:
     @property
     def applications(self) -> list[ApplicationOutcome]: ...
     @property
+    def command(self) -> CommandOutcome | None: ...
+    @property
     def host_call(self) -> HostCallOutcome | None: ...
     @property
     def watchdog(self) -> WatchdogOutcome: ...
@@ -591,6 +622,7 @@ def prepare(
     expedite_rcu: bool = True,
     progress: Callable[[Phase], object] | None = None,
     quiescers: Sequence[Application] = (),
+    command: Sequence[str] = (),
 ) -> Session:
     """Does all that can be done before the window, and freezes nothing. Raises ``PrepareError``.
 
@@ -621,6 +653,11 @@ def prepare(
     ``quiescers`` are held still while the filesystems are frozen, in this order, and released after the thaw
     in reverse order. One that is ``required`` and fails before the freeze is a ``PrepareError`` with its own
     code, here or of ``Session.run``, and nothing is frozen.
+
+    ``command`` is a program with its arguments that runs while everything is frozen, beside the requests if
+    there are any. It is started before the freeze and waits at a gate. It counts like a snapshot: the set is
+    consistent only if it ended with status 0 before the thaw. What is still running then is killed with its
+    process group. It must not write to a frozen filesystem: its output goes to memory.
 
     ``progress`` is called with the name of each phase at its start. ``freeze`` is the last phase.
     ``progress`` is never called inside the window.

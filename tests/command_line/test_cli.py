@@ -31,6 +31,7 @@ from tests.support.fake_native import (
 )
 from vmsnapshot.cli import progress, streams
 from vmsnapshot.errors import PlanError, PrepareError, ThawError
+from vmsnapshot.quiesce import Hook
 
 if TYPE_CHECKING:
     from vmsnapshot._native import ErrorKind
@@ -252,6 +253,7 @@ def test_snapshot_passes_every_option_to_the_engine(command: Command, native: Fa
         "--thaw-timeout", "2.5", "--freeze-timeout", "1.5", "--connect-timeout", "3", "--sync-timeout", "4",
         "--call-timeout", "1.25",
         "--ca-file", "/etc/ca.pem", "--proxy", "http://proxy:3128", "--no-expedite-rcu",
+        "--quiesce", "hook:/etc/app.sh",
     )  # fmt: skip
     assert status == 0
     assert native.prepare_blobs == [sas_uri(0), sas_uri(1), sas_uri(2)]
@@ -268,6 +270,7 @@ def test_snapshot_passes_every_option_to_the_engine(command: Command, native: Fa
         "ca_file": "/etc/ca.pem",
         "proxy": "http://proxy:3128",
         "expedite_rcu": False,
+        "quiescers": [Hook(program="/etc/app.sh")],
     }
 
 
@@ -287,6 +290,7 @@ def test_snapshot_has_the_defaults_that_the_readme_states(
         "ca_file": None,
         "proxy": None,
         "expedite_rcu": True,
+        "quiescers": [],
     }
 
 

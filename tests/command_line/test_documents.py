@@ -34,6 +34,7 @@ REPORT_KEYS: dict[str, Any] = {
     "unreadable_mounts": list,
     "blobs": list,
     "applications": list,
+    "command": (dict, type(None)),
     "host_call": (dict, type(None)),
     "watchdog": dict,
     "timeline": list,

@@ -136,7 +136,9 @@ def test_every_command_in_running_text_has_these_options() -> None:
     unknown = []
     for place, words in checked:
         name = words[1] if not words[1].startswith("-") else ""
-        options = [word.partition("=")[0] for word in words if word.startswith("-") and word != "-"]
+        options = [
+            word.partition("=")[0] for word in words if word.startswith("-") and word not in ("-", "--")
+        ]
         if name not in parsers or not set(options) <= set(parsers[name]._option_string_actions):
             unknown.append(f"{place}: {' '.join(words)}")
     assert unknown == []

@@ -15,11 +15,12 @@ COMMON = PAGE.table("option", "Options of every command")
 OF_COMMAND = {
     "plan": PAGE.table("option", "Options of `plan`"),
     "snapshot": PAGE.table("option", "Options of `snapshot`"),
+    "freeze": PAGE.table("option", "A command in the window"),
     "quiesce": PAGE.table("option", "Options of `quiesce`"),
 }
 PARSERS = {name: parser for name, parser in product.command_parsers().items() if name}
 # The arguments without which the command is not accepted.
-REQUIRED = {"snapshot": ["--blobs-from", "disks"], "quiesce": ["check", "hook:/a"]}
+REQUIRED = {"snapshot": ["--blobs-from", "disks"], "freeze": ["true"], "quiesce": ["check", "hook:/a"]}
 
 each_command = pytest.mark.parametrize("name", PARSERS)
 
@@ -74,7 +75,11 @@ def test_a_default_is_the_parsers(name: str) -> None:
 @each_command
 def test_a_length_of_time_has_its_unit_and_range(name: str) -> None:
     for option, (table, row) in documented(name).items():
-        unit, limits = ("", "") if table is not OF_COMMAND.get("snapshot") else (row[1].text, row[2].text)
+        unit, limits = (
+            ("", "")
+            if table not in (OF_COMMAND["snapshot"], OF_COMMAND["freeze"])
+            else (row[1].text, row[2].text)
+        )
         is_time = options(name)[option].metavar == "SECONDS"
         assert (unit == "seconds", bool(limits)) == (is_time, is_time), option
         if is_time:

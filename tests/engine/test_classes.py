@@ -15,7 +15,7 @@ from vmsnapshot import _native
 
 STUB = REPOSITORY / "python/vmsnapshot/_native.pyi"
 # Defaults that are lists, or values of Rust's `Option`.
-NOT_WRITTEN = {"include", "exclude", "blob_metadata", "sync_timeout"}
+NOT_WRITTEN = {"include", "exclude", "blob_metadata", "sync_timeout", "quiescers", "command"}
 
 
 def stub_names() -> dict[str, dict[str, ast.FunctionDef] | ast.FunctionDef]:

@@ -118,6 +118,17 @@ class ApplicationOutcome:
 
 
 @dataclass(frozen=True)
+class CommandOutcome:
+    program: str = "/usr/bin/snap"
+    outcome: str = "ended"
+    exit_status: int | None = 0
+    signal: int | None = None
+    took_ms: float | None = 20.0
+    output: bytes = b""
+    output_is_truncated: bool = False
+
+
+@dataclass(frozen=True)
 class HostCall:
     uri: str
     headers: Sequence[tuple[str, str]]
@@ -181,6 +192,7 @@ class Report:
     unreadable_mounts: list[UnreadableMounts] = field(default_factory=list)
     blobs: list[BlobOutcome] = field(default_factory=lambda: [BlobOutcome()])
     applications: list[ApplicationOutcome] = field(default_factory=list)
+    command: CommandOutcome | None = None
     host_call: HostCallOutcome | None = None
     watchdog: WatchdogOutcome = field(default_factory=WatchdogOutcome)
     timeline: list[TimelineEvent] = field(default_factory=lambda: [TimelineEvent()])
@@ -190,6 +202,7 @@ class Report:
         # The document omits the bodies of answers.
         for part in [*document["blobs"], document["host_call"] or {}]:
             part.pop("body", None)
+        (document["command"] or {}).pop("output", None)
         return json.dumps(document)
 
 
@@ -368,6 +381,7 @@ class FakeNative(types.ModuleType):
         self.HostCall = HostCall
         self.HostCallOutcome = HostCallOutcome
         self.ApplicationOutcome = ApplicationOutcome
+        self.CommandOutcome = CommandOutcome
         self.FilesystemOutcome = FilesystemOutcome
         self.BlobOutcome = BlobOutcome
         self.TimelineEvent = TimelineEvent

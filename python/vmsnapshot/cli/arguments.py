@@ -45,6 +45,7 @@ exit status:
             130 interrupted, nothing was frozen
   plan      0 done                        1 the system could not be read
             2 bad arguments
+  freeze    as snapshot; 0 also needs the command's own 0
   quiesce   0 every application passed    1 one did not
             2 bad arguments
   status    0 nothing is frozen           1 the state could not be read
@@ -97,6 +98,20 @@ exit status:
   130  interrupted, nothing was frozen
 """
 )
+
+FREEZE_EPILOG = """\
+The command is started before the freeze, and held until everything is frozen.
+Its standard input is empty. Its output goes to memory, and is printed after
+the thaw. When everything has to thaw, it is killed if it has not ended.
+
+exit status:
+  0 it ended with 0 while everything was frozen
+  1 it failed, or something of the freeze did; everything is thawed
+  2 bad arguments, 3 NOT THAWED, 130 interrupted, nothing was frozen
+
+example:
+  vmsnapshot freeze --mount /data -- aws ec2 create-snapshot --volume-id vol-1
+"""
 
 QUIESCE_EPILOG = """\
 actions:
@@ -183,6 +198,7 @@ def _parser(version: str) -> _Parser:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     _add_plan(commands)
     _add_snapshot(commands)
+    _add_freeze(commands)
     _add_quiesce(commands)
     for name, summary, description, epilog in (
         ("status", "show what is frozen, and by which run", "Shows what is frozen.", STATUS_EPILOG),
@@ -280,13 +296,7 @@ def _add_snapshot(commands: _Commands[_Parser]) -> None:
     )
     _add_mount(command)
     _add_exclude(command)
-    command.add_argument(
-        "--quiesce",
-        action="append",
-        default=[],
-        metavar="APPLICATION",
-        help="hold an application still during the freeze, as KIND or KIND:KEY=VALUE,...; may be repeated",
-    )
+    _add_applications(command)
     command.add_argument(
         "--metadata",
         action="append",
@@ -294,20 +304,7 @@ def _add_snapshot(commands: _Commands[_Parser]) -> None:
         metavar="K=V",
         help="metadata of every snapshot; may be repeated",
     )
-    command.add_argument(
-        "--thaw-timeout",
-        metavar="SECONDS",
-        default=10.0,
-        type=_Seconds("--thaw-timeout", least=SHORTEST_THAW_TIMEOUT_S),
-        help="thaw everything after this time at the latest (default: 10; 0.01 to 3600)",
-    )
-    command.add_argument(
-        "--freeze-timeout",
-        metavar="SECONDS",
-        default=5.0,
-        type=_Seconds("--freeze-timeout", least=SHORTEST_THAW_TIMEOUT_S),
-        help="thaw and give up if not everything is frozen after this time (default: 5; 0.01 to 3600)",
-    )
+    _add_window(command)
     command.add_argument(
         "--call-timeout",
         metavar="SECONDS",
@@ -323,13 +320,6 @@ def _add_snapshot(commands: _Commands[_Parser]) -> None:
         help="time for connecting to the blobs, before the freeze (default: 10; up to 3600)",
     )
     command.add_argument(
-        "--sync-timeout",
-        metavar="SECONDS",
-        default=30.0,
-        type=_Seconds("--sync-timeout", least=0.0),
-        help="time for writing dirty data back, before the freeze; 0 skips it (default: 30; up to 3600)",
-    )
-    command.add_argument(
         "--ca-file",
         metavar="PEM",
         type=_NotAUri("--ca-file"),
@@ -338,18 +328,7 @@ def _add_snapshot(commands: _Commands[_Parser]) -> None:
     proxy = command.add_mutually_exclusive_group()
     proxy.add_argument("--proxy", metavar="URL", help="reach the blobs through this HTTP proxy")
     proxy.add_argument("--no-proxy", action="store_true", help="use no proxy, whatever the environment says")
-    command.add_argument(
-        "--no-expedite-rcu",
-        dest="expedite_rcu",
-        action="store_false",
-        help="leave /sys/kernel/rcu_expedited alone; the window is then about 20 to 60 ms longer",
-    )
-    command.add_argument(
-        "--report",
-        metavar="FILE",
-        type=_NotAUri("--report"),
-        help="also write the report to FILE as JSON, atomically and readable by its owner only",
-    )
+    _add_report(command)
     _add_json(command)
 
 
@@ -454,3 +433,74 @@ def _add_quiesce(commands: _Commands[_Parser]) -> None:
     _add_mount(command)
     _add_exclude(command)
     _add_json(command)
+
+
+def _add_freeze(commands: _Commands[_Parser]) -> None:
+    command = _add_command(
+        commands,
+        "freeze",
+        "freeze, run a command, thaw",
+        "Freezes the filesystems, runs a command, thaws, and reports.\nNeeds root.",
+        FREEZE_EPILOG,
+    )
+    _add_mount(command)
+    _add_exclude(command)
+    _add_applications(command)
+    _add_window(command)
+    _add_report(command)
+    _add_json(command)
+    command.add_argument(
+        "words",
+        nargs="+",
+        metavar="COMMAND",
+        help="the program and its arguments, after `--`; it must not write to a frozen filesystem",
+    )
+
+
+def _add_applications(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--quiesce",
+        action="append",
+        default=[],
+        metavar="APPLICATION",
+        help="hold an application still during the freeze, as KIND or KIND:KEY=VALUE,...; may be repeated",
+    )
+
+
+def _add_window(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--thaw-timeout",
+        metavar="SECONDS",
+        default=10.0,
+        type=_Seconds("--thaw-timeout", least=SHORTEST_THAW_TIMEOUT_S),
+        help="thaw everything after this time at the latest (default: 10; 0.01 to 3600)",
+    )
+    command.add_argument(
+        "--freeze-timeout",
+        metavar="SECONDS",
+        default=5.0,
+        type=_Seconds("--freeze-timeout", least=SHORTEST_THAW_TIMEOUT_S),
+        help="thaw and give up if not everything is frozen after this time (default: 5; 0.01 to 3600)",
+    )
+    command.add_argument(
+        "--sync-timeout",
+        metavar="SECONDS",
+        default=30.0,
+        type=_Seconds("--sync-timeout", least=0.0),
+        help="time for writing dirty data back, before the freeze; 0 skips it (default: 30; up to 3600)",
+    )
+
+
+def _add_report(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--no-expedite-rcu",
+        dest="expedite_rcu",
+        action="store_false",
+        help="leave /sys/kernel/rcu_expedited alone; the window is then about 20 to 60 ms longer",
+    )
+    command.add_argument(
+        "--report",
+        metavar="FILE",
+        type=_NotAUri("--report"),
+        help="also write the report to FILE as JSON, atomically and readable by its owner only",
+    )

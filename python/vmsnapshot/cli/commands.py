@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from vmsnapshot import _native
 from vmsnapshot.cli import rehearsal
@@ -18,7 +18,7 @@ from vmsnapshot.cli.blob_list import read_blob_list
 from vmsnapshot.cli.progress import Progress
 from vmsnapshot.cli.readable import plan_text, report_text, status_text, thaw_text
 from vmsnapshot.cli.report_file import ReportFile
-from vmsnapshot.cli.streams import open_missing_streams, printable, say, say_hint, write_out
+from vmsnapshot.cli.streams import open_missing_streams, printable, say, say_hint, say_raw, write_out
 from vmsnapshot.cli.tables import Screen
 from vmsnapshot.errors import ArgumentsError, ThawError, VmsnapshotError
 from vmsnapshot.interruptions import Interruptions
@@ -76,6 +76,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     command: Callable[[argparse.Namespace], int] = {
         "plan": _plan,
         "snapshot": _snapshot,
+        "freeze": _snapshot,
         "quiesce": _quiesce,
         "status": _status,
         "thaw": _thaw,
@@ -91,7 +92,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         raise
     except BaseException as error:
         # A panic of the engine is not an `Exception`.
-        may_have_frozen = parsed.command in ("snapshot", "thaw")
+        may_have_frozen = parsed.command in ("snapshot", "freeze", "thaw")
         status = _exit_status_after_failed_thaw() if may_have_frozen else FAILED
         return _fail(_unexpected(error), status, as_json=parsed.json)
 
@@ -105,11 +106,13 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 
 def _snapshot(parsed: argparse.Namespace) -> int:
+    """Does ``snapshot`` and ``freeze``, which differ in what they ask for inside the window."""
     report_file = ReportFile(parsed.report) if parsed.report is not None else None
     finished: _Finished | None = None
     try:
         interruptions = Interruptions()
-        session = _prepare(parsed, interruptions)
+        asked = _command(parsed) if parsed.command == "freeze" else _snapshots(parsed)
+        session = _prepare(parsed, asked, interruptions)
         with interruptions, session:
             report = _run(session)
             # Before the hold ends, so that Ctrl-C cannot come between the run and its report.
@@ -195,17 +198,26 @@ def _print_finished(finished: _Finished, *, as_json: bool) -> int:
         if finished.interruptions:
             name = finished.interruptions[0]
             say(f"{name} arrived after the run had begun. The run ended by itself, and this is its report")
+        output = finished.report.command.output.decode("utf-8", "replace") if finished.report.command else ""
         if as_json:
+            if output:
+                say_raw(output)
             return _print(finished.document, finished.status)
-        return _print(report_text(finished.report, Screen.of_standard_output()), finished.status)
+        text = report_text(finished.report, Screen.of_standard_output())
+        return _print(f"{output}\n{text}" if output else text, finished.status)
     except KeyboardInterrupt:
         # The user does not wait until the reader has read everything. The exit status stays true.
         return finished.status
 
 
-def _prepare(parsed: argparse.Namespace, interruptions: Interruptions) -> _native.Session:
+def _command(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Returns what ``freeze`` asks the engine for."""
+    return {"command": parsed.words}
+
+
+def _snapshots(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Returns what ``snapshot`` asks the engine for."""
     metadata = parse_metadata(parsed.metadata)
-    quiescers = [parse_application(text) for text in parsed.quiesce]
     if parsed.blobs_from is not None:
         blobs = read_blob_list(parsed.blobs_from)
     else:
@@ -220,6 +232,20 @@ def _prepare(parsed: argparse.Namespace, interruptions: Interruptions) -> _nativ
         proxy, warning = read_proxy(proxy)
         if warning is not None:
             say(f"warning: {warning}")
+    return {
+        "blobs": blobs,
+        "metadata": metadata,
+        "call_timeout": parsed.call_timeout,
+        "connect_timeout": parsed.connect_timeout,
+        "ca_file": parsed.ca_file,
+        "proxy": proxy,
+    }
+
+
+def _prepare(
+    parsed: argparse.Namespace, asked: dict[str, Any], interruptions: Interruptions
+) -> _native.Session:
+    quiescers = [parse_application(text) for text in parsed.quiesce]
     plan = _native.plan(include=parsed.mount, exclude=parsed.exclude)
     _warn_of_unmatched(plan)
     progress = Progress()
@@ -232,18 +258,13 @@ def _prepare(parsed: argparse.Namespace, interruptions: Interruptions) -> _nativ
     try:
         return _native.prepare(
             plan,
-            blobs,
-            metadata=metadata,
             thaw_timeout=parsed.thaw_timeout,
             freeze_timeout=parsed.freeze_timeout,
-            call_timeout=parsed.call_timeout,
             sync_timeout=parsed.sync_timeout or None,
-            connect_timeout=parsed.connect_timeout,
-            ca_file=parsed.ca_file,
-            proxy=proxy,
             expedite_rcu=parsed.expedite_rcu,
             quiescers=quiescers,
             progress=on_phase,
+            **asked,
         )
     finally:
         progress.close()

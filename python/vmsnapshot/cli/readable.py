@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vmsnapshot._native import (
     ApplicationOutcome,
     BlobOutcome,
+    CommandOutcome,
     FilesystemOutcome,
     Plan,
     Report,
@@ -308,6 +309,10 @@ def _thaw_part(report: Report) -> str:
 def _worth_part(report: Report) -> str:
     created = sum(blob.outcome == "created" for blob in report.blobs)
     total = len(report.blobs)
+    if report.command is not None and total == 0:
+        if report.consistent:
+            return f"the command ended while everything was frozen ({report.consistency})"
+        return "what the command made is not known to be consistent"
     if report.consistent:
         if total == 0:
             return f"consistent ({report.consistency}), and no blob was given"
@@ -324,6 +329,8 @@ def _next_step(report: Report) -> str | None:
         return "run `vmsnapshot thaw`, then `vmsnapshot status`"
     if report.consistent:
         return None
+    if report.command is not None and report.command.outcome == "too-late":
+        return "run it again, with a longer thaw timeout if the command is always that slow"
     if any(item.outcome == "frozen-by-another" for item in report.filesystems):
         return "run it again after the other program has thawed"
     if any(blob.outcome == "refused" and not blob.retryable for blob in report.blobs):
@@ -407,12 +414,26 @@ def _run_text(report: Report, screen: Screen) -> str:
         if report.watchdog.released
         else "did not answer at the end"
     )
+    command = report.command
     lines = [
         f"window    {window} (limit {limit}), {rcu}, {order}",
         f"watchdog  {watchdog}",
+        *([f"command   {_command_text(command)}"] if command is not None else []),
         f"run       {printable(report.run_id)}, started {printable(report.started_at)}",
     ]
     return "".join(screen.fold(line, indent=" " * 10) + "\n" for line in lines)
+
+
+def _command_text(command: CommandOutcome) -> str:
+    took = duration_text(command.took_ms)
+    end = (
+        f"exit status {command.exit_status}"
+        if command.exit_status is not None
+        else f"signal {command.signal}"
+    )
+    words = {"ended": f"{end} after {took}", "too-late": f"killed after {took}", "not-run": "not run"}
+    more = ", output cut off at 16 MiB" if command.output_is_truncated else ""
+    return f"{printable(command.program)}: {words[command.outcome]}{more}"
 
 
 def _run_row(run: RunStatus) -> list[Cell | str]:

@@ -45,6 +45,11 @@ def say_hint(hint: str) -> None:
     _write_error_line(f"hint: {printable(hint)}\n")
 
 
+def say_raw(text: str) -> None:
+    """Writes text of another program to standard error. Does nothing if that fails."""
+    _write_error_line(text)
+
+
 def write_out(text: str) -> str | None:
     """Writes `text` to standard output. Returns why that failed, or `None`.
 

@@ -120,6 +120,8 @@ pub enum ErrorCode {
     LeftFrozen,
     /// The state of runs cannot be read or written.
     StateUnusable,
+    /// The command cannot be started.
+    BadCommand,
     /// An application did not hold still.
     NotQuiesced,
     /// The system refused threads, descriptors or memory.
@@ -163,6 +165,7 @@ impl ErrorCode {
             Self::NoWatchdog => ErrorSubject::Watchdog,
             Self::NotQuiesced => ErrorSubject::Application,
             Self::NotPrivileged
+            | Self::BadCommand
             | Self::BadThawTimeout
             | Self::BadFreezeTimeout
             | Self::BadTimeLimit

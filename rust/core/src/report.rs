@@ -302,6 +302,38 @@ pub struct HostCallOutcome {
     pub answered_late: bool,
 }
 
+/// How the command of a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
+pub enum CommandResult {
+    /// It ended by itself while everything was frozen.
+    Ended,
+    /// It had not ended when everything had to thaw. The run killed it after the thaw.
+    TooLate,
+    /// It was not run: not everything was frozen in time.
+    NotRun,
+}
+
+/// The command of a run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CommandOutcome {
+    /// The program, without its arguments: these may be secret.
+    pub program: String,
+    /// The outcome.
+    pub outcome: CommandResult,
+    /// Its exit status, if it ended with one.
+    pub exit_status: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// How long it ran, up to its end or to the thaw.
+    pub took_ms: Option<f64>,
+    /// Whether it wrote more than is kept.
+    pub output_is_truncated: bool,
+    /// What it wrote to standard output and standard error, in this order of time, up to the limit.
+    #[serde(skip)]
+    pub output: SecretBytes,
+}
+
 /// How the window was run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Mode {
@@ -405,6 +437,8 @@ pub struct Report {
     pub blobs: Vec<BlobOutcome>,
     /// The applications, in the order they were given.
     pub applications: Vec<ApplicationOutcome>,
+    /// The command, if the run had one.
+    pub command: Option<CommandOutcome>,
     /// The host call, if the run had one to make.
     pub host_call: Option<HostCallOutcome>,
     /// What the watchdog did.
@@ -423,6 +457,7 @@ stable_names!(
     ThawedBy,
     BlobResult,
     HostCallResult,
+    CommandResult,
     TimelineEventKind,
 );
 

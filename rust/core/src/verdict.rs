@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::host_call;
 use crate::plan::UnreadableMounts;
 use crate::report::{
-    ApplicationOutcome, ApplicationResult, BlobOutcome, BlobResult, Consistency, FilesystemOutcome,
-    FilesystemResult, FreezeDoubt, HostCallOutcome, HostCallResult,
+    ApplicationOutcome, ApplicationResult, BlobOutcome, BlobResult, CommandOutcome, CommandResult,
+    Consistency, FilesystemOutcome, FilesystemResult, FreezeDoubt, HostCallOutcome, HostCallResult,
 };
 
 /// How a window ended, unless a panic ended it.
@@ -28,6 +28,17 @@ pub struct Slow<'a> {
     pub mount_point: &'a str,
     /// How long everything may take to be frozen.
     pub limit: Duration,
+}
+
+/// What a run asked for while everything was frozen.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The snapshots of blobs.
+    pub blobs: &'a [BlobOutcome],
+    /// The call to a host.
+    pub host_call: Option<&'a HostCallOutcome>,
+    /// The command.
+    pub command: Option<&'a CommandOutcome>,
 }
 
 /// What the snapshots are worth.
@@ -53,20 +64,24 @@ pub fn judge(
     watchdog_fired: bool,
     filesystems: &[FilesystemOutcome],
     unreadable: &[UnreadableMounts],
-    blobs: &[BlobOutcome],
-    host_call: Option<&HostCallOutcome>,
+    asked: Asked<'_>,
 ) -> Verdict {
+    let Asked {
+        blobs,
+        host_call,
+        command,
+    } = asked;
     let all_thawed = !filesystems.iter().any(is_still_frozen);
     let freeze_doubt = freeze_doubt(window, watchdog_fired, filesystems, unreadable)
         .or_else(|| answered_late(blobs, host_call));
     let doubt = freeze_doubt.as_ref().map(|(_, why)| why.clone());
     let (consistency, why) = if all_thawed {
-        let is_asked = !blobs.is_empty() || host_call.is_some();
+        let is_asked = !blobs.is_empty() || host_call.is_some() || command.is_some();
         let froze_all = window.is_none_or(|window| window.froze_all);
         consistency(
             is_asked,
             froze_all,
-            missing_snapshot(blobs, host_call),
+            missing_snapshot(blobs, host_call).or_else(|| failed_command(command)),
             doubt,
         )
     } else {
@@ -336,6 +351,26 @@ fn answered_late(
     Some((FreezeDoubt::AnsweredLate, why))
 }
 
+/// Returns how the command failed, if it did.
+fn failed_command(command: Option<&CommandOutcome>) -> Option<String> {
+    let command = command?;
+    let name = &command.program;
+    match (command.outcome, command.exit_status, command.signal) {
+        (CommandResult::Ended, Some(0), _) => None,
+        (CommandResult::Ended, Some(status), _) => {
+            Some(format!("`{name}` ended with exit status {status}"))
+        }
+        (CommandResult::Ended, None, Some(signal)) => {
+            Some(format!("`{name}` was ended by signal {signal}"))
+        }
+        (CommandResult::Ended, None, None) => Some(format!("`{name}` ended in an unknown way")),
+        (CommandResult::TooLate, ..) => Some(format!(
+            "`{name}` had not ended when everything had to thaw"
+        )),
+        (CommandResult::NotRun, ..) => Some(format!("`{name}` was not run")),
+    }
+}
+
 /// Returns why a snapshot is not known to exist: the first such blob, or the host's whole set.
 ///
 /// The caller reads the body of a successful host answer. It is not judged here.
@@ -601,8 +636,11 @@ mod tests {
             false,
             &thawed,
             &unreadable,
-            &blobs,
-            None,
+            Asked {
+                blobs: &blobs,
+                host_call: None,
+                command: None,
+            },
         );
         assert_eq!(verdict.consistency, Consistency::Crash);
     }
@@ -713,7 +751,17 @@ mod tests {
             ),
         ] {
             let good = window(true, false);
-            let verdict = judge(good, false, filesystems, &[], blobs, host.as_ref());
+            let verdict = judge(
+                good,
+                false,
+                filesystems,
+                &[],
+                Asked {
+                    blobs,
+                    host_call: host.as_ref(),
+                    command: None,
+                },
+            );
             assert_eq!(verdict.freeze_doubt.map(|(code, _)| code), expected);
             assert_ne!(verdict.consistency, Consistency::Filesystem);
         }
@@ -722,8 +770,11 @@ mod tests {
             false,
             &frozen,
             &[],
-            &[late(created)],
-            None,
+            Asked {
+                blobs: &[late(created)],
+                host_call: None,
+                command: None,
+            },
         );
         assert_eq!(verdict.consistency, Consistency::Crash);
     }
@@ -791,7 +842,17 @@ mod tests {
         ];
         for outcome in [BlobResult::Created, BlobResult::Refused] {
             let blobs = [blob("http://host/c/b", outcome)];
-            let verdict = judge(window(true, false), false, &filesystems, &[], &blobs, None);
+            let verdict = judge(
+                window(true, false),
+                false,
+                &filesystems,
+                &[],
+                Asked {
+                    blobs: &blobs,
+                    host_call: None,
+                    command: None,
+                },
+            );
             let why = "`/NotThawed` is still frozen".to_owned();
             assert_eq!(
                 verdict,

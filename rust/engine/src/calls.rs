@@ -13,7 +13,6 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_macros)]
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +24,7 @@ use vmsnapshot_core::deadlines::Monotonic;
 use vmsnapshot_sys::clock;
 use vmsnapshot_window::alarm::Over;
 
+use crate::both::first_of;
 use crate::connect::{
     notice_closes, Connection, PreparedRequest, RawAnswer, SendFailure, WarmConnection,
 };
@@ -193,19 +193,6 @@ pub(crate) async fn read_bodies(calls: &mut [&mut Call], limit: Duration) {
     }
 }
 
-/// Waits for `work` or for `end`, whichever comes first.
-async fn first_of(work: impl Future<Output = ()>, end: impl Future<Output = ()>) {
-    let (mut work, mut end) = (std::pin::pin!(work), std::pin::pin!(end));
-    std::future::poll_fn(|context| {
-        if work.as_mut().poll(context).is_ready() {
-            std::task::Poll::Ready(())
-        } else {
-            end.as_mut().poll(context)
-        }
-    })
-    .await;
-}
-
 /// When a request may be sent and an answer read, the same for all calls.
 struct SendWindow {
     /// When the run stops waiting for answers and thaws.
@@ -341,6 +328,7 @@ fn leaves_open(result: &Result<RawAnswer, SendFailure>) -> bool {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests")]
 
+    use std::future::Future;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -86,6 +86,14 @@ pub enum PrepareError {
         /// What the system answered.
         cause: io::Error,
     },
+    /// The command cannot be started.
+    #[error("could not start `{program}`: {}", cause_text(cause))]
+    Command {
+        /// The program, without its arguments.
+        program: String,
+        /// What the system answered.
+        cause: io::Error,
+    },
     /// An application that the run must not do without did not hold still.
     #[error("{0}")]
     NotQuiesced(String),
@@ -122,6 +130,7 @@ impl PrepareError {
             PrepareError::State(error) => error.code(),
             PrepareError::Watchdog { .. } => ErrorCode::NoWatchdog,
             PrepareError::Resources { .. } => ErrorCode::NoResources,
+            PrepareError::Command { .. } => ErrorCode::BadCommand,
             PrepareError::NotQuiesced(_) => ErrorCode::NotQuiesced,
             PrepareError::Interrupted => ErrorCode::Interrupted,
         }
@@ -139,6 +148,7 @@ impl PrepareError {
             | PrepareError::UnreadableBlob { .. }
             | PrepareError::Blob(_)
             | PrepareError::BlobMetadataCount { .. }
+            | PrepareError::Command { .. }
             | PrepareError::HostCall(_) => ErrorKind::Arguments,
             PrepareError::Connect(error) => error.kind(),
             PrepareError::Directory(error) => error.kind(),
@@ -183,6 +193,7 @@ impl PrepareError {
             | PrepareError::BlobMetadataCount { .. }
             | PrepareError::HostCall(_)
             | PrepareError::TimeLimit { .. }
+            | PrepareError::Command { .. }
             | PrepareError::NotQuiesced(_)
             | PrepareError::Interrupted => None,
         }

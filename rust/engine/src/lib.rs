@@ -9,8 +9,10 @@
 
 pub mod applications;
 mod block_device;
+mod both;
 mod callees;
 mod calls;
+pub mod command;
 mod companion;
 pub mod connect;
 mod covers;

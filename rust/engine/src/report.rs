@@ -11,7 +11,7 @@ use vmsnapshot_core::application;
 use vmsnapshot_core::ledger::FireReason;
 use vmsnapshot_core::report::{milliseconds, utc_text, Mode, Report, SCHEMA_VERSION};
 use vmsnapshot_core::text::path_text;
-use vmsnapshot_core::verdict::{self, Slow, Verdict, WindowEnd};
+use vmsnapshot_core::verdict::{self, Asked, Slow, Verdict, WindowEnd};
 
 use filesystems::filesystem_outcomes;
 use requests::{blob_outcomes, host_outcome};
@@ -54,8 +54,11 @@ pub(crate) fn make(mut facts: Facts<'_>) -> Report {
             .is_some_and(FireReason::ended_the_window),
         &filesystems,
         facts.unreadable_mounts,
-        &blobs,
-        host_call.as_ref(),
+        Asked {
+            blobs: &blobs,
+            host_call: host_call.as_ref(),
+            command: facts.command.as_ref(),
+        },
     )
     .with(&applications);
     let (freeze_doubt_code, freeze_doubt) = freeze_doubt.unzip();
@@ -77,6 +80,7 @@ pub(crate) fn make(mut facts: Facts<'_>) -> Report {
         timeline,
         applications,
         blobs,
+        command: facts.command,
         host_call,
         watchdog: facts.watchdog,
     }

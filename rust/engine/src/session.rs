@@ -1,6 +1,8 @@
 //! A run, which is prepared and then run once. All its phases except the window are here.
 
+use std::ffi::OsString;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use vmsnapshot_core::phase::Phase;
 use vmsnapshot_core::plan::{Plan, PlannedFilesystem};
 use vmsnapshot_core::report::Report;
 use vmsnapshot_core::secret::SecretText;
+use vmsnapshot_core::text::path_text;
 use vmsnapshot_sys::errno::errno_text;
 use vmsnapshot_sys::kernel::{Kernel, Linux};
 use vmsnapshot_sys::{clock, process, Errno};
@@ -24,9 +27,11 @@ use vmsnapshot_window::quiet::Quiet;
 use vmsnapshot_window::window;
 
 use crate::applications::{Applications, Held, NotQuiesced, Release};
+use crate::both::both;
 use crate::callees::blobs::Blobs;
 use crate::callees::Callees;
 use crate::calls::{self, CallsUnderWay};
+use crate::command::GatedCommand;
 use crate::companion::sync::{sync, Synced};
 use crate::connect::ConnectOptions;
 use crate::directories::{DirectoryError, LeftOut, Opened};
@@ -56,6 +61,8 @@ pub struct Asked {
     pub blobs: Vec<(SecretText, Metadata)>,
     /// The call to a host that takes the snapshots by itself.
     pub host_call: Option<HostCall>,
+    /// A command that runs while everything is frozen: its program and its arguments. Empty for none.
+    pub command: Vec<OsString>,
     /// What happens if a blob cannot be called. A host that cannot be called ends the preparation.
     pub on_unusable: OnUnusable,
 }
@@ -87,6 +94,7 @@ pub struct Session {
     options: Options,
     callees: Callees,
     runtime: Runtime,
+    command: Option<GatedCommand>,
     staged: Staged,
 }
 
@@ -153,6 +161,17 @@ pub fn prepare_on(
         observer,
     )?;
 
+    let command = if asked.command.is_empty() {
+        None
+    } else {
+        let program = asked.command.first().cloned().unwrap_or_default();
+        let started = GatedCommand::start(&asked.command);
+        Some(started.map_err(|cause| PrepareError::Command {
+            program: path_text(Path::new(&program)),
+            cause,
+        })?)
+    };
+
     observer.phase(Phase::StartWatchdog);
     let run_id = run_id();
     let rcu = rcu::open(options.expedite_rcu);
@@ -169,6 +188,7 @@ pub fn prepare_on(
         options,
         callees,
         runtime,
+        command,
         staged,
     })
 }
@@ -210,6 +230,7 @@ impl Session {
             options,
             callees,
             runtime,
+            mut command,
             staged,
         } = self;
 
@@ -285,12 +306,20 @@ impl Session {
             .header
             .start(start, clock::realtime_ns(), deadlines.guard_by);
         let mut under_way = CallsUnderWay::default();
+        let stop_calls = under_way.stopper();
+        let stop_command = command.as_ref().map(GatedCommand::stopper);
+        let told_to_stop = move || {
+            stop_calls();
+            if let Some(stop) = &stop_command {
+                stop();
+            }
+        };
         let alarm = Alarm::set(
             &freezers,
             &watchdog,
             deadlines.call_by,
             under_way.over(),
-            under_way.stopper(),
+            told_to_stop,
         );
         let alarm = match alarm {
             Ok(alarm) => alarm,
@@ -317,7 +346,14 @@ impl Session {
         let mut calls = callees.calls_mut();
         let record = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             window::open(&prepared, |call_by| {
-                runtime.block_on(under_way.send_all(&mut calls, call_by));
+                runtime.block_on(async {
+                    let run_command = async {
+                        if let Some(command) = &mut command {
+                            command.run().await;
+                        }
+                    };
+                    both(under_way.send_all(&mut calls, call_by), run_command).await;
+                });
             })
         }));
         let is_asked = record.as_ref().is_ok_and(|record| record.answers.is_some());
@@ -326,6 +362,9 @@ impl Session {
         } else {
             Release::NotAsked
         });
+        if let Some(command) = &command {
+            command.kill();
+        }
         drop(alarm);
 
         // A watchdog that has something left to thaw does not answer before it has thawed it.
@@ -340,6 +379,10 @@ impl Session {
         quiet.end(&ledger);
         drop(freezers);
         drop(directories);
+        let command = command.map(|command| {
+            let thaw_began_at = under_way.over().at().unwrap_or_else(clock::monotonic);
+            command.finish(thaw_began_at)
+        });
         let mut unreadable_mounts = change.unreadable_mounts;
         look::after_thaw(&plan, &filesystems, &mut left_out, &mut unreadable_mounts);
         runtime.block_on(async {
@@ -352,6 +395,7 @@ impl Session {
             left_out: &left_out,
             unreadable_mounts: &unreadable_mounts,
             callees: &callees,
+            command,
             applications: held.records(),
             thaw_timeout: options.thaw_timeout,
             deadlines,

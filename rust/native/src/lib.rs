@@ -56,6 +56,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<report::FilesystemOutcome>()?;
     module.add_class::<report::ApplicationOutcome>()?;
     module.add_class::<report::BlobOutcome>()?;
+    module.add_class::<report::CommandOutcome>()?;
     module.add_class::<report::HostCallOutcome>()?;
     module.add_class::<report::TimelineEvent>()?;
     module.add_class::<report::Mode>()?;

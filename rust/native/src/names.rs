@@ -7,8 +7,8 @@ use vmsnapshot_core::error_kind::{ErrorCode, ErrorKind, ErrorSubject};
 use vmsnapshot_core::ledger::{FireReason, FreezeState};
 use vmsnapshot_core::phase::Phase;
 use vmsnapshot_core::report::{
-    ApplicationResult, BlobResult, Consistency, FilesystemResult, FreezeDoubt, HostCallResult,
-    PositionIs, Proof, ThawedBy, TimelineEventKind,
+    ApplicationResult, BlobResult, CommandResult, Consistency, FilesystemResult, FreezeDoubt,
+    HostCallResult, PositionIs, Proof, ThawedBy, TimelineEventKind,
 };
 use vmsnapshot_core::status::RunState;
 
@@ -50,6 +50,7 @@ pub(crate) fn names(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         ("PositionIs", PositionIs::NAMES),
         ("BlobResult", BlobResult::NAMES),
         ("HostCallResult", HostCallResult::NAMES),
+        ("CommandResult", CommandResult::NAMES),
         ("Consistency", Consistency::NAMES),
         ("FreezeDoubt", FreezeDoubt::NAMES),
         ("FireReason", FireReason::NAMES),

@@ -1,6 +1,7 @@
 //! `prepare`: does everything that can be done before the window.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use crate::time_limit::time_limit;
     plan, blobs = Vec::new(), *, metadata = None, blob_metadata = Vec::new(), host_call = None,
     unusable_blobs = "refuse", thaw_timeout = 10.0, freeze_timeout = 5.0, call_timeout = 10.0,
     sync_timeout = Some(30.0), connect_timeout = 10.0, ca_file = None, proxy = None, unusable_proxy = "refuse", expedite_rcu = true,
-    progress = None, quiescers = Vec::new()
+    progress = None, quiescers = Vec::new(), command = Vec::new()
 ))]
 #[expect(
     clippy::too_many_arguments,
@@ -52,6 +53,7 @@ pub(crate) fn prepare(
     expedite_rcu: bool,
     progress: Option<Py<PyAny>>,
     quiescers: Vec<Py<PyAny>>,
+    command: Vec<OsString>,
 ) -> PyResult<Session> {
     let on_unusable = match unusable_blobs {
         "refuse" => OnUnusable::Refuse,
@@ -79,6 +81,7 @@ pub(crate) fn prepare(
                 blob_metadata.into_iter().map(pairs).collect(),
             )?,
             host_call: host_call.map(|host_call| host_call.get().call.clone()),
+            command,
             on_unusable,
         })
     })()

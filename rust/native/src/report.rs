@@ -119,6 +119,49 @@ impl From<report::ApplicationOutcome> for ApplicationOutcome {
 }
 
 #[pyclass(frozen, module = "vmsnapshot")]
+pub(crate) struct CommandOutcome {
+    outcome: report::CommandOutcome,
+}
+
+#[pymethods]
+impl CommandOutcome {
+    #[getter]
+    fn program(&self) -> &str {
+        &self.outcome.program
+    }
+
+    #[getter]
+    fn outcome(&self) -> String {
+        name(self.outcome.outcome)
+    }
+
+    #[getter]
+    fn exit_status(&self) -> Option<i32> {
+        self.outcome.exit_status
+    }
+
+    #[getter]
+    fn signal(&self) -> Option<i32> {
+        self.outcome.signal
+    }
+
+    #[getter]
+    fn took_ms(&self) -> Option<f64> {
+        self.outcome.took_ms
+    }
+
+    #[getter]
+    fn output(&self) -> &[u8] {
+        &self.outcome.output.0
+    }
+
+    #[getter]
+    fn output_is_truncated(&self) -> bool {
+        self.outcome.output_is_truncated
+    }
+}
+
+#[pyclass(frozen, module = "vmsnapshot")]
 pub(crate) struct HostCallOutcome {
     outcome: report::HostCallOutcome,
 }
@@ -329,6 +372,12 @@ impl Report {
     fn applications(&self) -> Vec<ApplicationOutcome> {
         let applications = self.report.applications.iter();
         applications.cloned().map(Into::into).collect()
+    }
+
+    #[getter]
+    fn command(&self) -> Option<CommandOutcome> {
+        let command = self.report.command.clone();
+        command.map(|outcome| CommandOutcome { outcome })
     }
 
     #[getter]

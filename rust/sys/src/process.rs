@@ -18,6 +18,26 @@ pub fn own_pidfd() -> Option<OwnedFd> {
     pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).ok()
 }
 
+/// Waits until a child has ended, and leaves it to be waited for again: its number stays its own.
+///
+/// *Blocking*: until then.
+pub fn wait_for_end(child: u32) {
+    use rustix::process::{waitid, WaitId, WaitIdOptions};
+    let Some(child) = Pid::from_raw(child.cast_signed()) else {
+        return;
+    };
+    let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    while matches!(waitid(WaitId::Pid(child), ended), Err(Errno::INTR)) {}
+}
+
+/// Sends SIGKILL to the process group of a child that leads it and has not been waited for.
+pub fn kill_group(leader: u32) {
+    if let Some(group) = Pid::from_raw(leader.cast_signed()) {
+        // It may have no process any more.
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+}
+
 /// Leaves the caller's process group, session and parent.
 ///
 /// The calling process ends here. Its child goes on and is adopted by init, so the run does not

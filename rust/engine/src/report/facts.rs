@@ -7,7 +7,7 @@ use vmsnapshot_core::application::ApplicationRecord;
 use vmsnapshot_core::deadlines::{Deadlines, Monotonic};
 use vmsnapshot_core::ledger::Entry;
 use vmsnapshot_core::plan::{PlannedFilesystem, UnreadableMounts};
-use vmsnapshot_core::report::WatchdogOutcome;
+use vmsnapshot_core::report::{CommandOutcome, WatchdogOutcome};
 use vmsnapshot_sys::ledger_file::LedgerFile;
 use vmsnapshot_window::rcu::Rcu;
 use vmsnapshot_window::window::WindowRecord;
@@ -26,6 +26,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) unreadable_mounts: &'a [UnreadableMounts],
     /// The blobs and the host, with the results of their calls.
     pub(crate) callees: &'a Callees,
+    /// What became of the command.
+    pub(crate) command: Option<CommandOutcome>,
     /// What is recorded of the applications.
     pub(crate) applications: Vec<ApplicationRecord>,
     pub(crate) thaw_timeout: Duration,
