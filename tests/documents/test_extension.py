@@ -54,7 +54,7 @@ def test_a_default_is_what_holds_without_the_option(tmp_path: Path, row: Any) ->
 
 
 def test_there_are_defaults_to_check() -> None:
-    assert sum(bool(row[OPTIONS.column("default")].codes) for row in OPTIONS.rows) == 7
+    assert sum(bool(row[OPTIONS.column("default")].codes) for row in OPTIONS.rows) == 8
 
 
 @pytest.mark.parametrize("row", OPTIONS.rows, ids=lambda row: row[0].codes[0])

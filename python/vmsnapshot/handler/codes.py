@@ -45,6 +45,14 @@ class Code(enum.IntEnum):
     POST_KEEPER_LOST = 311
     SCRIPT_CONFIGURATION_PERMISSION = 317
     TOO_LATE = 402
+    WORKLOAD_PRE = 500
+    WORKLOAD_CONFIGURATION = 501
+    WORKLOAD_ROLE = 502
+    WORKLOAD_NAME = 503
+    WORKLOAD_AUTHORIZATION = 505
+    WORKLOAD_CONNECTION = 506
+    WORKLOAD_QUIESCING = 509
+    WORKLOAD_NOT_HELD = 510
     HOST_SERVER_ERROR = 556
     SNAPSHOT_FAILED_RESTRICTED_NETWORK = 761
 
@@ -91,6 +99,14 @@ _YELLOW = frozenset(
         Code.PRE_KEEPER_LOST,
         Code.POST_KEEPER_LOST,
         Code.SCRIPT_CONFIGURATION_PERMISSION,
+        Code.WORKLOAD_PRE,
+        Code.WORKLOAD_CONFIGURATION,
+        Code.WORKLOAD_ROLE,
+        Code.WORKLOAD_NAME,
+        Code.WORKLOAD_AUTHORIZATION,
+        Code.WORKLOAD_CONNECTION,
+        Code.WORKLOAD_QUIESCING,
+        Code.WORKLOAD_NOT_HELD,
     }
 )
 
@@ -123,6 +139,14 @@ _NAMES = {
     Code.POST_KEEPER_LOST: "FailedPrepostPluginhostPostTimeout",
     Code.SCRIPT_CONFIGURATION_PERMISSION: "FailedPrepostPluginConfigPermissionError",
     Code.TOO_LATE: "FailedGuestAgentInvokedCommandTooLate",
+    Code.WORKLOAD_PRE: "FailedWorkloadPreError",
+    Code.WORKLOAD_CONFIGURATION: "FailedWorkloadConfParsingError",
+    Code.WORKLOAD_ROLE: "FailedWorkloadInvalidRole",
+    Code.WORKLOAD_NAME: "FailedWorkloadInvalidWorkloadName",
+    Code.WORKLOAD_AUTHORIZATION: "FailedWorkloadAuthorizationMissing",
+    Code.WORKLOAD_CONNECTION: "FailedWorkloadConnectionError",
+    Code.WORKLOAD_QUIESCING: "FailedWorkloadQuiescingError",
+    Code.WORKLOAD_NOT_HELD: "FailedWorkloadQuiescingTimeout",
     Code.HOST_SERVER_ERROR: "FailedHostSnapshotRemoteServerError",
     Code.SNAPSHOT_FAILED_RESTRICTED_NETWORK: "FailedRetryableSnapshotFailedRestrictedNetwork",
 }

@@ -23,11 +23,8 @@ from vmsnapshot.handler.agent.state import carry_over
 from vmsnapshot.handler.context import AgentJob, Context, open_context, turn
 from vmsnapshot.handler.files import write_atomically
 from vmsnapshot.handler.log import shell_line
-from vmsnapshot.handler.machine.configuration import (
-    WORKLOAD_CONFIGURATION,
-    workload_name,
-)
 from vmsnapshot.handler.machine.processes import name_of
+from vmsnapshot.handler.machine.workload import WORKLOAD_CONFIGURATION, workload_name
 from vmsnapshot.handler.report.outcome import ALREADY_PROCESSED, CANNOT_START, KILLED, TRANSITIONING
 from vmsnapshot.handler.secret import described
 from vmsnapshot.handler.settings.envelope import scrub

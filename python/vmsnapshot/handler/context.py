@@ -94,7 +94,7 @@ class Context:
                 self.environment.base_directory,
                 self.environment.lib_directory,
                 self.environ,
-                pre_post_enabled=self.applications.names_workload,
+                pre_post_enabled=self.applications.workload is not None,
             )
         )
 

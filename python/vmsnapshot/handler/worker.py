@@ -2,7 +2,6 @@
 
 `Worker.run` and `Worker._job` read from top to bottom. Everything that can be done before the freeze is done
 before it, and uploads run beside other work. The window belongs to the engine, behind `freeze.attempts`.
-The databases of chapter 9 of the contract are not held still yet.
 
 Every path writes a final status, and so does every exception.
 """
@@ -27,7 +26,7 @@ from vmsnapshot.handler.codes import Code
 from vmsnapshot.handler.context import LATE_AFTER, AgentJob, Context, mending_turn, open_context
 from vmsnapshot.handler.freeze.attempts import Attempts, EndedEarlyError
 from vmsnapshot.handler.freeze.freezing import Freezing
-from vmsnapshot.handler.freeze.quiescing import Quiescing
+from vmsnapshot.handler.freeze.quiescing import quiescing_of
 from vmsnapshot.handler.machine.configuration import (
     read_waagent_configuration,
 )
@@ -166,13 +165,11 @@ class Worker:
         for warnings in (
             self._context.configuration.warnings,
             self._context.applications.scripts.warnings,
+            self._context.applications.workload.warnings if self._context.applications.workload else (),
             self._connections.proxies.warnings,
         ):
             for warning in warnings:
                 self._log.warning(warning)
-        for application in self._context.applications.ignored:
-            # The owner may rely on it. The report calls the snapshots what they are.
-            self._log.warning(f"{application}: nothing is quiesced, only filesystems are consistent")
 
     def _read_settings(self) -> Settings:
         protected: Mapping[str, object] = {}
@@ -316,7 +313,12 @@ class Worker:
         )
         if scripts.are_configured:
             self._reporter.telemetry.set("isPrePostEnabled", "true")
-        quiescing = Quiescing(scripts, self._asked.job.task_id, str(self._context.environment.base_directory))
+        quiescing = quiescing_of(
+            self._context.applications,
+            self._asked.job.task_id,
+            str(self._context.environment.base_directory),
+            freezes_after_failure=self._context.configuration.freezes_after_failure,
+        )
         refusal = quiescing.refusal()
         if refusal is not None:
             raise EndedEarlyError(refusal)

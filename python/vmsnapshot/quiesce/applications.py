@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 
@@ -82,6 +82,9 @@ class MariaDb(Application):
     defaults_file: str = ""
     login_path: str = ""
     linux_user: str = ""
+    client_directory: str = ""
+    # Put in front of our own, as they are. Their owner may have put a secret into them.
+    client_options: tuple[str, ...] = field(default=(), repr=False)
     lock: Literal["auto", "backup-stage", "read-lock"] = "auto"
     long_statement_seconds: float = 1.0
 
@@ -114,6 +117,9 @@ class PostgreSql(Application):
     user: str = ""
     database: str = ""
     linux_user: str = ""
+    client_directory: str = ""
+    # As for `MariaDb`.
+    client_options: tuple[str, ...] = field(default=(), repr=False)
     checkpoint: Literal["yes", "no"] = "yes"
     backup_mode: Literal["yes", "no"] = "no"
 

@@ -142,7 +142,8 @@ class MariaDbQuiescer(Quiescer):
     def _open(self) -> SqlSession:
         application = self._application
         clients = CLIENTS if application.kind == "mariadb" else CLIENTS[::-1]
-        client = next((found for name in clients if (found := shutil.which(name, path=PATH))), None)
+        path = f"{application.client_directory}:{PATH}" if application.client_directory else PATH
+        client = next((found for name in clients if (found := shutil.which(name, path=path))), None)
         if client is None:
             raise QuiesceError("no-client", f"there is no client `{clients[0]}` or `{clients[1]}`")
         # The client takes these only in front of all others.
@@ -167,7 +168,7 @@ class MariaDbQuiescer(Quiescer):
         fixed = ("batch", "raw", "unbuffered", "skip-column-names", "skip-reconnect", "no-auto-rehash")
         return SqlSession(
             self._subject,
-            [client, *first, *(f"--{option}" for option in fixed), *rest],
+            [client, *application.client_options, *first, *(f"--{option}" for option in fixed), *rest],
             self._run,
             environment=plain_environment(application.linux_user),
             linux_user=application.linux_user or None,

@@ -131,7 +131,8 @@ class PostgreSqlQuiescer(Quiescer):
 
     def _open(self) -> SqlSession:
         application = self._application
-        client = shutil.which("psql", path=PATH)
+        path = f"{application.client_directory}:{PATH}" if application.client_directory else PATH
+        client = shutil.which("psql", path=path)
         if client is None:
             raise QuiesceError("no-client", "there is no client `psql`")
         given = {
@@ -154,6 +155,8 @@ class PostgreSqlQuiescer(Quiescer):
                 "--set=VERBOSITY=verbose",
                 f"--field-separator={COLUMN}",
                 f"--dbname={connection}",
+                # Those of the owner win over ours.
+                *application.client_options,
             ],
             self._run,
             environment={**plain_environment(linux_user), "LC_MESSAGES": "C"},
@@ -195,7 +198,8 @@ _FILES = {"labelfile": "backup_label", "spcmapfile": "tablespace_map"}
 
 def _default_linux_user(application: PostgreSql) -> str:
     """Returns the user of the packages if root connects over the socket and says no more."""
-    if application.host or application.service or application.user or os.geteuid() != 0:
+    is_given = application.host or application.service or application.user or application.client_options
+    if is_given or os.geteuid() != 0:
         return ""
     try:
         return pwd.getpwnam(DEFAULT_USER).pw_name

@@ -25,7 +25,9 @@ def parse(text: str) -> Application:
     if kind not in named:
         raise _error(text, f"is none of {', '.join(sorted(named))}", what=kind)
     of_kind = named[kind]
-    own = {item.name for item in fields(of_kind)} - {item.name for item in fields(Application)}
+    # What is not text cannot be written in one value.
+    texts = {item.name for item in fields(of_kind) if not str(item.type).startswith("tuple")}
+    own = texts - {item.name for item in fields(Application)}
     seconds = {**_LIMITS, **{key: name for key, name in _SECONDS.items() if name in own}}
     known = own - set(seconds.values()) | {"name"}
     values: dict[str, Any] = {}

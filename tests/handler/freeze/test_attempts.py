@@ -20,7 +20,6 @@ from vmsnapshot.handler.freeze.freezing import Freezing
 from vmsnapshot.handler.freeze.lock import LockHeldError
 from vmsnapshot.handler.freeze.quiescing import Quiescing
 from vmsnapshot.handler.log import Log
-from vmsnapshot.handler.machine.scripts import ScriptConfiguration
 from vmsnapshot.handler.network.background import Background
 from vmsnapshot.handler.network.connections import Connections
 from vmsnapshot.handler.network.host import PreSnapshot
@@ -141,7 +140,7 @@ def made_by(
 ) -> Attempts:
     """The attempts of a job with this engine. They send nothing outside the window."""
     connections = Connections(Background(), Proxies({}), host_address)
-    quiescing = Quiescing(ScriptConfiguration(), None, "/")
+    quiescing = Quiescing()
     return Attempts(
         settings,
         cast(Freezing, engine),

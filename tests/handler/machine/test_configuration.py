@@ -186,7 +186,7 @@ def test_numbers_switch_logging_off(
 
 def test_option_without_a_meaning_is_named_once(path: Path) -> None:
     obsolete = ["seqsnapshot", "SafeFreezeWaitInSeconds", "sudo_off", "async_event_logging", "fsfreeze"]
-    obsolete += ["OnAppFailureDoFsFreeze", "OnAppSuccessDoFsFreeze"]
+    obsolete += ["OnAppSuccessDoFsFreeze"]
     configuration = options(
         path,
         *(f"{option} = 1" for option in (*obsolete, "isanysnapshotfailed")),
@@ -264,21 +264,19 @@ def test_waagent_configuration_that_cannot_be_read_is_empty(tmp_path: Path) -> N
     assert read_waagent_configuration(tmp_path) == {}
 
 
-def test_what_asks_to_quiesce_applications_is_named(
+def test_workload_outranks_the_scripts(
     root: None,  # noqa: ARG001 (requested for its effect)
     tmp_path: Path,
 ) -> None:
     workload, scripts = tmp_path / "workload.conf", tmp_path / "scripts.json"
     assert read_applications(workload, scripts) == Applications()
-    workload.write_text("[workload]\nworkload_name =\ncommand_path = /x\n")
-    assert read_applications(workload, scripts) == Applications()
-    workload.write_text("[workload]\nWorkload_Name = mysql\n")
-    both = read_applications(workload, scripts)
-    assert both.names_workload
-    assert both.ignored == (f"`{workload}` names a workload",)
-    workload.write_text("[workload]\nworkload_name = something\n")
     scripts.touch(0o600)
     scripts.write_text("{}")
-    only_scripts = read_applications(workload, scripts)
-    assert (only_scripts.names_workload, only_scripts.ignored) == (False, ())
-    assert only_scripts.scripts.path == scripts
+    for text in ("[workload]\nworkload_name =\n", "[workload]\nworkload_name = something\n"):
+        workload.write_text(text)
+        only_scripts = read_applications(workload, scripts)
+        assert (only_scripts.workload, only_scripts.scripts.path) == (None, scripts)
+    workload.write_text("[workload]\nWorkload_Name = mysql\nlinux_user = root\n")
+    both = read_applications(workload, scripts)
+    assert both.workload is not None
+    assert both.scripts.path is None

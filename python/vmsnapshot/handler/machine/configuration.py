@@ -19,6 +19,7 @@ from vmsnapshot.handler.machine.scripts import (
     ScriptConfiguration,
     read_script_configuration,
 )
+from vmsnapshot.handler.machine.workload import WORKLOAD_CONFIGURATION, Workload, read_workload
 from vmsnapshot.handler.settings.wire import SnapshotMode
 
 VMBACKUP_CONFIGURATION = Path("/etc/azure/vmbackup.conf")
@@ -30,8 +31,6 @@ WAAGENT_CONFIGURATIONS = (
 )
 """Everywhere, Clear Linux, FreeBSD (azurelinuxagent/common/osutil)."""
 
-WORKLOAD_CONFIGURATION = Path("/etc/azure/workload.conf")
-SUPPORTED_WORKLOADS = frozenset({"oracle", "mysql", "mariadb", "postgres"})
 
 THAW_TIMEOUT_SECONDS = 60.0
 _THAW_TIMEOUT_LEAST_SECONDS = 0.01
@@ -47,8 +46,7 @@ _OBSOLETE = (
     (_SECTION, "async_event_logging", "events are written when a command ends"),
     (_SECTION, "fsfreeze", "filesystems are always frozen, except those of `MountsToSkip`"),
     (_SECTION, "isanysnapshotfailed", "no state is kept there between backups"),
-    (_SECTION, "OnAppFailureDoFsFreeze", "no application is quiesced, so filesystems are always frozen"),
-    (_SECTION, "OnAppSuccessDoFsFreeze", "no application is quiesced, so filesystems are always frozen"),
+    (_SECTION, "OnAppSuccessDoFsFreeze", "a database that is held has its filesystems frozen as well"),
     ("lsblkUser", "username", "mounts and disks are read from the kernel, without lsblk"),
     ("Monitor", "Run", "there is no monitor; every backup reports its times"),
     ("Monitor", "Strace", "there is no monitor; every backup reports its times"),
@@ -79,6 +77,8 @@ class VmBackupConfiguration:
     real_consistency_numbers: bool = False
     """``RealConsistencyNumbers``, an option of this extension: ``snapshotConsistency`` has its real value, as
     the predecessor intended. Off by default, because the service has only seen 0 and 3."""
+    freezes_after_failure: bool = True
+    """``OnAppFailureDoFsFreeze``: whether there is a backup although the database could not be held."""
     warnings: tuple[str, ...] = ()
     """Warnings about the file, for the log."""
 
@@ -87,12 +87,10 @@ class VmBackupConfiguration:
 class Applications:
     """What the owner has configured for holding applications still."""
 
-    names_workload: bool = False
-    """Whether ``workload.conf`` names a workload that the reference supports."""
+    workload: Workload | None = None
+    """The database that ``workload.conf`` names."""
     scripts: ScriptConfiguration = field(default_factory=ScriptConfiguration)
     """What is configured for scripts. Without effect if there is a workload (contract 2.2)."""
-    ignored: tuple[str, ...] = ()
-    """What is configured and has no effect, in words for the log."""
 
 
 def read_vmbackup_configuration(path: Path = VMBACKUP_CONFIGURATION) -> VmBackupConfiguration:
@@ -108,6 +106,7 @@ def read_vmbackup_configuration(path: Path = VMBACKUP_CONFIGURATION) -> VmBackup
         events_disabled=options.number("disable_logging") != 0,
         only_local_filesystems=options.switch("onlyLocalFilesystems", default=False),
         real_consistency_numbers=options.switch("RealConsistencyNumbers", default=False),
+        freezes_after_failure=options.switch("OnAppFailureDoFsFreeze", default=True),
         warnings=(*options.warnings, *options.obsolete()),
     )
 
@@ -128,21 +127,13 @@ def read_waagent_configuration(path: Path | None = None) -> dict[str, str]:
     return {key: value for key, value in options.items() if value}
 
 
-def workload_name(path: Path = WORKLOAD_CONFIGURATION) -> str:
-    """Returns the ``workload_name`` of workload.conf, or "" if it names none."""
-    for line in _text_of_first([path]).splitlines():
-        name, _, value = line.partition("=")
-        if name.strip().lower() == "workload_name" and value.strip():
-            return value.strip()
-    return ""
-
-
 def read_applications(
     workload: Path = WORKLOAD_CONFIGURATION, scripts: Path = SCRIPT_CONFIGURATION
 ) -> Applications:
-    """Reads what the owner has configured for quiescing applications. Never raises."""
-    if workload_name(workload) in SUPPORTED_WORKLOADS:
-        return Applications(names_workload=True, ignored=(f"`{workload}` names a workload",))
+    """Reads what the owner has configured for holding applications still. Never raises."""
+    database = read_workload(workload)
+    if database is not None:
+        return Applications(workload=database)
     return Applications(scripts=read_script_configuration(scripts=scripts))
 
 

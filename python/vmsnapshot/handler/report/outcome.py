@@ -65,7 +65,6 @@ class Quiescence:
     ends_job: bool = False
     """Whether the owner wants no backup then."""
     message: str = ""
-    """The message of a job that ends with it."""
     cause: str = ""
 
 
@@ -179,7 +178,7 @@ def outcome_of(attempt: Attempt, *, may_be_crash_consistent: bool) -> Outcome:
         return replace(
             failed(quiescence.code, quiescence.message), items=outcome.items, cause=quiescence.cause
         )
-    return replace(outcome, ext_code=quiescence.code, cause=quiescence.cause)
+    return replace(outcome, ext_code=quiescence.code, message=quiescence.message, cause=quiescence.cause)
 
 
 def _outcome_of_snapshots(attempt: Attempt, *, may_be_crash_consistent: bool) -> Outcome:
