@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.bench import comparisons, extension, servers
+from tests.bench import applications, comparisons, extension, servers
 from tests.bench.comparisons import Bench, say
 from tests.bench.figures import Claim
 from tests.bench.ways import Floor, NotThawedError
@@ -40,6 +40,7 @@ BENCHES: dict[str, Callable[[Bench], list[Claim]]] = {
     "watchdog": comparisons.watchdog,
     "memory": comparisons.memory,
     "extension": extension.jobs,
+    "applications": applications.stalls,
 }
 
 

@@ -81,7 +81,9 @@ def monotonic_ns(utc: str) -> int:
     return since_1970 // datetime.timedelta(microseconds=1) * 1000 - (time.time_ns() - time.monotonic_ns())
 
 
-def prepare(target: Target, *, thaw_timeout: float = 10.0) -> vmsnapshot.Session:
+def prepare(
+    target: Target, *, thaw_timeout: float = 10.0, quiescers: Sequence[vmsnapshot.Application] = ()
+) -> vmsnapshot.Session:
     """Prepares a run of vmsnapshot on exactly the target's filesystems."""
     plan = vmsnapshot.plan(include=[str(path) for path in target.mount_points])
     if len(plan.filesystems) != len(target.mount_points):
@@ -94,6 +96,7 @@ def prepare(target: Target, *, thaw_timeout: float = 10.0) -> vmsnapshot.Session
                 list(target.uris),
                 thaw_timeout=thaw_timeout,
                 ca_file=str(target.ca_file) if target.ca_file else None,
+                quiescers=quiescers,
             )
         except vmsnapshot.PrepareError as error:
             # A machine has one run at a time, and another one may be in progress or about to be cleared.

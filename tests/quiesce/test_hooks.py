@@ -96,6 +96,17 @@ def test_hook_that_fails_before_the_freeze_ends_the_run_only_if_it_is_required(
     assert items["orders"]["proof"] is None
 
 
+def test_two_applications_of_one_name_are_refused(
+    disk: ScratchFilesystem, fault_server: StartFaultServer, root_directory: Path
+) -> None:
+    hook = HookDiary(root_directory, "orders")
+    server = fault_server()
+    finished = take_snapshot([disk.mount_point], [server.uri("disk")], hook.option(), hook.option())
+    assert (finished.status, finished.error_code) == (2, "bad-application")
+    assert "two applications are called `orders`" in finished.errors
+    assert not hook.has_ended()
+
+
 def test_hook_that_fails_after_the_thaw_leaves_the_set_worth_its_filesystems(
     disk: ScratchFilesystem, fault_server: StartFaultServer, root_directory: Path
 ) -> None:
@@ -148,6 +159,21 @@ def test_keeper_that_is_killed_in_the_window_releases_the_hook_and_proves_nothin
     application = application_of(finished.document)
     assert (application["outcome"], application["error_code"]) == ("lost", "keeper-lost")
     assert finished.document["consistency"] != "application"
+
+
+def test_keeper_that_is_killed_before_the_freeze_ends_the_run(
+    disk: ScratchFilesystem, fault_server: StartFaultServer, root_directory: Path
+) -> None:
+    hook = HookDiary(root_directory, "orders", "quiesced=hang")
+    server = fault_server()
+    with SnapshotRun([disk.mount_point], [server.uri("disk")], hook.option()) as run:
+        keeper = keeper_of_soon(run)
+        time.sleep(0.7)
+        os.kill(keeper, signal.SIGKILL)
+        finished = run.finish()
+    assert (finished.status, finished.error_code) == (1, "keeper-lost")
+    assert not is_frozen(disk.mount_point)
+    assert server.requests() == []
 
 
 def test_hook_is_released_if_its_run_does_not_go_on(machine: Machine, root_directory: Path) -> None:

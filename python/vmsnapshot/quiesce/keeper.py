@@ -12,13 +12,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmsnapshot.errors import PrepareError
 from vmsnapshot.quiesce import link
 from vmsnapshot.quiesce.applications import Application
 from vmsnapshot.quiesce.kinds import to_document
 
+if TYPE_CHECKING:
+    from vmsnapshot._native import ErrorKind  # noqa: TID251 (literals, for types)
+
+_LOST = {"code": "keeper-lost", "message": "the keeper of the applications ended, or does not answer"}
 # What the keeper may take beyond the limits of its applications.
 SLACK_SECONDS = 5.0
 # Isolated, so that neither the environment nor the working directory decides what is imported.
@@ -36,6 +40,11 @@ class Keeper:
 
     def __init__(self, applications: Sequence[Application]) -> None:
         self._applications = list(applications)
+        labels = [application.label() for application in self._applications]
+        for label in labels:
+            if labels.count(label) > 1:
+                # The report tells them apart by these.
+                raise _error("bad-application", f"two applications are called `{label}`; name one of them")
         self._records = [_unknown(application) for application in self._applications]
         self._end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         package = Path(__file__).resolve().parents[2]
@@ -57,8 +66,7 @@ class Keeper:
 
     def wait_until_ready(self) -> None:
         """Waits until every application is ready. Raises `PrepareError` if a required one is not."""
-        self._receive(sum(application.ready_seconds for application in self._applications))
-        self._check()
+        self._expect(sum(application.ready_seconds for application in self._applications))
 
     def last_records(self) -> list[dict[str, Any]]:
         """Returns what the keeper said last of each application."""
@@ -71,8 +79,7 @@ class Keeper:
     def quiesce(self, limit_seconds: float, hold_seconds: float) -> None:
         """Waits until every application holds still. Raises `PrepareError` if a required one does not."""
         self._send({"quiesce": {"limit_seconds": limit_seconds, "hold_seconds": hold_seconds}})
-        self._receive(sum(item.longest_wait(limit_seconds) for item in self._applications))
-        self._check()
+        self._expect(sum(item.longest_wait(limit_seconds) for item in self._applications))
 
     def release(self, outcome: str) -> None:
         """Releases all, as the engine does after a thaw."""
@@ -80,10 +87,8 @@ class Keeper:
 
     def records(self) -> str:
         """Returns what is known of each application after the release, as JSON. Never raises."""
-        # What the keeper said before the release is no proof of anything after it.
-        held = self._records
-        self._records = [{**record, "error": record["error"] or _lost(record)} for record in held]
-        self._receive(sum(application.release_seconds for application in self._applications))
+        if not self._receive(sum(application.release_seconds for application in self._applications)):
+            self._lose()
         return json.dumps(self._records)
 
     def close(self) -> None:
@@ -98,23 +103,33 @@ class Keeper:
         with contextlib.suppress(OSError):
             link.send(self._end, packet)
 
-    def _receive(self, seconds: float) -> None:
-        """Takes the keeper's next records. Without an answer the records stay as they are."""
-        poll = select.poll()
-        poll.register(self._end, select.POLLIN)
-        deadline = time.monotonic() + seconds + SLACK_SECONDS
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            return
-        with contextlib.suppress(OSError, ValueError):
-            packet = link.receive(self._end)
-            if packet is not None:
-                self._records = packet["records"]
-
-    def _check(self) -> None:
+    def _expect(self, seconds: float) -> None:
+        """Waits for the keeper's next records. Raises `PrepareError` for a required application."""
+        if not self._receive(seconds):
+            self._lose()
         for record in self._records:
             error = record["error"]
             if error is not None and record["required"]:
                 raise _error(error["code"], f"application `{record['name']}`: {error['message']}")
+
+    def _lose(self) -> None:
+        """Records that the keeper gives no answer. What it said before proves nothing of what came after."""
+        self._records = [{**record, "error": record["error"] or _LOST} for record in self._records]
+
+    def _receive(self, seconds: float) -> bool:
+        """Takes the keeper's next records. Returns `False`, and keeps those that are known, if none come."""
+        poll = select.poll()
+        poll.register(self._end, select.POLLIN)
+        deadline = time.monotonic() + seconds + SLACK_SECONDS
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            return False
+        packet = None
+        with contextlib.suppress(OSError, ValueError):
+            packet = link.receive(self._end)
+        if packet is None:
+            return False
+        self._records = packet["records"]
+        return True
 
 
 def _unknown(application: Application) -> dict[str, Any]:
@@ -124,10 +139,7 @@ def _unknown(application: Application) -> dict[str, Any]:
         "required": application.required,
         "method": None,
         "proof": None,
-        "error": {
-            "code": "keeper-lost",
-            "message": "the keeper of the applications ended, or does not answer",
-        },
+        "error": None,
         "ready_ns": None,
         "asked_at_ns": None,
         "quiesced_at_ns": None,
@@ -140,12 +152,6 @@ def _unknown(application: Application) -> dict[str, Any]:
     }
 
 
-def _lost(record: dict[str, Any]) -> dict[str, str]:
-    return {
-        "code": "keeper-lost",
-        "message": f"the keeper ended before it could prove that `{record['name']}` held still",
-    }
-
-
 def _error(code: str, message: str) -> PrepareError:
-    return PrepareError(message, code=code, kind="system", subject="application")
+    kind: ErrorKind = "arguments" if code == "bad-application" else "system"
+    return PrepareError(message, code=code, kind=kind, subject="application")

@@ -85,7 +85,7 @@ class MariaDbQuiescer(Quiescer):
         wait = self._application.wait_seconds
         # The server ends its own wait before we give up on it: a session that is cut off while it waits for a
         # lock goes on waiting, and everybody waits behind it.
-        limits = f"SET SESSION lock_wait_timeout={max(1, math.floor(wait))};"
+        limits = f"SET SESSION lock_wait_timeout={max(1, math.ceil(wait) - 1)};"
         if self._is_mariadb:
             limits += f" SET SESSION max_statement_time={wait * 0.9:.3f};"
         ask(limits, deadline)
