@@ -83,7 +83,8 @@ def _compare(
     return [
         Claim(f"longest commit of {name}, held more than not held", more_ms, 10, "ms"),
         Claim(f"{name} held longer than the window", beyond_window.median, 10, "ms"),
-        Claim(f"run with a hook that has nothing to do, longer by ({name})", extra_run.median, 20, "ms"),
+        # The keeper is another Python, which starts beside the loaded server. Nothing is held meanwhile.
+        Claim(f"run with a hook that has nothing to do, longer by ({name})", extra_run.median, 100, "ms"),
     ]
 
 
