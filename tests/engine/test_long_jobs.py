@@ -167,7 +167,8 @@ def test_a_btrfs_that_does_not_answer_is_left_out_and_the_run_stays_killable(
     processes.run_bounded(["sync", "--file-system", silent.mount_point])
     server = fault_server()
     rescue([healthy.mount_point, silent.mount_point, lower.mount_point], after_seconds=20.0)
-    # As long as the question of one run has no answer, no other run asks. And a trim does nothing twice.
+    # As long as the question of one run has no answer, no other run asks. A second trim of the same blocks
+    # would find nothing to do, so the second half has a filesystem of its own.
     other = scratch.make_on_loop("other", "btrfs", size_mib=256, inside=lower)
     processes.run_bounded(["sync", "--file-system", other.mount_point])
     with devices_locked(other, lower):

@@ -6,7 +6,6 @@ What such a namespace alone still shows is frozen all the same, and what is not 
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
 import sys
 import time
@@ -72,7 +71,6 @@ STACKED_DEEP, DEPTH = 8_000, 15
 # An idle machine takes a tenth of a second. Before, it took more than 13 s.
 PLAN_LIMIT_SECONDS = 12.0
 PEAK_LIMIT_KIB = 64 * 1024
-INTERRUPTION_LIMIT_SECONDS = 2.0
 
 
 @contextlib.contextmanager
@@ -99,28 +97,12 @@ def user_namespace(stacked: int, depth: int = 0) -> Iterator[int]:
 
 @pytest.mark.usefixtures("root")
 @pytest.mark.timeout(240)
-def test_plan_beside_ten_thousand_mounts_of_a_user_is_quick_and_ends_at_once_on_ctrl_c() -> None:
+def test_plan_beside_ten_thousand_mounts_of_a_user_is_quick() -> None:
     with user_namespace(STACKED):
         began_at = time.monotonic()
         finished = run_command("plan", "--json", limit_seconds=100.0)
         assert time.monotonic() - began_at < PLAN_LIMIT_SECONDS
         assert finished.status == 0
-
-        program = "import vmsnapshot\nprint('planning', flush=True)\nwhile True: vmsnapshot.plan()"
-        process = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"planning\n"
-            time.sleep(0.5)
-            process.send_signal(signal.SIGINT)
-            sent_at = time.monotonic()
-            _, errors = process.communicate(timeout=100.0)
-            assert time.monotonic() - sent_at < INTERRUPTION_LIMIT_SECONDS
-            assert b"KeyboardInterrupt" in errors
-        finally:
-            processes.kill(process)
 
 
 @pytest.mark.usefixtures("root")

@@ -79,10 +79,10 @@ def printed_of(uri: str, plan: vmsnapshot.Plan) -> list[object]:
         texts += [call.uri, repr(call)]
     except vmsnapshot.PrepareError as error:
         texts += [error, repr(error), error.hint]
-    with contextlib.suppress(vmsnapshot.PrepareError):
+    with pytest.raises(vmsnapshot.PrepareError) as raised:
         # Where a proxy was expected.
         vmsnapshot.prepare(plan, [], proxy=uri)
-    return texts
+    return [*texts, raised.value, repr(raised.value), raised.value.hint, vars(raised.value)]
 
 
 @pytest.mark.usefixtures("root")

@@ -57,7 +57,7 @@ fn detach_covers(device: DeviceNumber, mount_point: &Path) -> Result<(), String>
     for _ in 0..COVERS_MAX {
         let namespace = MountNamespace {
             pid: None,
-            mounts: scan::mounts_of(Path::new("/proc/thread-self"))
+            mounts: scan::mounts_of(Path::new("/proc/thread-self"), scan::Limit::NONE)
                 .map_err(|error| error.to_string())?,
         };
         let Some(cover) = namespace.cover_at(device, mount_point) else {

@@ -94,13 +94,13 @@ fn open_visible(
     planned: &[PlannedFilesystem],
     purpose: Purpose,
 ) -> Result<(Vec<Result<OwnedFd, DirectoryError>>, Mounts), DirectoryError> {
-    let mut before = Mounts::read(Roots::default())?;
+    let mut before = Mounts::read(Roots::default(), purpose)?;
     let places: Vec<_> = planned
         .iter()
         .map(|planned| before.find(planned, purpose))
         .collect();
     // The table is read after the walks. A mount stays in it for as long as a descriptor of it is open.
-    let mut mounts = Mounts::read(Roots::default())?;
+    let mut mounts = Mounts::read(Roots::default(), purpose)?;
     let opened = planned.iter().zip(places).map(|(planned, place)| {
         let place = place?;
         let mount = mounts.verify(place.as_fd(), planned)?;

@@ -95,7 +95,7 @@ fn call_of(process: &Path, own: Option<&Path>) -> Option<&'static str> {
 
 /// Returns the filesystems and block devices that a process has open.
 fn opens_of(process: &Path) -> Vec<Open> {
-    let mounts = scan::mounts_of(process).unwrap_or_default();
+    let mounts = scan::mounts_of(process, scan::Limits::PLAN.ours).unwrap_or_default();
     let descriptors = fs::read_dir(process.join("fd"))
         .into_iter()
         .flatten()

@@ -8,8 +8,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{mpsc, Arc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags};
 use vmsnapshot_core::deadlines::Monotonic;
@@ -18,6 +19,8 @@ use vmsnapshot_sys::{clock, process, Errno};
 use crate::freezers::{Freezers, ThawOrder};
 use crate::watchdog::Watchdog;
 
+/// How long the thread may take until it runs. A machine that gives it no time is not one to freeze.
+const READY_LIMIT: Duration = Duration::from_secs(2);
 /// The thread polls and gives one order.
 const STACK_BYTES: usize = 128 * 1024;
 
@@ -76,7 +79,10 @@ impl Alarm {
     /// stops waiting.
     ///
     /// # Errors
-    /// What the kernel answers if a descriptor or the thread cannot be made.
+    /// What the kernel answers if a descriptor or the thread cannot be made, and `TimedOut` if the
+    /// thread does not run within 2 s.
+    ///
+    /// *Blocking*: until the thread runs.
     #[expect(
         clippy::disallowed_methods,
         reason = "the thread is started before the window, so that none is inside it"
@@ -101,12 +107,17 @@ impl Alarm {
             over,
             thaw: freezers.thaw_order(),
         };
+        let (ready, is_ready) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("vmsnapshot-alarm".to_owned())
             .stack_size(STACK_BYTES)
-            .spawn(move || waiting.serve(&tell))?;
+            .spawn(move || waiting.serve(&tell, &ready))?;
         alarm.thread = Some(thread);
-        Ok(alarm)
+        // Not before it can see the deadline is there anything to arm.
+        match is_ready.recv_timeout(READY_LIMIT) {
+            Ok(()) => Ok(alarm),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
 
     /// Returns whether the window is over.
@@ -145,10 +156,12 @@ enum Reason {
 }
 
 impl Waiting {
-    fn serve(&self, tell: &impl Fn()) {
+    fn serve(&self, tell: &impl Fn(), ready: &mpsc::Sender<()>) {
         // As in the freeze threads.
         let _ = process::block_signals();
         let _ = process::run_before_others(process::Urgency::Freezer);
+        // If nobody waits for it any more, there is no window.
+        let _ = ready.send(());
         let reason = self.wait();
         if reason == Reason::Cancelled {
             return;

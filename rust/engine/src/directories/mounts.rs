@@ -7,7 +7,7 @@ use vmsnapshot_core::mountinfo::{MountEntry, MountNamespace};
 use vmsnapshot_core::plan::PlannedFilesystem;
 
 use super::error::DirectoryError;
-use crate::scan::{self, Roots};
+use crate::scan::{self, Limit, Limits, Roots};
 use crate::walk;
 
 /// What a directory is opened for.
@@ -22,18 +22,24 @@ pub(super) enum Purpose {
 /// The mounts of this thread's namespace, and of the others that a plan leads to, each read once.
 pub(super) struct Mounts {
     roots: Roots,
+    /// A user may have made the namespace of another process, and any number of mounts in it.
+    limit_of_others: Limit,
     own: MountNamespace,
     others: HashMap<u32, MountNamespace>,
 }
 
 impl Mounts {
-    pub(super) fn read(roots: Roots) -> Result<Self, DirectoryError> {
+    pub(super) fn read(roots: Roots, purpose: Purpose) -> Result<Self, DirectoryError> {
         let own = MountNamespace {
             pid: None,
-            mounts: scan::mounts_of(&roots.proc.join("thread-self"))?,
+            mounts: scan::mounts_of(&roots.proc.join("thread-self"), Limit::NONE)?,
         };
         Ok(Self {
             roots,
+            limit_of_others: match purpose {
+                Purpose::Freeze => Limits::PLAN.ours,
+                Purpose::Thaw => Limit::NONE,
+            },
             own,
             others: HashMap::new(),
         })
@@ -45,10 +51,11 @@ impl Mounts {
             return &self.own;
         };
         let process = self.roots.proc.join(pid.to_string());
+        let limit = self.limit_of_others;
         self.others.entry(pid).or_insert_with(|| MountNamespace {
             pid: Some(pid),
             // The process may have ended, and its namespace with it.
-            mounts: scan::mounts_of(&process).unwrap_or_default(),
+            mounts: scan::mounts_of(&process, limit).unwrap_or_default(),
         })
     }
 
@@ -143,13 +150,13 @@ mod tests {
     #[test]
     fn directory_is_of_the_planned_filesystem_only_by_number() {
         // `/proc` stands for a mount that every machine has.
-        let mounts = scan::mounts_of(Path::new("/proc/self")).unwrap();
+        let mounts = scan::mounts_of(Path::new("/proc/self"), Limit::NONE).unwrap();
         let proc = mounts
             .iter()
             .find(|mount| mount.mount_point == Path::new("/proc"))
             .unwrap();
         let directory = File::open("/proc").unwrap();
-        let mut mounts = Mounts::read(Roots::default()).unwrap();
+        let mut mounts = Mounts::read(Roots::default(), Purpose::Freeze).unwrap();
         let mut verify = |planned| mounts.verify(directory.as_fd(), &planned).map(|_| ());
         assert_eq!(verify(planned(proc.device, "/proc")), Ok(()));
         let other = number("8:17");
@@ -171,7 +178,7 @@ mod tests {
         let mut there = planned(number("8:17"), "/db");
         there.open_path = "/proc/20/root/db".into();
         let verify = |planned: &PlannedFilesystem| {
-            let mut mounts = Mounts::read(machine.roots()).unwrap();
+            let mut mounts = Mounts::read(machine.roots(), Purpose::Freeze).unwrap();
             mounts.verify(directory.as_fd(), planned).map(|_| ())
         };
         assert_eq!(verify(&there).unwrap_err().code(), ErrorCode::MountVanished);

@@ -76,10 +76,11 @@ pub fn mounts(
 ) -> Result<Mounts, PlanError> {
     let own = user_namespace::own();
     // An owner that we may not ask for is none of ours. If the kernel cannot answer (before Linux
-    // 4.9), the namespace may be root's.
+    // 4.9), the namespace may be root's. A process that has ended says nothing.
     let is_foreign = |process: &Path| match user_namespace::owner_of(&process.join("ns/mnt")) {
-        Ok(owner) => own != Ok(owner),
-        Err(errno) => errno == Errno::PERM,
+        Ok(owner) => Some(own != Ok(owner)),
+        Err(Errno::NOENT | Errno::SRCH) => None,
+        Err(errno) => Some(errno == Errno::PERM),
     };
     read(roots, limits, observer, &is_foreign)
 }
@@ -88,7 +89,7 @@ fn read(
     roots: &Roots,
     limits: Limits,
     observer: &mut dyn Observer,
-    is_foreign: &dyn Fn(&Path) -> bool,
+    is_foreign: &dyn Fn(&Path) -> Option<bool>,
 ) -> Result<Mounts, PlanError> {
     let own = roots.proc.join("self");
     let mut looks = Looks::new(observer);
@@ -97,9 +98,12 @@ fn read(
     let table = table.map_err(|error| not_read(&own, error))?;
     mounts.add(None, &own, table);
     let Processes { namespaces, closed } = processes(roots, &own, &mut looks)?;
-    let (foreign, ours): (Vec<_>, Vec<_>) = namespaces
-        .into_iter()
-        .partition(|processes| processes.first().is_some_and(|first| is_foreign(&first.1)));
+    let (foreign, ours): (Vec<_>, Vec<_>) = namespaces.into_iter().partition(|processes| {
+        let mut answers = processes
+            .iter()
+            .filter_map(|(_, process)| is_foreign(process));
+        answers.next().unwrap_or(false)
+    });
 
     let mut tables = Tables::new(&mut looks, limits.ours);
     mounts.read_each(&ours, |mounts, pid, process| {
@@ -120,8 +124,8 @@ fn read(
 }
 
 /// Returns the mounts that a process sees. `process` is its directory in `/proc`.
-pub(crate) fn mounts_of(process: &Path) -> Result<Vec<MountEntry>, PlanError> {
-    let table = Tables::new(&mut Looks::new(&mut Silent), Limit::NONE).settled(process);
+pub(crate) fn mounts_of(process: &Path, limit: Limit) -> Result<Vec<MountEntry>, PlanError> {
+    let table = Tables::new(&mut Looks::new(&mut Silent), limit).settled(process);
     table
         .map(|table| table.mountinfo.mounts)
         .map_err(|error| not_read(process, error))
@@ -451,7 +455,7 @@ mod tests {
         machine.process("self", "mnt:[1]", Some(ROOT));
         machine.process("20", "mnt:[2]", Some(table));
         machine.process("30", "mnt:[3]", Some(DATABASE));
-        let is_foreign = |process: &Path| process.ends_with("20");
+        let is_foreign = |process: &Path| Some(process.ends_with("20"));
         read(&machine.roots(), limits, &mut Silent, &is_foreign).unwrap()
     }
 
@@ -475,6 +479,21 @@ mod tests {
     }
 
     #[test]
+    fn namespace_is_foreign_if_the_first_process_that_still_runs_says_so() {
+        let machine = FakeMachine::new();
+        machine.process("self", "mnt:[1]", Some(ROOT));
+        machine.process("20", "mnt:[2]", Some(ROOT));
+        machine.process("21", "mnt:[2]", Some(ROOT));
+        let is_foreign = |process: &Path| process.ends_with("21").then_some(true);
+        let mounts = read(&machine.roots(), Limits::PLAN, &mut Silent, &is_foreign).unwrap();
+        // A foreign namespace without a filesystem of its own is not kept.
+        assert_eq!(mounts.namespaces.len(), 1);
+        let nobody = |_: &Path| None;
+        let mounts = read(&machine.roots(), Limits::PLAN, &mut Silent, &nobody).unwrap();
+        assert_eq!(mounts.namespaces.len(), 2);
+    }
+
+    #[test]
     fn foreign_tables_beyond_the_limit_are_named_in_one_entry() {
         let machine = FakeMachine::new();
         machine.process("self", "mnt:[1]", Some(ROOT));
@@ -491,7 +510,7 @@ mod tests {
             },
             ..Limits::PLAN
         };
-        let is_foreign = |_: &Path| true;
+        let is_foreign = |_: &Path| Some(true);
         let mounts = read(&machine.roots(), limits, &mut Silent, &is_foreign).unwrap();
         let [unread] = &mounts.unreadable[..] else {
             panic!("{:?}", mounts.unreadable)
