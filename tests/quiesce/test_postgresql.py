@@ -75,11 +75,17 @@ def test_position_is_noted_and_the_session_proven(
 
 
 def test_backup_mode_keeps_label_and_tablespace_map_byte_for_byte(
-    data: ScratchFilesystem, blob: FaultServer
+    data: ScratchFilesystem, blob: FaultServer, tmp_path: Path
 ) -> None:
     with postgresql_server(data.mount_point, tablespaces={"extra": data.mount_point}) as server:
-        finished = take_snapshot([data.mount_point], [blob.uri("disk")], option(server, "backup_mode=yes"))
+        report = tmp_path / "report"
+        named = option(server, "backup_mode=yes")
+        finished = take_snapshot([data.mount_point], [blob.uri("disk")], named, f"--report={report}")
         application = application_of(finished.document)
+        for name, content in application["files"].items():
+            beside = tmp_path / f"report.postgresql.{name}"
+            assert beside.read_bytes() == content.encode()
+            assert beside.stat().st_mode & 0o777 == 0o600
         assert (finished.document["consistency"], application["method"]) == ("application", "backup mode")
         label = application["files"]["backup_label"]
         assert label.startswith("START WAL LOCATION: ")
@@ -88,7 +94,7 @@ def test_backup_mode_keeps_label_and_tablespace_map_byte_for_byte(
         ((number,),) = server.ask("SELECT oid FROM pg_tablespace WHERE spcname = 'extra'")
         assert application["files"]["tablespace_map"] == f"{number} {data.mount_point}/extra\n"
         position = application["position"]
-        assert lsn(position["lsn"]) <= lsn(position["backup_stop_lsn"])
+        assert lsn(position["backup_start_lsn"]) <= lsn(position["lsn"]) <= lsn(position["backup_stop_lsn"])
         # No session is in backup mode any more, so the server shuts down at once.
         assert server.ask("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'psql'") == [["1"]]
 

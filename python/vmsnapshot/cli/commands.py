@@ -295,6 +295,10 @@ def _keep(report_file: ReportFile, document: str, report: _native.Report, status
         return status
     try:
         report_file.write(document)
+        for application in report.applications:
+            for name, content in application.files.items():
+                # A name of an application may hold a slash; it must not choose the directory.
+                report_file.write_beside(f"{application.name.replace('/', '_')}.{name}", content)
     except OSError as error:
         _say_unwritten(report_file, error)
         return status or FAILED

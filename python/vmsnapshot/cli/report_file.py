@@ -57,13 +57,20 @@ class ReportFile:
         Raises:
             OSError: it could not be written. An older file is still there.
         """
+        self._replace(self._target, document)
+
+    def write_beside(self, name: str, content: str) -> None:
+        """Writes another file of the run, called as the report and then `name`, in the same way."""
+        self._replace(self._target.with_name(f"{self._target.name}.{name}"), content)
+
+    def _replace(self, target: Path, document: str) -> None:
         descriptor, temporary = tempfile.mkstemp(prefix=".vmsnapshot-report-", dir=self._target.parent)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
                 file.write(document)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).replace(self._target)
+            Path(temporary).replace(target)
         except BaseException:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()

@@ -57,6 +57,7 @@ class PostgreSqlQuiescer(Quiescer):
         self._opened: SqlSession | None = None
         self._backend = ""
         self._system_identifier = ""
+        self._backup_start_lsn = ""
         self._version = 0
         self._is_in_recovery = False
         self.method = "backup mode" if application.backup_mode == "yes" else "CHECKPOINT"
@@ -73,7 +74,7 @@ class PostgreSqlQuiescer(Quiescer):
         self.data = self._find_data(deadline)
         if self._uses_backup_mode:
             name, last = ("pg_backup_start", "") if self._is_new else ("pg_start_backup", ", false")
-            self._session.ask(f"SELECT {name}('{LABEL}', true{last});", deadline)
+            self._backup_start_lsn = self._session.value(f"SELECT {name}('{LABEL}', true{last});", deadline)
         elif self._application.checkpoint == "yes":
             self._session.ask("CHECKPOINT;", deadline)
         else:
@@ -89,7 +90,10 @@ class PostgreSqlQuiescer(Quiescer):
         )
         values = {"system_identifier": self._system_identifier, "timeline": timeline, "lsn": at}
         if name:
-            values["wal_file"] = name
+            # The checkpoint of a server that was promoted since is of the old timeline.
+            values |= {"wal_file": name, "timeline": str(int(name[:8], 16))}
+        if self._backup_start_lsn:
+            values["backup_start_lsn"] = self._backup_start_lsn
         values["in_recovery"] = "yes" if self._is_in_recovery else "no"
         self.position = Position(values, "lower-bound")
 
@@ -102,7 +106,7 @@ class PostgreSqlQuiescer(Quiescer):
             if self._uses_backup_mode:
                 self._stop_backup(deadline)
         except QuiesceError as error:
-            if error.code == "timed-out":
+            if error.code in ("timed-out", "no-privilege", "bad-answer"):
                 raise
             raise QuiesceError("session-lost", str(error)) from error
 
@@ -184,10 +188,17 @@ class PostgreSqlQuiescer(Quiescer):
         else:
             call = "pg_stop_backup(exclusive => false, wait_for_archive => false)"
         # Both files are kept byte for byte, so they travel as base64 without its line ends.
-        columns = (f"translate(encode(convert_to({name}, 'UTF8'), 'base64'), E'\\n', '')" for name in _FILES)
+        encoding = "current_setting('server_encoding')"
+        columns = (
+            f"translate(encode(convert_to({name}, {encoding}), 'base64'), E'\\n', '')" for name in _FILES
+        )
         statement = f"SELECT lsn, {', '.join(columns)} FROM {call};"  # noqa: S608 (constants)
         ((lsn, *contents),) = self._session.ask(statement, deadline)
-        files = {file: base64.b64decode(text).decode() for file, text in zip(_FILES.values(), contents)}
+        try:
+            files = {file: base64.b64decode(text).decode() for file, text in zip(_FILES.values(), contents)}
+        except UnicodeDecodeError:
+            message = f"{self._subject}: backup_label or tablespace_map is not UTF-8, and cannot be reported"
+            raise QuiesceError("bad-answer", message) from None
         self.files = {file: text for file, text in files.items() if text}
         self.position.values["backup_stop_lsn"] = lsn
 
